@@ -1,0 +1,5 @@
+"""`python -m minipali` is the command `minipali`."""
+
+from minipali.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,255 @@
+"""How an attempt is examined: from the outside in, and against the known mistakes.
+
+The contract of every exercise is weights and inputs in, outputs out; names inside are the
+learner's own.
+"""
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NOT_ATTEMPTED = "not attempted"
+CRASHED = "crashed"
+WRONG = "wrong"
+REFUSED = "refused"
+CORRECT = "correct"
+_MARKS = {CORRECT: "✓", NOT_ATTEMPTED: "…"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong implementation and the sentence it deserves."""
+
+    name: str
+    wrong: Callable
+    says: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One piece to write.
+
+    reference: a right implementation; cases: makes the lists of arguments it is tried on, chosen so
+    that every known mistake gives another result; axes: names of the result's axes, for messages;
+    checked: what *correct* means, in words.
+    """
+
+    name: str
+    reference: Callable
+    cases: Callable[[], list[tuple]]
+    axes: str
+    mistakes: tuple[Mistake, ...]
+    hints: tuple[str, ...]
+    checked: str
+    tolerance: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is displayed: a status and the sentences that explain it."""
+
+    name: str
+    status: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{_MARKS.get(self.status, '✗')} {self.name}: {self.status}. {self.message}"
+
+
+def examine(exercise: Exercise, attempt: Callable) -> Outcome:
+    """Try an attempt on every case and say the first thing that is wrong with it."""
+
+    def outcome(status: str, message: str) -> Outcome:
+        return Outcome(exercise.name, status, message)
+
+    if not callable(attempt):
+        found = type(attempt).__name__
+        return outcome(WRONG, f"Give check the function itself, without brackets; found {found}.")
+    if origin := borrowed(attempt):
+        return outcome(
+            REFUSED, f"This is {origin}, the finished piece. Write your own: that is the exercise."
+        )
+    cases = exercise.cases()
+    if complaint := _signature(exercise, attempt, cases[0]):
+        return outcome(WRONG, complaint)
+
+    results = []
+    for number, arguments in enumerate(cases, start=1):
+        case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
+        given = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+        try:
+            result = attempt(*given)
+        except NotImplementedError:
+            return outcome(NOT_ATTEMPTED, "Replace the line that raises NotImplementedError.")
+        except Exception as error:
+            return outcome(CRASHED, f"{case}: {_crash(error)}")
+        if result is Ellipsis:
+            return outcome(NOT_ATTEMPTED, "Replace the `...`.")
+        for parameter, before, after in zip(
+            inspect.signature(exercise.reference).parameters, arguments, given, strict=False
+        ):
+            if isinstance(before, Tensor) and not _same(before, after, 0.0):
+                return outcome(
+                    WRONG,
+                    f"{case}: your function changed its input `{parameter}` in place. Work on a new"
+                    " tensor (x = x + y, not x += y).",
+                )
+        results.append(result)
+
+    for number, (arguments, result) in enumerate(zip(cases, results, strict=True), start=1):
+        case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
+        expected = exercise.reference(*arguments)
+        complaint = _compare(exercise, result, expected)
+        if complaint:
+            named = diagnose(exercise, cases, results)
+            return outcome(
+                WRONG, f"{named} {case}: {complaint}" if named else f"{case}: {complaint}"
+            )
+    return outcome(CORRECT, f"Checked: {exercise.checked}.")
+
+
+def diagnose(exercise: Exercise, cases: list[tuple], results: list) -> str:
+    """The sentence of the known mistake that gives just these results, or ""."""
+    for mistake in exercise.mistakes:
+        try:
+            wrong = [mistake.wrong(*arguments) for arguments in cases]
+        except Exception:
+            continue
+        pairs = zip(results, wrong, strict=True)
+        if all(_same(result, other, exercise.tolerance) for result, other in pairs):
+            return mistake.says
+    return ""
+
+
+def borrowed(attempt: Callable, seen: tuple = ()) -> str:
+    """The name of the minipali or solutions object that an attempt is or calls, or ""."""
+    while isinstance(attempt, functools.partial):
+        attempt = attempt.func
+    attempt = inspect.unwrap(attempt)
+    code = getattr(getattr(attempt, "__func__", attempt), "__code__", None)
+    if code is None and not inspect.isclass(attempt):
+        attempt = type(attempt)
+    home = Path(__file__).parents[1]
+    if str(getattr(attempt, "__module__", "")).split(".")[0] in ("minipali", "solutions"):
+        return f"{attempt.__module__}.{getattr(attempt, '__qualname__', '')}"
+    if code is not None:
+        if home in Path(code.co_filename).parents:
+            return code.co_qualname if hasattr(code, "co_qualname") else code.co_name
+        for name in code.co_names:
+            if name.split(".")[0] == "minipali":
+                return f"a call into {name}"
+            used = getattr(attempt, "__globals__", {}).get(name)
+            if inspect.ismodule(used) and used.__name__.split(".")[0] == "minipali":
+                return f"a call into {used.__name__}"
+            if not (inspect.isroutine(used) or inspect.isclass(used)) or used in seen:
+                continue
+            if borrowed(used, (*seen, attempt, used)):
+                return f"a call of minipali's {name}"
+    return ""
+
+
+def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
+    expected = ", ".join(inspect.signature(exercise.reference).parameters)
+    try:
+        signature = inspect.signature(attempt)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return ""
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return (
+            f"It must take {len(arguments)} arguments ({expected}), in this order; found"
+            f" ({', '.join(signature.parameters)}). The names are yours."
+        )
+    return ""
+
+
+def _describe(exercise: Exercise, arguments: tuple) -> str:
+    names = list(inspect.signature(exercise.reference).parameters)
+    parts = [
+        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} = {value}"
+        for name, value in zip(names, arguments, strict=False)
+    ]
+    return ", ".join(parts)
+
+
+def _crash(error: Exception) -> str:
+    line = ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        # The innermost line that is the learner's: not in a library, not in this package.
+        if "site-packages" not in frame.filename and "minipali" not in Path(frame.filename).parts:
+            line = f" in line {frame.lineno} of its cell: {frame.line}" if frame.line else ""
+            break
+    return f"{type(error).__name__}: {error}{line}"
+
+
+def _compare(exercise: Exercise, result, expected) -> str:
+    """What is wrong with one result, or ""."""
+    if result is None:
+        return "your function returned None. Is a `return` missing?"
+    if not isinstance(result, type(expected)):
+        return f"the result must be a {type(expected).__name__}, found a {type(result).__name__}."
+    if not isinstance(expected, Tensor):
+        return "" if _same(result, expected, exercise.tolerance) else (
+            f"the result must be {expected}, found {result}."
+        )  # fmt: skip
+    if result.shape != expected.shape:
+        axes = exercise.axes.split()
+        if result.ndim != expected.ndim:
+            return (
+                f"the result must have {expected.ndim} axes ({exercise.axes}), shape"
+                f" {tuple(expected.shape)}; found {result.ndim} axes, shape {tuple(result.shape)}."
+            )
+        wrong = [
+            f"axis {i} ({axes[i]}) must be {want}, found {got}"
+            for i, (want, got) in enumerate(zip(expected.shape, result.shape, strict=True))
+            if want != got
+        ]
+        return f"the shape is wrong: {'; '.join(wrong)}."
+    if result.dtype != expected.dtype:
+        return f"the dtype must be {expected.dtype}, found {result.dtype}."
+    if result.device != expected.device:
+        return f"the result must be on {expected.device}, found {result.device}."
+    bad = (~result.isfinite()) & expected.isfinite()
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        return f"the result has {result[where].item()} at {_place(exercise, where)}."
+    difference = (result.double() - expected.double()).abs()
+    if not _same(result, expected, exercise.tolerance):
+        where = tuple(
+            torch.stack(torch.unravel_index(difference.argmax(), difference.shape)).tolist()
+        )
+        share = (difference > exercise.tolerance).double().mean().item()
+        return (
+            f"the shape is right, but {share:.0%} of the values are not. The largest difference is"
+            f" at {_place(exercise, where)}: expected {expected[where].item():.4g}, found"
+            f" {result[where].item():.4g}."
+        )
+    return ""
+
+
+def _place(exercise: Exercise, where: tuple[int, ...]) -> str:
+    axes = exercise.axes.split()
+    return ", ".join(f"{axis} {index}" for axis, index in zip(axes, where, strict=False)) or "0"
+
+
+def _same(a, b, tolerance: float) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return (
+            a.shape == b.shape
+            and a.dtype == b.dtype
+            and torch.allclose(
+                a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+            )
+        )
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
+        return len(a) == len(b) and all(_same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return abs(a - b) <= tolerance * max(1.0, abs(b))
+    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)

@@ -1,0 +1,164 @@
+"""How well a model answers questions about new scenes, task by task and artist by artist.
+
+python -m minipali.evaluation            the tables of the small model's card
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from minipali import scenes
+from minipali.contrastive import Contrastive, similarities
+from minipali.generation import token_steps
+from minipali.locations import overlap, read_boxes
+from minipali.paligemma import PaliGemma
+from minipali.tokens import Processor
+
+ARTISTS = {
+    "training": scenes.TRAINING_ARTISTS,
+    "validation": scenes.VALIDATION_ARTIST,
+    "test": scenes.TEST_ARTIST,
+}
+
+# The order fixes each task's random numbers: new tasks go to the end.
+TASKS = scenes.TASKS
+
+
+def score(question: scenes.Question, answer: str) -> float:
+    """1 for the right words. For detection: found boxes / the larger of true and told boxes.
+
+    A box is found if it overlaps a true one by more than half (intersection over union); each true
+    box is found once. "Nothing there" is right if nothing is told.
+    """
+    if question.task != "detection":
+        return float(answer == question.answer)
+    true = [box for _, box in read_boxes(question.answer)]
+    told = [box for _, box in read_boxes(answer)]
+    if not true:
+        return float(not told)
+    left, found = list(told), 0
+    for box in true:
+        best = max(left, key=lambda other: overlap(box, other), default=None)
+        if best is not None and overlap(box, best) > 0.5:
+            left.remove(best)
+            found += 1
+    return found / max(len(true), len(told))
+
+
+def evaluation_set(
+    artists: dict, each: int, seed: int, tasks: tuple[str, ...] = TASKS
+) -> list[tuple[scenes.Scene, scenes.Question]]:
+    """`each` questions of every task about new scenes, coloured as the artists drew them."""
+    asked = []
+    for number, task in enumerate(tasks):
+        rng = np.random.default_rng([seed, 10_000 + TASKS.index(task)])
+        while len(asked) < (number + 1) * each:
+            count = 1 if task == "naming" else int(rng.integers(1, 4))
+            scene = scenes.compose(rng, artists, count)
+            question = scenes.ask(rng, scene, task)
+            if question is not None:
+                asked.append((scene, question))
+    return asked
+
+
+def answers(
+    model: PaliGemma,
+    processor: Processor,
+    asked: list[tuple[scenes.Scene, scenes.Question]],
+    blind: bool = False,
+    batch_size: int = 100,
+    progress: bool = False,
+) -> list[str]:
+    """Greedy answers; blind: every picture is replaced by zeros (mid-grey)."""
+    told = []
+    starts = range(0, len(asked), batch_size)
+    for start in tqdm(starts, desc="questions / 100", disable=not progress, leave=False):
+        part = asked[start : start + batch_size]
+        pixels = scenes.pixel_values([scene for scene, _ in part])
+        prompts = [processor.prompt_ids(question.prompt) for _, question in part]
+        batch = processor.pad(prompts, [[] for _ in prompts])
+        batch["pixel_values"] = torch.zeros_like(pixels) if blind else pixels
+        steps = token_steps(model, batch, max_new_tokens=24)
+        told += [processor.decode(row) for row in torch.stack(list(steps), dim=1).tolist()]
+    return told
+
+
+def accuracies(
+    model: PaliGemma,
+    processor: Processor,
+    artists: dict,
+    each: int = 200,
+    seed: int = 1,
+    blind: bool = False,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Mean score by task, 0 to 1, of greedy answers about new scenes by these artists."""
+    asked = evaluation_set(artists, each, seed)
+    told = answers(model, processor, asked, blind, progress=progress)
+    scores = [score(question, answer) for (_, question), answer in zip(asked, told, strict=True)]
+    return {task: float(np.mean(scores[i * each : (i + 1) * each])) for i, task in enumerate(TASKS)}
+
+
+def interval(share: float, number: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval for a share of `number` independent questions."""
+    centre = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    spread = math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    half = spread * z / (1 + z**2 / number)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@torch.inference_mode()
+def zero_shot(
+    towers: Contrastive,
+    names: tuple[Tensor, Tensor],
+    artists: dict,
+    number: int = 480,
+    seed: int = 1,
+) -> float:
+    """Share of single-object pictures whose most similar name is the right one.
+
+    names: ids and mask of "a NAME" for all of scenes.OBJECTS.
+    """
+    rng = np.random.default_rng([seed, 20_000])
+    objects = [i % len(scenes.OBJECTS) for i in range(number)]
+    made = [scenes.compose(rng, artists, names=[scenes.OBJECTS[i]]) for i in objects]
+    pictures = towers.embed_pictures(scenes.pixel_values(made))
+    nearest = similarities(pictures, towers.text_tower(*names)).argmax(dim=1)
+    return float((nearest == torch.tensor(objects)).float().mean())
+
+
+def report(model: PaliGemma, processor: Processor, each: int = 500, seed: int = 2026) -> str:
+    """The model card's tables as Markdown: accuracy in percent with its 95 % interval.
+
+    The seed differs from the one that training is watched with, so these scenes are new.
+    """
+    columns = [(name, artists, False) for name, artists in ARTISTS.items()]
+    columns.append(("blind (picture zeroed)", scenes.TRAINING_ARTISTS, True))
+    found = [
+        accuracies(model, processor, artists, each, seed, blind, progress=True)
+        for _, artists, blind in columns
+    ]
+    lines = ["| task | " + " | ".join(name for name, _, _ in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for task in TASKS:
+        cells = []
+        for by_task in found:
+            low, high = interval(by_task[task], each)
+            cells.append(f"{100 * by_task[task]:.1f} ({100 * low:.0f}-{100 * high:.0f})")
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import argparse
+
+    from minipali.weights import load
+
+    parser = argparse.ArgumentParser(description="Measure a model as the small model's card does.")
+    parser.add_argument("--model", default="small", help="small or a folder")
+    parser.add_argument("--each", type=int, default=500, help="questions a task and artist")
+    given = parser.parse_args()
+    print(report(*load(given.model), each=given.each))

@@ -1,0 +1,218 @@
+"""Every figure of the lessons. Each function draws, shows and describes one.
+
+A figure reaches the notebook with its alt text, so that a screen reader, and whoever reads the
+notebook as text, gets what it shows. Colours are from Okabe and Ito's set, which colour-blind
+readers can tell apart, and never carry a meaning alone.
+"""
+
+import io
+import textwrap
+
+import matplotlib.pyplot as plt
+import numpy as np
+from einops import rearrange
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from PIL import Image
+from torch import Tensor
+
+from minipali.config import PaliGemmaConfig
+
+BLUE, ORANGE, GREEN, GREY, DARK = "#0072B2", "#E69F00", "#009E73", "#999999", "#222222"
+DPI = 80
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure with its alt text, and close it."""
+    from IPython.display import display
+
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    alt = " ".join(alt.split())
+    display(
+        {"image/png": held.getvalue(), "text/plain": f"Figure: {alt}"},
+        metadata={"image/png": {"alt": alt}},
+        raw=True,
+    )
+
+
+def as_picture(pixels: Tensor) -> np.ndarray:
+    """(3, y, x) in [-1, 1] -> (y, x, 3) in [0, 1], for drawing."""
+    return rearrange(pixels.detach().float(), "c y x -> y x c").add(1).div(2).clamp(0, 1).numpy()
+
+
+def model_map(lit: str, config: PaliGemmaConfig) -> None:
+    """The whole model as boxes with its real sizes; the part of this lesson is lit.
+
+    lit: "patches", "vision", "projector", "tokens", "decoder", "head", or "all".
+    """
+    v, t = config.vision, config.text
+    side = v.image_size // v.patch_size
+    depth = f"{v.num_hidden_layers} layers\nwidth {v.hidden_size}"
+    decoder = f"{t.num_hidden_layers} layers\nwidth {t.hidden_size}"
+    boxes = [  # key, left, bottom, width, text
+        ("picture", 0.0, 2.2, 1.7, f"picture\n{v.image_size} x {v.image_size} px"),
+        ("patches", 2.3, 2.2, 2.5, f"patch embedding\n{side} x {side} = {v.num_patches}\npatches"),
+        ("vision", 5.4, 2.2, 2.2, f"vision tower\n{depth}"),
+        ("projector", 8.2, 2.2, 1.9, f"projector\n{v.hidden_size} to\n{t.hidden_size}"),
+        ("question", 0.0, 0.0, 1.7, "question\nas text"),
+        ("tokens", 2.3, 0.0, 2.5, f"tokens\ntable of\n{t.vocab_size:,} rows"),
+        ("decoder", 10.8, 1.1, 2.5, f"Gemma decoder\n{decoder}"),
+        ("head", 13.9, 1.1, 1.7, "head:\nnext\ntoken"),
+    ]
+    figure, axes = plt.subplots(figsize=(10, 2.6))
+    centre = {}
+    h = 1.35
+    for key, x, y, w, text in boxes:
+        on = lit in (key, "all") and key not in ("picture", "question")
+        axes.add_patch(
+            FancyBboxPatch(
+                (x, y),
+                w,
+                h,
+                boxstyle="round,pad=0.04",
+                linewidth=3 if on else 1,
+                edgecolor=BLUE if on else GREY,
+                facecolor="#CDE6F5" if on else "white",
+            )  # fmt: skip
+        )
+        axes.text(
+            x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=9,
+            color=DARK if on or lit == "all" else "#555555", weight="bold" if on else "normal",
+        )  # fmt: skip
+        centre[key] = (x, x + w, y + h / 2)
+    arrows = [("picture", "patches"), ("patches", "vision"), ("vision", "projector"),
+              ("projector", "decoder"), ("question", "tokens"), ("tokens", "decoder"),
+              ("decoder", "head")]  # fmt: skip
+    for a, b in arrows:
+        axes.annotate(
+            "", (centre[b][0] - 0.08, centre[b][2]), (centre[a][1] + 0.08, centre[a][2]),
+            arrowprops={"arrowstyle": "->", "color": DARK, "lw": 1.3},
+        )  # fmt: skip
+    axes.set(xlim=(-0.2, 15.8), ylim=(-0.2, 3.7), aspect="equal")
+    axes.axis("off")
+    told = "Every part is lit." if lit == "all" else f"Lit in this lesson: {lit}."
+    show(
+        figure,
+        f"""Map of PaliGemma. A picture of {v.image_size} pixels goes through the patch embedding
+        ({v.num_patches} patches), the vision tower ({v.num_hidden_layers} layers) and the
+        projector; a question becomes tokens. Both enter the Gemma decoder ({t.num_hidden_layers}
+        layers), whose head gives the next token. {told}""",
+    )
+
+
+def pictures(images: list, titles: list[str], alt: str, columns: int = 4) -> None:
+    """Pictures side by side with a line of text under each; long lines are wrapped."""
+    rows = -(-len(images) // columns)
+    columns = min(columns, len(images))
+    figure, axes = plt.subplots(rows, columns, figsize=(2.5 * columns, 2.9 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(image if isinstance(image, Image.Image) else np.asarray(image))
+        axis.set_title("\n".join(textwrap.wrap(title, 26)), fontsize=10, y=-0.08, va="top")
+    show(figure, alt)
+
+
+def boxes(image: Image.Image, found: list[tuple[str, tuple]], alt: str) -> None:
+    """A picture with named boxes (y0, x0, y1, x1) in its pixels."""
+    figure, axis = plt.subplots(figsize=(3.4, 3.4))
+    axis.imshow(image)
+    for name, (y0, x0, y1, x1) in found:
+        for colour, width in (("black", 4), ("white", 2)):
+            axis.add_patch(
+                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width)
+            )
+        axis.text(
+            x0, y0 - 3, name, color="white", fontsize=10, va="bottom",
+            bbox={"facecolor": "black", "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+    axis.axis("off")
+    show(figure, alt)
+
+
+def patch_grid(pixels: Tensor, patch_size: int, alt: str) -> None:
+    """A picture, cut by a grid, beside its patches pulled apart and numbered in reading order."""
+    picture = as_picture(pixels)
+    side = picture.shape[0] // patch_size
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4))
+    left.imshow(picture)
+    left.set_xticks(np.arange(0, picture.shape[1] + 1, patch_size) - 0.5, [])
+    left.set_yticks(np.arange(0, picture.shape[0] + 1, patch_size) - 0.5, [])
+    left.grid(color="black", lw=2)
+    left.grid(color="white", lw=0.8)
+    left.set_title(f"{picture.shape[1]} x {picture.shape[0]} pixels, cut")
+    gap = patch_size // 2
+    apart = np.ones((side * (patch_size + gap) + gap, side * (patch_size + gap) + gap, 3))
+    for row in range(side):
+        for column in range(side):
+            y, x = gap + row * (patch_size + gap), gap + column * (patch_size + gap)
+            block = picture[
+                row * patch_size : (row + 1) * patch_size,
+                column * patch_size : (column + 1) * patch_size,
+            ]
+            apart[y : y + patch_size, x : x + patch_size] = block
+            right.text(
+                x, y - 1, str(row * side + column), fontsize=7, color=DARK, va="bottom", ha="left"
+            )
+    right.imshow(apart)
+    right.set_title(f"{side * side} patches of {patch_size} x {patch_size}, in reading order")
+    right.axis("off")
+    show(figure, alt)
+
+
+def patch_rows(rows: Tensor, patch_size: int, titles: list[str], alt: str) -> None:
+    """Flat patches (n, 3 * p * p) in [-1, 1], drawn again as little pictures, one row a list."""
+    figure, axes = plt.subplots(1, len(rows), figsize=(1.15 * len(rows), 1.7), squeeze=False)
+    for axis, row, title in zip(axes.flat, rows, titles, strict=True):
+        block = rearrange(row, "(c py px) -> c py px", py=patch_size, px=patch_size)
+        axis.imshow(as_picture(block))
+        axis.set_title(title, fontsize=9)
+        axis.set(xticks=[], yticks=[])
+    show(figure, alt)
+
+
+def position_similarity(table: Tensor, alt: str, chosen: tuple[int, ...] | None = None) -> None:
+    """Cosine of a few places' position vectors with all others, each as a map of the picture."""
+    side = int(len(table) ** 0.5)
+    middle = (side // 2) * side + side // 2
+    chosen = chosen or (0, side - 1, middle, (side - 1) * side)
+    unit = (table / table.norm(dim=1, keepdim=True)).detach().float()
+    figure, axes = plt.subplots(1, len(chosen), figsize=(9, 2.6), layout="constrained")
+    for axis, place in zip(axes, chosen, strict=True):
+        cosine = rearrange(unit @ unit[place], "(ny nx) -> ny nx", ny=side)
+        drawn = axis.imshow(cosine, cmap="cividis", vmin=-1, vmax=1)
+        axis.scatter(place % side, place // side, marker="x", color="white", s=60)
+        axis.set(title=f"place {place}", xlabel="column", xticks=range(side), yticks=range(side))
+    axes[0].set_ylabel("row")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine")
+    show(figure, alt)
+
+
+def training_curve(lines: list[dict]) -> Figure:
+    """Loss and accuracy over the steps of a training log; the caller saves or shows the figure."""
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    figure, axes = plt.subplots(
+        2, len(stages), figsize=(5 * len(stages), 6), layout="constrained", squeeze=False
+    )
+    colours = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", DARK]
+    for column, stage in enumerate(stages):
+        of_stage = [line for line in lines if line["stage"] == stage]
+        top, bottom = axes[:, column]
+        top.plot(
+            [line["step"] for line in of_stage], [line["loss"] for line in of_stage], color=DARK
+        )
+        top.set(title=f"{stage} stage", ylabel="loss", yscale="log")
+        measured = [line for line in of_stage if any(key.startswith("training ") for key in line)]
+        tasks = [k.removeprefix("training ") for k in measured[-1] if k.startswith("training ")]
+        for colour, task in zip(colours, tasks, strict=False):
+            for group, style in (("training", "-"), ("validation", "--")):
+                bottom.plot(
+                    [line["step"] for line in measured],
+                    [100 * line[f"{group} {task}"] for line in measured],
+                    style, color=colour, label=task if group == "training" else None,
+                )  # fmt: skip
+        bottom.set(xlabel="step", ylabel="right answers in %", ylim=(0, 101))
+        bottom.legend(fontsize=8, title="solid: training artists\ndashed: validation artist")
+    return figure

@@ -1,0 +1,85 @@
+"""Lesson 10. The Gemma decoder: token vectors in, contextual vectors out, and the tied head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minipali.config import TextConfig
+from minipali.gqa import GroupedQueryAttention
+from minipali.kv_cache import KVCache
+from minipali.norms import RMSNorm
+from minipali.rope import rope_angles
+
+
+class GeGLU(nn.Module):
+    """A gated MLP: down(gelu(gate(x)) * up(x)). Source: Shazeer 2020, equation 6; tanh GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, t, d) -> (b, t, d)."""
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm block. `post_attention_layernorm` is the published name of the MLP's norm."""
+
+    def __init__(self, config: TextConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = GroupedQueryAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GeGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(b, t, d) -> (b, t, d)."""
+        x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Gemma(nn.Module):
+    """Embedding table, decoder layers and final norm; the head is the table once more."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token ids (b, t) -> (b, t, d), scaled by sqrt(d).
+
+        The factor is rounded to the weights' dtype first, as the published model was trained.
+        """
+        x = self.embed_tokens(input_ids)
+        return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """x: embedded tokens (b, t, d); positions: (b, t); mask: bool (b, 1, t, s) -> (b, t, d)."""
+        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        for layer in self.layers:
+            x = layer(x, angles, mask, cache)
+        return self.norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., v): the dot product with every row of the embedding table."""
+        return F.linear(x, self.embed_tokens.weight)

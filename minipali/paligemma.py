@@ -1,0 +1,158 @@
+"""Lesson 11. PaliGemma: image tokens in front of text tokens, one decoder over both."""
+
+import torch
+from torch import Tensor, nn
+
+from minipali.config import PaliGemmaConfig
+from minipali.gemma import Gemma
+from minipali.kv_cache import KVCache
+from minipali.vision import VisionTower
+
+
+def merge(text: Tensor, image: Tensor, is_image: Tensor) -> Tensor:
+    """Put image features, in order, where the sequence has image tokens.
+
+    text: (b, t, d), image: (b, n, d), is_image: bool (b, t), True n times a row -> (b, t, d).
+    """
+    return text.masked_scatter(is_image[..., None], image.to(text.dtype))
+
+
+def prefix_lm_mask(is_real: Tensor, is_suffix: Tensor, queries: int | None = None) -> Tensor:
+    """Which key each query may see: the whole prefix, and of the suffix what is not later.
+
+    is_real, is_suffix: bool (b, s) -> bool (b, 1, t, s) for the last t = `queries` tokens (all by
+    default). A key is visible if it is real and either belongs to the prefix (picture and prompt)
+    or is not later than the query; so the prefix never sees the suffix.
+
+                  i i p p s s        i image, p prompt, s suffix, # visible
+                i # # # # . .
+                p # # # # . .
+                s # # # # # .
+                s # # # # # #
+
+    Source: PaliGemma (Beyer et al. 2024), figure 2; big_vision's make_attn_mask.
+    """
+    place = torch.arange(is_real.shape[1], device=is_real.device)
+    start = 0 if queries is None else is_real.shape[1] - queries
+    not_later = place[None, :] <= place[start:, None]  # (t, s)
+    visible = is_real[:, None, :] & (~is_suffix[:, None, :] | not_later)
+    return visible[:, None]
+
+
+class PaliGemma(nn.Module):
+    """Vision tower, one linear projector, Gemma.
+
+    `language_model.embed_tokens.weight` is also the head.
+    """
+
+    # The functions in use; `minipali.swap` puts a learner's own here.
+    merge = staticmethod(merge)
+    prefix_lm_mask = staticmethod(prefix_lm_mask)
+
+    def __init__(self, config: PaliGemmaConfig):
+        super().__init__()
+        self.config = config
+        self.vision_tower = VisionTower(config.vision)
+        self.multi_modal_projector = nn.Linear(config.vision.hidden_size, config.text.hidden_size)
+        self.language_model = Gemma(config.text)
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """(b, c, y, x) in [-1, 1] -> image tokens for the decoder, (b, n, d).
+
+        They are not scaled by sqrt(d), as text is.
+        """
+        return self.multi_modal_projector(self.vision_tower(pixel_values))
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        kv_cache: KVCache | None = None,
+        image_features: Tensor | None = None,
+    ) -> Tensor:
+        """What the head turns into logits: (b, t, d). Arguments as in `forward`."""
+        is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        is_real = is_real.bool()
+        first = kv_cache is None or kv_cache.length == 0
+        if token_type_ids is None:
+            # A first call without types is all prefix; a later one can only be suffix.
+            token_type_ids = torch.full_like(input_ids, 0 if first else 1)
+        is_suffix = token_type_ids.bool()
+        self._check(input_ids, pixel_values, image_features, is_real, is_suffix, first)
+
+        x = self.language_model.embed(input_ids)
+        if image_features is None and pixel_values is not None:
+            image_features = self.image_features(pixel_values)
+        if image_features is not None:
+            x = self.merge(x, image_features, input_ids == self.config.image_token_id)
+
+        earlier = 0
+        if kv_cache is not None:
+            earlier = kv_cache.is_real[:, : kv_cache.length].sum(dim=1, keepdim=True)
+            kv_cache.extend(is_real)
+            is_real_key = kv_cache.is_real[:, : kv_cache.length]
+            known = is_suffix.new_zeros(len(input_ids), kv_cache.length - input_ids.shape[1])
+            # Everything cached is earlier than this call's tokens, so its kind does not matter.
+            is_suffix = torch.cat((known, is_suffix), dim=1)
+        else:
+            is_real_key = is_real
+        # Padding takes no position. Positions start at 1, as in transformers (big_vision: 0); RoPE
+        # is relative, so it makes no difference to the result.
+        positions = (is_real.cumsum(dim=1) + earlier).clamp(min=1)
+        mask = self.prefix_lm_mask(is_real_key, is_suffix, input_ids.shape[1])
+        return self.language_model(x, positions, mask, kv_cache)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        kv_cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (b, t, v) for the token after each place.
+
+        input_ids: (b, t); pixel_values: (b, c, y, x) in [-1, 1]; attention_mask: (b, t), 0 at
+        padding (left or right); token_type_ids: (b, t), 0 prefix, 1 suffix; kv_cache: filled by
+        earlier calls. With a cache, the whole prefix must come in the first call, because its
+        tokens see each other, and every argument is about this call's tokens alone. `labels` is
+        accepted so that a training batch can be passed whole; `minipali.training.suffix_loss`
+        uses it.
+        Raises ValueError if the pictures do not match the image tokens.
+        """
+        x = self.hidden_states(input_ids, pixel_values, attention_mask, token_type_ids, kv_cache)
+        return self.language_model.logits(x)
+
+    def _check(self, input_ids, pixel_values, image_features, is_real, is_suffix, first):
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids must be (batch, tokens), found {tuple(input_ids.shape)}")
+        for name, given in (("attention_mask", is_real), ("token_type_ids", is_suffix)):
+            if given.shape != input_ids.shape:
+                raise ValueError(
+                    f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, found"
+                    f" {tuple(given.shape)}"
+                )
+        if not first and not bool((is_suffix | ~is_real).all()):
+            raise ValueError(
+                "with a filled cache all new tokens must be suffix (token_type_ids 1): the prefix"
+                " sees itself whole, so it must be given whole in the first call"
+            )
+        expected = 0
+        if pixel_values is not None or image_features is not None:
+            pictures = pixel_values if pixel_values is not None else image_features
+            expected = self.config.vision.num_patches
+            if len(pictures) != len(input_ids):
+                raise ValueError(
+                    f"there must be one picture a row: {len(input_ids)} rows of input_ids, found"
+                    f" {len(pictures)} pictures"
+                )
+        counts = (input_ids == self.config.image_token_id).sum(dim=1)
+        if not bool((counts == expected).all()):
+            raise ValueError(
+                f"each row must hold {expected} image tokens (id {self.config.image_token_id}),"
+                f" found {counts.tolist()}; the processor puts them there, and pictures belong to"
+                " the first call alone"
+            )

@@ -1,0 +1,116 @@
+"""Put a learner's own piece inside a trained model, with the model's trained weights."""
+
+import copy
+import types
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minipali import scenes
+from minipali.checks import show
+from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
+from minipali.paligemma import PaliGemma
+from minipali.patches import PatchEmbedding
+
+
+def _embed_patches(attempt: Callable) -> Callable:
+    def forward(module: PatchEmbedding, pixels: Tensor) -> Tensor:
+        convolution = module.patch_embedding
+        positions = module.position_embedding.weight
+        return attempt(pixels, convolution.weight, convolution.bias, positions)
+
+    return forward
+
+
+# Name of the piece: the modules whose forward it becomes, and how it gets their weights.
+PIECES: dict[str, tuple[type[nn.Module], Callable[[Callable], Callable]]] = {
+    "embed_patches": (PatchEmbedding, _embed_patches),
+}
+
+
+def swap(model: PaliGemma, **pieces: Callable) -> PaliGemma:
+    """A copy of the model in which your pieces do the work: swap(model, embed_patches=mine).
+
+    It runs both models on a picture and displays whether they agree; if not, the first layer whose
+    output differs. A piece that is not written yet, or that crashes, is left out of the copy. The
+    model that you pass in stays as it is. Raises KeyError for a piece that does not exist.
+    """
+    for name in pieces:
+        if name not in PIECES:
+            raise KeyError(f"no piece {name!r}; there are: {', '.join(PIECES)}")
+    swapped = copy.deepcopy(model)
+    for name, attempt in pieces.items():
+        kind, adapter = PIECES[name]
+        for module in swapped.modules():
+            if isinstance(module, kind):
+                # A bound method survives deepcopy, so that a swapped model can be swapped again.
+                module.forward = types.MethodType(adapter(attempt), module)
+    outcome = compare(model, swapped, ", ".join(pieces))
+    show(outcome)
+    return copy.deepcopy(model) if outcome.status in (NOT_ATTEMPTED, CRASHED) else swapped
+
+
+def compare(model: PaliGemma, swapped: PaliGemma, name: str) -> Outcome:
+    """Run both on the same picture and question; *correct* if every layer agrees."""
+    side, patches = model.config.vision.image_size, model.config.vision.num_patches
+    rng = np.random.default_rng(0)
+    scene = scenes.compose(rng, scenes.TRAINING_ARTISTS, 2)
+    pixels = scenes.pixel_values([scene])
+    pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear")
+    ids = [model.config.image_token_id] * patches + [model.config.bos_token_id, 5, 6, 7]
+    batch = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
+    try:
+        found = first_difference(model, swapped, batch)
+    except NotImplementedError:
+        return Outcome(name, NOT_ATTEMPTED, "The model goes on with its own piece for now.")
+    except Exception as error:
+        told = f"Inside the model: {type(error).__name__}: {error}"
+        return Outcome(name, CRASHED, f"{told} The model goes on with its own piece.")
+    if found is None:
+        return Outcome(name, CORRECT, "Your code is inside the trained model; every layer agrees.")
+    layer, difference = found
+    return Outcome(
+        name,
+        WRONG,
+        "Your code is inside the trained model, but the model is no longer the same."
+        f" The first layer that differs is {layer}: {difference}.",
+    )
+
+
+@torch.inference_mode()
+def first_difference(
+    model: nn.Module, other: nn.Module, batch: dict[str, Tensor], tolerance: float = 1e-3
+) -> tuple[str, str] | None:
+    """Name and words on the first layer, in the order of computing, whose outputs differ."""
+
+    def record(which: nn.Module) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(
+                lambda _module, _inputs, output, name=name: outputs.setdefault(name, output)
+            )
+            for name, module in which.named_modules()
+            if name
+        ]
+        try:
+            outputs["logits"] = which(**batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs
+
+    expected, found = record(model), record(other)
+    for name, want in expected.items():
+        # A layer inside a swapped piece may not run at all; what the piece returns is compared.
+        if name not in found or not isinstance(want, Tensor):
+            continue
+        got = found[name]
+        if not isinstance(got, Tensor) or got.shape != want.shape:
+            shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+            return name, f"the output must have shape {tuple(want.shape)}, found {shape}"
+        difference = (got - want).abs().max().item()
+        if not difference <= tolerance * max(1.0, want.abs().max().item()):
+            return name, f"the largest difference is {difference:.3g}"
+    return None

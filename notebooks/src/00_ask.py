@@ -1,0 +1,253 @@
+# %% [markdown]
+# # 00 · Ask the finished model
+#
+# PaliGemma is a model that looks at a picture, reads a question, and writes an answer. In this
+# course you build it, piece by piece. Today you use a finished one, so that you know where all the
+# pieces lead.
+#
+# The model in this package is a small PaliGemma of our own. It has the same parts as the
+# published one, and it fits into a few megabytes. It knows 24 kinds of objects, drawn as emoji.
+# Everything here runs offline and without a GPU.
+
+# %% [markdown]
+# ## Where we are
+#
+# This is the whole course in one picture. Each later lesson lights one part of it.
+
+# %%
+from minipali import figures, load
+
+model, processor = load("small")
+figures.model_map("all", model.config)
+
+# %% [markdown]
+# ## Goals
+#
+# After this lesson you can
+#
+# 1. **ask** the model about a picture,
+# 2. **read** what goes into it and what comes out, token by token,
+# 3. **tell** whether it looks at the picture at all.
+#
+# Time: 20 minutes. You need: Python, and a first idea of what a tensor is.
+
+# %% [markdown]
+# ## Predict
+#
+# Here are the example pictures of the package. The drawings whose name ends in *test artist* are by
+# an artist whose drawings the model never saw in training.
+
+# %%
+from minipali.scenes import examples
+
+pictures = examples()
+figures.pictures(
+    list(pictures.values()),
+    [name.replace("_", " ") for name in pictures],
+    alt="Six example pictures: emoji drawings on plain coloured backgrounds. "
+    + ", ".join(pictures),
+    columns=3,
+)
+
+# %% [markdown]
+# Before you go on, write down three guesses.
+#
+# - How many numbers (parameters) does a model need to answer questions about such pictures?
+# - Which question will it get wrong first: *what*, *where*, or *how many*?
+# - What will it answer if you show it nothing but grey?
+
+# %% [markdown]
+# ## By hand: how long is the question?
+#
+# The model does not see a picture and a text. It sees one row of **tokens**. A picture becomes one
+# token for each of its patches, and a text becomes one token for each word or part of a word.
+#
+# Work it out on paper first. The picture is 72 pixels wide and high, and a patch is 12 pixels wide
+# and high. How many patches are there? Add one token for *begin* (`<bos>`), the tokens of the
+# question, and one for the newline that ends it.
+
+# %%
+prompt = "answer en what is on the left?"
+patches = (72 // 12) ** 2
+words = processor.encode(prompt)
+print("patches:", patches)
+print("words:  ", [processor.token(i) for i in words])
+print("total:  ", patches + 1 + len(words) + 1)
+
+# %% [markdown]
+# ## Build: one question, one answer
+#
+# `generate` does all the work. It prepares picture and text, runs the model, and chooses one token
+# after another until the model says that it has finished.
+
+# %%
+from minipali import generate
+
+picture = pictures["dog_and_car_test_artist"]
+for prompt in (
+    "caption en",
+    "answer en what is on the left?",
+    "answer en how many objects are there?",
+    "answer en what colour is the background?",
+    "answer en is there a cactus?",
+):
+    print(f"{prompt:42} -> {generate(model, processor, picture, prompt)}")
+
+# %% [markdown]
+# The words at the beginning of a prompt name the **task**: `caption en` asks for a caption in
+# English, `answer en` for an answer. PaliGemma was trained with such prefixes, and so was ours.
+#
+# The answer comes one token at a time. `stream` shows the pieces as they come.
+
+# %%
+from minipali import stream
+
+for piece in stream(model, processor, pictures["rocket_moon_clock"], "caption en"):
+    print(repr(piece))
+
+# %% [markdown]
+# Change the picture or the prompt above and run the cell again. What does the model do with a word
+# that it has never seen?
+
+# %% [markdown]
+# ## Break it: close the model's eyes
+#
+# A model can be right for the wrong reason. If most training pictures had two objects, "2" would
+# often be right without a look. So we replace the picture by plain grey and ask again. An answer
+# that does not change did not come from the picture.
+
+# %%
+from PIL import Image
+
+grey = Image.new("RGB", (72, 72), (128, 128, 128))
+for prompt in ("answer en what is on the left?", "answer en how many objects are there?"):
+    seeing = generate(model, processor, picture, prompt)
+    blind = generate(model, processor, grey, prompt)
+    print(f"{prompt:42} -> seeing: {seeing:8} blind: {blind}")
+
+# %% [markdown]
+# The blind answers are what the model believes about pictures in general. Every accuracy in this
+# course stands beside its **blind baseline** for this reason: the model card lists both
+# (`minipali/assets/small/README.md`).
+
+# %% [markdown]
+# ## See it: answers that are places
+#
+# Some answers are places in the picture. The prompt `detect car` makes the model write four
+# location tokens: top, left, bottom and right, each from `<loc0000>` to `<loc1023>`.
+
+# %%
+generate(model, processor, picture, "detect car")
+
+# %% [markdown]
+# `detect` reads these tokens and turns them into pixels of the picture that you gave it.
+
+# %%
+from minipali import detect
+
+found = detect(model, processor, picture, "car") + detect(model, processor, picture, "dog")
+figures.boxes(
+    picture,
+    found,
+    alt="A car and a dog on a green background, each with a white box that the model drew: "
+    + "; ".join(f"{name} at rows {y0:.0f} to {y1:.0f}" for name, (y0, x0, y1, x1) in found),
+)
+
+# %% [markdown]
+# ## Check
+#
+# The output of the next cell is verified whenever the course is tested. Yours must be the same.
+
+# %% tags=["nbval-check-output"]
+batch = processor(picture, "answer en what is on the left?")
+print({name: tuple(tensor.shape) for name, tensor in batch.items()})
+print("first text tokens:", batch["input_ids"][0, 36:40].tolist())
+logits = model(**batch)
+print("logits:", tuple(logits.shape))
+
+# %% [markdown]
+# `pixel_values` is the picture as numbers from -1 to 1. `input_ids` is the row of tokens.
+# `attention_mask` would mark padding, and `token_type_ids` tells question (0) from answer (1).
+# The model returns **logits**: for each place in the row, one number for each of the tokens that
+# could come next. Only the last row matters for the answer. The largest number wins.
+
+# %%
+best = logits[0, -1].topk(3)
+for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+    print(f"{processor.token(token):12} {value:6.2f}")
+
+# %% [markdown]
+# ## In the real model
+#
+# The published PaliGemma has the same parts, only larger. We can build its skeleton without any
+# memory (on torch's `meta` device, tensors have a shape but no content) and count.
+
+# %% tags=["nbval-check-output"]
+import torch
+
+from minipali.config import preset
+from minipali.paligemma import PaliGemma
+
+for name in ("small", "paligemma-3b-224"):
+    with torch.device("meta"):
+        skeleton = PaliGemma(preset(name))
+    numbers = sum(p.numel() for p in skeleton.parameters())
+    print(f"{name:17} {numbers:13,} parameters, {numbers * 2 / 1e9:6.3f} GB at 2 bytes each")
+
+# %% [markdown]
+# ## The course
+#
+# | lesson | you build | lesson | you build |
+# |---|---|---|---|
+# | 01 patches | a picture as a row of patches | 09 gqa | heads that share keys and values |
+# | 02 norms | three ways to tame numbers | 10 gemma | the language model |
+# | 03 attention | the weighted average that learns | 11 paligemma | both together, with its mask |
+# | 04 vision | the vision tower | 12 generation | the choice of the next token |
+# | 05 contrastive | pictures and words in one space | 13 training | learning itself |
+# | 06 tokens | text as numbers | 14 weights | reading a published model |
+# | 07 rope | positions as rotations | 15 locations | boxes and masks |
+# | 08 kv_cache | never compute a thing twice | | |
+#
+# Lessons 00 and 01 are ready; the others follow. Each lesson has an exercise of the same number,
+# and at its end your own code runs inside this trained model.
+
+# %% [markdown]
+# ## Your turn
+#
+# There is nothing to write yet. Ask the model about a picture of your own:
+#
+# ```python
+# generate(model, processor, "my_photo.jpg", "caption en")
+# ```
+#
+# It will answer with the few words it knows, whatever you show it. Why? Think about what it was
+# trained on, and go on with [01 patches](01_patches.ipynb).
+
+# %% [markdown]
+# ## Take away
+#
+# - A vision-language model reads one row of tokens: image tokens first, then the text.
+# - It answers by choosing the next token again and again; places are tokens too.
+# - Always ask the blind question as well: what would it answer without the picture?
+#
+# **Self-test**
+#
+# <details><summary>Why does a model without eyes still answer some questions right?</summary>
+#
+# It knows how often each answer was right in training. If a third of all pictures show two objects,
+# "2" is right in a third of all cases without a look.
+# </details>
+#
+# <details><summary>How many tokens does a 224 x 224 picture take with patches of 14 x 14
+# pixels?</summary>
+#
+# 224 / 14 = 16, and 16 x 16 = 256.
+# </details>
+#
+# **Sources.** PaliGemma: Beyer et al. 2024, arXiv 2407.07726. SigLIP: Zhai et al. 2023, arXiv
+# 2303.15343. Gemma: Gemma Team 2024, arXiv 2403.08295.
+#
+# **What the notes say.** This course grew from a student's notes. They say that contrastive
+# learning fuses picture and text and feeds the result to Gemma. It does not: contrastive learning
+# only trains the vision tower beforehand (lesson 05). The fusion happens in Gemma's attention, over
+# image tokens and text tokens in one row (lesson 11).

@@ -1,0 +1,162 @@
+"""Lesson 08: the cache, alone and inside the model."""
+
+import pytest
+import torch
+
+from conftest import make_batch, make_pair, tiny_config
+from minipali.kv_cache import KVCache
+
+TEXT = tiny_config().text  # 2 key/value heads of 10, 3 layers
+
+
+def new(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(3, 2, length, 10, generator=random) for _ in "kv")
+
+
+def test_what_was_stored_comes_back_in_order_layer_by_layer():
+    cache = KVCache(TEXT, batch=3, max_length=7)
+    given = {layer: [new(n, 10 * layer + n) for n in (4, 1, 2)] for layer in range(3)}
+    for step, n in enumerate((4, 1, 2)):
+        cache.extend(torch.ones(3, n, dtype=torch.bool))
+        for layer in range(3):
+            found = cache.update(layer, *given[layer][step])
+            for kind in (0, 1):
+                so_far = [pair[kind] for pair in given[layer][: step + 1]]
+                assert torch.equal(found[kind], torch.cat(so_far, dim=2))
+    assert cache.length == cache.max_length == 7
+
+
+def test_nothing_old_is_copied():
+    cache = KVCache(TEXT, batch=3, max_length=7)
+    cache.extend(torch.ones(3, 4, dtype=torch.bool))
+    first, _ = cache.update(0, *new(4, 0))
+    cache.extend(torch.ones(3, 1, dtype=torch.bool))
+    second, _ = cache.update(0, *new(1, 1))
+    assert first.data_ptr() == second.data_ptr() == cache.keys[0].data_ptr()
+
+
+def test_padding_is_remembered():
+    cache = KVCache(TEXT, batch=2, max_length=5)
+    cache.extend(torch.tensor([[False, True, True], [True, True, False]]))
+    cache.extend(torch.tensor([[True], [False]]))
+    expected = [[False, True, True, True], [True, True, False, False]]
+    assert cache.is_real[:, : cache.length].tolist() == expected
+
+
+def test_a_full_cache_says_so_and_stays_as_it_was():
+    cache = KVCache(TEXT, batch=2, max_length=4)
+    cache.extend(torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="holds 4 tokens and 3 are taken.* 2 more"):
+        cache.extend(torch.ones(2, 2, dtype=torch.bool))
+    assert cache.length == 3
+    cache.extend(torch.ones(2, 1, dtype=torch.bool))
+    assert cache.length == 4
+
+
+def test_a_cache_of_another_batch_size_is_refused():
+    with pytest.raises(ValueError, match="batch of 2, found 3"):
+        KVCache(TEXT, batch=2, max_length=4).extend(torch.ones(3, 1, dtype=torch.bool))
+
+
+def test_a_cache_holds_only_the_key_value_heads():
+    cache = KVCache(TEXT, batch=3, max_length=7, dtype=torch.bfloat16)
+    numbers = sum(x.numel() for x in (*cache.keys, *cache.values))
+    assert numbers == 2 * 3 * 3 * 2 * 7 * 10  # k and v, layers, batch, heads, places, head dim
+    assert {x.dtype for x in (*cache.keys, *cache.values)} == {torch.bfloat16}
+
+
+def fed_in_chunks(model, batch, cuts, spare: int = 0) -> torch.Tensor:
+    """Logits of the batch, given to a cache piece by piece; cut i starts the piece i + 1."""
+    rows, length = batch["input_ids"].shape
+    cache = KVCache(model.config.text, rows, length + spare)
+    pieces = []
+    for start, end in zip([0, *cuts], [*cuts, length], strict=True):
+        part = {k: v[:, start:end] for k, v in batch.items() if k != "pixel_values"}
+        if start == 0:
+            part["pixel_values"] = batch["pixel_values"]
+        with torch.no_grad():
+            pieces.append(model(**part, kv_cache=cache))
+    assert cache.length == length
+    return torch.cat(pieces, dim=1)
+
+
+# 9 patches + 4 words = 13 places of prefix in each row, and 6 of suffix.
+@pytest.mark.parametrize("cuts", [[13], [13, 14, 15, 16, 17, 18], [13, 16], [15, 18], [14]])
+def test_cached_equals_uncached_however_the_suffix_is_cut(pair, cuts):
+    ours, theirs = pair
+    batch = make_batch([(4, 6), (4, 6)])
+    with torch.no_grad():
+        whole = ours(**batch)
+        expected = theirs(**batch).logits
+    for spare in (0, 5):  # unused places must not be seen
+        found = fed_in_chunks(ours, batch, cuts, spare)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_cached_equals_uncached_with_left_padding(model):
+    batch = make_batch([(4, 3), (1, 3), (2, 3)])  # all suffixes start at the same place
+    is_real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        whole = model(**batch)
+    for cuts in ([13], [13, 14, 15], [13, 15]):
+        found = fed_in_chunks(model, batch, cuts)
+        torch.testing.assert_close(found[is_real], whole[is_real], rtol=0, atol=1e-5)
+
+
+def test_cached_equals_uncached_when_rows_end_at_different_places(model):
+    """Right padding inside the cache, then more tokens: padding lies in the middle."""
+    rows = [make_batch([(n, 5)], seed=n) for n in (4, 1, 2)]
+    longest, n = 13, 9
+    first = {k: [] for k in ("input_ids", "attention_mask", "token_type_ids")}
+    second = {k: [] for k in first}
+    for row, words in zip(rows, (4, 1, 2), strict=True):
+        for k in first:
+            head, tail = row[k][0, : n + words], row[k][0, n + words :]
+            first[k].append(torch.cat((head, head.new_zeros(longest - len(head)))))
+            second[k].append(tail)
+    first, second = ({k: torch.stack(v) for k, v in part.items()} for part in (first, second))
+    pixels = torch.cat([row["pixel_values"] for row in rows])
+    cache = KVCache(model.config.text, 3, longest + 5)
+    with torch.no_grad():
+        model(**first, pixel_values=pixels, kv_cache=cache)
+        found = torch.cat(
+            [
+                model(**{k: v[:, a:b] for k, v in second.items()}, kv_cache=cache)
+                for a, b in ((0, 2), (2, 3), (3, 5))
+            ],
+            dim=1,
+        )
+        for i, row in enumerate(rows):
+            alone = make_pair(2)[1](**row).logits[0, -5:]
+            torch.testing.assert_close(found[i], alone, rtol=0, atol=1e-5)
+
+
+def test_a_prefix_that_comes_later_is_refused(model):
+    batch = make_batch([(4, 2)])
+    cache = KVCache(model.config.text, 1, 20)
+    first = {k: v[:, :11] for k, v in batch.items() if k != "pixel_values"}
+    rest = {k: v[:, 11:] for k, v in batch.items() if k != "pixel_values"}
+    with torch.no_grad():
+        model(**first, pixel_values=batch["pixel_values"], kv_cache=cache)
+        with pytest.raises(ValueError, match="whole in the first call"):
+            model(**rest, kv_cache=cache)
+        assert cache.length == 11  # the refused call left nothing behind
+
+
+def test_more_tokens_than_the_cache_holds_are_refused(model):
+    batch = make_batch([(4, 2)])
+    with pytest.raises(ValueError, match="no room for 15 more"):
+        model(**batch, kv_cache=KVCache(model.config.text, 1, 14))
+
+
+def test_without_types_later_tokens_are_suffix_and_first_ones_prefix(model):
+    batch = make_batch([(4, 3)])
+    ids, pixels = batch["input_ids"], batch["pixel_values"]
+    cache = KVCache(model.config.text, 1, 16)
+    with torch.no_grad():
+        expected = model(**batch)
+        first = model(ids[:, :13], pixels, kv_cache=cache)
+        later = model(ids[:, 13:], kv_cache=cache)
+    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,524 @@
+"""Lesson 06: ids, masks and pixels equal those of transformers' PaliGemmaProcessor."""
+
+import io
+import random
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import tiny_config
+from minipali import tokens
+from minipali.config import preset
+from minipali.tokens import IGNORE, PictureError, Processor, open_picture, to_pixels
+
+SIDE = 72  # of the small model
+
+
+@pytest.fixture(scope="module")
+def ours(small_folder):
+    return Processor(small_folder / "tokenizer.model", preset("small"))
+
+
+@pytest.fixture(scope="module")
+def theirs(small_folder):
+    from transformers import GemmaTokenizer
+    from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    pictures = SiglipImageProcessorPil.from_pretrained(small_folder)
+    return PaliGemmaProcessor(pictures, GemmaTokenizer.from_pretrained(small_folder))
+
+
+def their_ids(theirs, text: str) -> list[int]:
+    return theirs.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+NASTY = {
+    "empty": "",
+    "one space": " ",
+    "spaces around and twice": "  a  dog ",
+    "newlines": "a\n\nb\r\nc\t",
+    "emoji of four bytes": "a 😀 b",
+    "emoji joined by zero-width joiners": "👨‍👩‍👧",
+    "combining accent": "e\u0301 é",
+    "compatibility characters": "ﬁ Ａ ①",
+    "right to left": "שלום عليكم \u200f",
+    "zero width": "a\u200bb\ufeff",
+    "other spaces": "a\u00a0b\u3000c",
+    "NUL": "a\x00b",
+    "highest code point": "\U0010ffff",
+    "the replacement character": "a\ufffdb",
+    "looks like a byte token": "<0x41><0x0A>",
+    "broken brackets": "<<loc0001>> <bos <image",
+    "location too large": "a<loc9999>b <loc1024>",
+    "location too short or long": "<loc001> <loc00001>",
+    "segment too large": "<seg128> <seg999>",
+    "location in other digits": "<loc٠٠١٢> <loc0０１２>",
+    "locations": "<loc0000><loc0012><loc1023><loc1009> dog ; <loc0001>",
+    "segments": "<seg000><seg127><seg119> cat",
+    "long": "answer en what is on the left? " * 20,
+}
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_ids_of_nasty_texts_equal_transformers_and_decode_to_the_same_text(ours, theirs, name):
+    text = NASTY[name]
+    ids = ours.encode(text)
+    assert ids == their_ids(theirs, text)
+    assert ours.decode(ids) == text
+    assert theirs.tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def random_text(number: int) -> str:
+    """Words of the vocabulary and stray ASCII, or code points of every length in UTF-8."""
+    chance = random.Random(number)
+    length = chance.randint(1, 20)
+    if number % 2:
+        words = "dog cat answer en what is the red apple <loc0001> <seg001> <loc9999>".split()
+        pick = [*words, " ", "\n", chr(chance.randint(32, 126))]
+        return "".join(chance.choice(pick) for _ in range(length))
+    ranges = ((1, 127), (128, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF))
+    return "".join(chr(chance.randint(*chance.choice(ranges))) for _ in range(length))
+
+
+def test_ids_of_random_unicode_equal_transformers_and_decode_to_the_same_text(ours, theirs):
+    for text in map(random_text, range(1000)):
+        ids = ours.encode(text)
+        assert ids == their_ids(theirs, text), ascii(text)
+        assert ours.decode(ids) == text.replace("▁", " "), ascii(text)
+
+
+def test_every_location_and_segment_is_one_token_with_its_own_id(ours, theirs):
+    names = [f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)]
+    expected = theirs.tokenizer.convert_tokens_to_ids(names)
+    assert [ours.encode(name) for name in names] == [[i] for i in expected]
+    assert [ours.token(i) for i in expected] == names
+    assert expected == list(range(1792 - 1152, 1792))
+
+
+def test_tokens_are_named_as_transformers_names_them(ours, theirs):
+    ids = [*range(640), 640, 1791, 1792]
+    assert [ours.token(i) for i in ids] == theirs.tokenizer.convert_ids_to_tokens(ids)
+    assert ours.token(1800) == "<unused1800>"
+    assert ours.token(-1) == "<unused-1>"
+
+
+def test_the_word_boundary_mark_reads_as_a_space_in_both(ours, theirs):
+    ids = ours.encode("a▁b")
+    assert ids == their_ids(theirs, "a▁b")
+    assert ours.decode(ids) == theirs.tokenizer.decode(ids) == "a b"
+
+
+@pytest.mark.parametrize("text", ["<bos>a", "a<eos>", "<pad>", "a<unk>b", "<image>a"])
+def test_special_tokens_written_out_are_special_and_leave_no_trace(ours, theirs, text):
+    ids = ours.encode(text)
+    assert ids == their_ids(theirs, text)
+    expected = text
+    for special in ("<bos>", "<eos>", "<pad>", "<unk>", "<image>"):
+        expected = expected.replace(special, "")
+    assert ours.decode(ids) == expected == theirs.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_decode_takes_tensors_and_keeps_spaces_between_locations_and_words(ours):
+    text = "<loc0001><loc0002> dog ; <loc0003> cat<seg001>"
+    assert ours.decode(torch.tensor(ours.encode(text))) == text
+
+
+def test_decode_shows_ids_that_mean_nothing_instead_of_crashing(ours):
+    assert ours.decode([1800]) == "<unused1800>"
+    assert ours.decode([]) == ""
+
+
+def test_half_an_emoji_is_not_text(ours):
+    with pytest.raises(ValueError, match="surrogate"):
+        ours.encode("a\ud83d")
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+PROMPTS = ["detect dog", "", "answer en what is on the left?", "a 😀 <loc0012> <loc9999>\n"]
+SUFFIXES = ["<loc0001><loc0002><loc0003><loc0004> dog", "a cat", "", "<seg001> שלום"]
+
+
+def noise(mode: str = "RGB", size=(9, 7), seed: int = 0) -> Image.Image:
+    """A picture of random values in any of Pillow's modes."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    if mode == "I;16":
+        return Image.fromarray(rng.integers(0, 600, (height, width)).astype("uint16"))
+    if mode == "I":
+        return Image.fromarray(rng.integers(-50, 600, (height, width)).astype("int32"))
+    if mode == "F":
+        return Image.fromarray((rng.random((height, width)) * 400 - 50).astype("float32"))
+    if mode == "LAB":
+        return Image.frombytes(mode, size, rng.integers(0, 256, width * height * 3, "uint8"))
+    rgba = Image.fromarray(rng.integers(0, 256, (height, width, 4)).astype("uint8"))
+    with_alpha = ("RGBA", "LA", "PA", "RGBa")
+    picture = rgba.convert(mode) if mode in with_alpha else rgba.convert("RGB").convert(mode)
+    assert picture.mode == mode
+    return picture
+
+
+def both(ours, theirs, prompts, suffixes, side):
+    pictures = [noise(seed=i) for i in range(len(prompts))]
+    with warnings.catch_warnings(action="ignore"):  # it makes numpy remark on itself
+        expected = theirs(
+            images=pictures,
+            text=["<image>" + prompt for prompt in prompts],
+            suffix=suffixes,
+            return_tensors="pt",
+            padding="longest",
+            padding_side=side,
+        )
+    return ours(pictures, prompts, suffixes, padding_side=side), expected
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_training_batch_equals_transformers(ours, theirs, side):
+    found, expected = both(ours, theirs, PROMPTS, SUFFIXES, side)
+    assert set(found) == set(expected)
+    for name in ("input_ids", "attention_mask", "token_type_ids", "labels"):
+        assert torch.equal(found[name], expected[name]), name
+        assert found[name].dtype == torch.long
+    torch.testing.assert_close(found["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_of_questions_equals_transformers(ours, theirs, side):
+    found, expected = both(ours, theirs, PROMPTS, None, side)
+    assert set(found) == set(expected) - {"labels"}
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_one_question_may_come_without_lists(ours):
+    one, many = ours(noise(), "detect dog", "yes"), ours([noise()], ["detect dog"], ["yes"])
+    assert set(one) == set(many)
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_padding_is_on_the_left_by_default(ours):
+    batch = ours([noise(), noise()], ["a", "a dog and a cat"])
+    assert batch["input_ids"][0, 0] == 0 and batch["attention_mask"][0, 0] == 0
+    assert batch["attention_mask"][:, -1].tolist() == [1, 1]
+
+
+def test_an_empty_prompt_is_image_tokens_bos_newline(ours):
+    ids = ours(noise(), "")["input_ids"]
+    assert ids.tolist() == [[1792] * 36 + [2, 5]]
+    assert ours.token(5) == "\n"
+
+
+def test_labels_are_the_suffix_and_eos_alone(ours):
+    batch = ours([noise(), noise()], ["a dog", "a"], ["a cat", ""])
+    for ids, labels, kinds in zip(
+        batch["input_ids"], batch["labels"], batch["token_type_ids"], strict=True
+    ):
+        assert torch.equal(labels != IGNORE, kinds == 1)
+        assert torch.equal(labels[kinds == 1], ids[kinds == 1])
+    assert batch["labels"][0][-3:].tolist() == [*ours.encode("a cat"), 1]
+    assert batch["labels"][1].tolist()[-1] == 1 and (batch["labels"][1] != IGNORE).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("pictures", "prompts", "suffixes", "message"),
+    [
+        (2, 1, None, "found 2 pictures, 1 prompts"),
+        (1, 2, None, "found 1 pictures, 2 prompts"),
+        (2, 2, 1, "found 2 pictures, 2 prompts, 1 suffixes"),
+        (2, 2, 0, "found 2 pictures, 2 prompts, 0 suffixes"),
+        (0, 0, None, "found 0 pictures, 0 prompts"),
+    ],
+)
+def test_unequal_numbers_are_counted_out(ours, pictures, prompts, suffixes, message):
+    suffixes = suffixes if suffixes is None else ["b"] * suffixes
+    with pytest.raises(ValueError, match=message):
+        ours([noise()] * pictures, ["a"] * prompts, suffixes)
+
+
+def test_image_tokens_in_a_prompt_or_suffix_are_refused(ours):
+    with pytest.raises(ValueError, match="a prompt must not contain '<image>'"):
+        ours(noise(), "a <image> b")
+    with pytest.raises(ValueError, match="a suffix must not contain '<image>'"):
+        ours(noise(), "a", "<image>")
+
+
+def test_a_prompt_that_is_not_text_is_refused(ours):
+    with pytest.raises(ValueError, match="a prompt must be text, found int"):
+        ours(noise(), [3])
+    with pytest.raises(ValueError, match="a suffix must be text, found NoneType"):
+        ours([noise()], ["a"], [None])
+
+
+def test_the_longest_row_fits_and_one_token_more_is_refused(processor):
+    limit, fixed = 128, 9 + 2  # image tokens, bos and newline
+    words = processor.encode("a a")  # "a", then " a" for each further one
+    assert len(words) == 2
+    fitting = "a" + " a" * (limit - fixed - 1)
+    assert processor(noise(), fitting)["input_ids"].shape == (1, limit)
+    with pytest.raises(ValueError, match="at most 128 tokens, found 129, of which 9 stand"):
+        processor(noise(), fitting + " a")
+    with pytest.raises(ValueError, match="at most 128 tokens, found 129"):
+        processor(noise(), fitting, "")  # the eos of the empty suffix
+
+
+def test_an_unknown_padding_side_is_refused(ours):
+    with pytest.raises(ValueError, match="'left' or 'right', found 'top'"):
+        ours(noise(), "a", padding_side="top")
+
+
+def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
+    for content in (None, b"", b"not a model"):
+        path = tmp_path / "tokenizer.model"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"tokenizer\.model must be a SentencePiece model"):
+            Processor(path, tiny_config())
+
+
+def test_an_image_token_without_room_for_locations_is_refused(small_folder):
+    with pytest.raises(ValueError, match="1024 locations and 128 segments.* found 1000"):
+        Processor(small_folder / "tokenizer.model", tiny_config(image_token_id=1000))
+
+
+# --- pixels --------------------------------------------------------------------------------------
+
+
+def their_pixels(theirs, picture) -> torch.Tensor:
+    return theirs.image_processor(picture, return_tensors="pt")["pixel_values"][0].float()
+
+
+MODES = "RGB RGBA L LA P PA 1 CMYK YCbCr HSV LAB RGBX RGBa I;16 I F".split()
+SIZES = [(9, 7), (200, 150), (1, 1), (9, 1), (1, 9), (3, 5), (4, 3), (700, 2), (72, 72)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pixels_of_every_kind_of_picture_equal_transformers(theirs, mode):
+    for size in SIZES:
+        picture = noise(mode, size)
+        before = picture.tobytes()
+        found = to_pixels(picture, SIDE)
+        assert found.shape == (3, SIDE, SIDE) and found.dtype == torch.float32
+        torch.testing.assert_close(found, their_pixels(theirs, picture), rtol=0, atol=1e-6)
+        assert picture.tobytes() == before and picture.mode == mode
+
+
+def test_pixels_go_from_minus_one_to_one(theirs):
+    for value, expected in ((0, -1.0), (255, 1.0), (51, -0.6)):
+        found = to_pixels(Image.new("RGB", (5, 4), (value,) * 3), SIDE)
+        torch.testing.assert_close(found, torch.full_like(found, expected), rtol=0, atol=1e-6)
+
+
+def test_channels_rows_and_columns_are_not_mixed_up():
+    picture = Image.new("RGB", (SIDE, SIDE))
+    picture.putpixel((5, 2), (255, 0, 0))  # x = 5, y = 2
+    assert (to_pixels(picture, SIDE) > 0).nonzero().tolist() == [[0, 2, 5]]
+
+
+def test_what_is_transparent_becomes_white():
+    for mode, colour in (("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))):
+        assert (to_pixels(Image.new(mode, (5, 4), colour), SIDE) == 1).all()
+    half = to_pixels(Image.new("RGBA", (5, 4), (0, 0, 0, 127)), SIDE)
+    torch.testing.assert_close(half, torch.full_like(half, 128 / 255 * 2 - 1), rtol=0, atol=1e-6)
+
+
+def saved(picture: Image.Image, path, **options):
+    picture.save(path, **options)
+    return path
+
+
+def transparent_files(folder):
+    """Files whose transparency is a key colour or a palette entry, not a channel."""
+    p = noise("P")
+    yield saved(p, folder / "p_bytes.png", transparency=bytes(range(256)))
+    yield saved(p, folder / "p_one.png", transparency=3)
+    yield saved(p, folder / "p.gif", transparency=3)
+    grey, colour = noise("L"), noise("RGB")
+    yield saved(grey, folder / "l.png", transparency=grey.getpixel((0, 0)))
+    yield saved(colour, folder / "rgb.png", transparency=colour.getpixel((0, 0)))
+    yield saved(noise("RGBA"), folder / "rgba.png")
+    yield saved(noise("LA"), folder / "la.png")
+    yield saved(noise("RGBA"), folder / "rgba.webp", lossless=True)
+
+
+def test_transparent_files_equal_transformers_as_path_and_as_picture(ours, theirs, tmp_path):
+    differing = 0
+    for path in transparent_files(tmp_path):
+        with Image.open(path) as picture:
+            as_picture = to_pixels(picture, SIDE)
+            expected = their_pixels(theirs, picture)
+        torch.testing.assert_close(as_picture, expected, rtol=0, atol=1e-6, msg=path.name)
+        as_path = ours(path, "a")["pixel_values"][0]
+        torch.testing.assert_close(as_path, path_pixels(theirs, path), rtol=0, atol=1e-6)
+        differing += not torch.equal(as_path, as_picture)
+    # transformers drops an alpha channel when it opens the file and lays a picture over white.
+    assert differing >= 3
+
+
+def path_pixels(theirs, path) -> torch.Tensor:
+    from transformers.image_utils import load_image
+
+    with warnings.catch_warnings(action="ignore"):  # Pillow remarks on palettes
+        return their_pixels(theirs, load_image(str(path)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_taken_with_a_turned_camera_is_upright_as_in_transformers(
+    ours, theirs, tmp_path, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(noise(size=(40, 24)), tmp_path / "turned.png", exif=exif)
+    found = ours(path, "a")["pixel_values"][0]
+    torch.testing.assert_close(found, path_pixels(theirs, path), rtol=0, atol=1e-6)
+    assert open_picture(path).size == ((40, 24) if orientation < 5 else (24, 40))
+    with Image.open(path) as picture:  # a picture object is taken as it is, in both
+        found = to_pixels(picture, SIDE)
+        torch.testing.assert_close(found, their_pixels(theirs, picture), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("RGB", "a.jpg"), ("L", "a.jpg"), ("CMYK", "a.jpg"), ("RGB", "a.bmp"), ("1", "a.png"),
+        ("I;16", "a.png"), ("F", "a.tif"), ("CMYK", "a.tif"), ("P", "a.gif"), ("RGB", "a.webp"),
+        ("RGB", "straße 犬.png"),
+    ],
+)  # fmt: skip
+def test_files_of_many_formats_equal_transformers(ours, theirs, tmp_path, mode, name):
+    path = saved(noise(mode, (40, 24)), tmp_path / name)
+    expected = path_pixels(theirs, path)
+    for form in (path, str(path)):
+        found = ours(form, "a")["pixel_values"][0]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert open_picture(path).mode == "RGB"
+
+
+def test_sixteen_bits_are_cut_off_at_255_as_pillow_does():
+    values = np.array([[0, 100, 255, 256, 65535]], dtype="uint16")
+    found = np.array(tokens.to_rgb(Image.fromarray(values)))
+    assert found[0, :, 0].tolist() == [0, 100, 255, 255, 255]
+
+
+def test_an_animation_shows_its_first_frame(ours, theirs, tmp_path):
+    frames = [noise(seed=i) for i in range(3)]
+    path = saved(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    found = ours(path, "a")["pixel_values"][0]
+    torch.testing.assert_close(found, path_pixels(theirs, path), rtol=0, atol=1e-6)
+
+
+# --- what is no picture --------------------------------------------------------------------------
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims any size."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def encoded(kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    noise(size=(60, 50)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_a_missing_file_is_named(ours, tmp_path):
+    for path in (tmp_path / "none.png", tmp_path / "none" / "none.png"):
+        with pytest.raises(PictureError, match=r"no picture at .*none\.png: check the path"):
+            ours(path, "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must be a whole picture file"),
+        (b"just some text", "must be a whole picture file"),
+        (encoded("PNG")[:-2000], "must be a whole picture file"),
+        (encoded("PNG")[:20], "must be a whole picture file"),
+        (encoded("JPEG")[:-500], "must be a whole picture file"),
+        (encoded("WEBP")[:-500], "must be a whole picture file"),
+        (png_claiming(100_000, 100_000), "must "),
+        (png_claiming(15_000, 10_000), "must have from 1 to 100,000,000 pixels, found 15000 x 10000"),
+        (png_claiming(0, 10), "must "),
+    ],
+    ids=[
+        "empty", "text", "cut png", "png header alone", "cut jpeg", "cut webp", "bomb",
+        "above our limit", "no width",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_whole_picture_is_named(tmp_path, content, message):
+    path = tmp_path / "file.png"
+    path.write_bytes(content)
+    with pytest.raises(PictureError, match=rf"file\.png {message}"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b.png", "x" * 5000 + ".png", 3.5, None, np.zeros((4, 4))])
+def test_what_is_no_path_is_a_picture_error_too(path):
+    with pytest.raises(PictureError):
+        open_picture(path)
+
+
+def test_a_folder_and_an_unreadable_file_are_named(tmp_path, monkeypatch):
+    with pytest.raises(PictureError, match="must be a whole picture file"):
+        open_picture(tmp_path)
+    path = saved(noise(), tmp_path / "locked.png")
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(PictureError, match=r"locked\.png must be .*Permission denied"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_a_damaged_file_is_a_picture_or_a_picture_error_never_another_crash(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(encoded(kind), dtype="uint8")
+    refused = 0
+    for _ in range(60):
+        damaged = whole.copy()
+        places = rng.integers(0, min(len(damaged), 400), 8)  # the headers are where it hurts
+        damaged[places] = rng.integers(0, 256, 8)
+        path = tmp_path / "damaged"
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert open_picture(path).mode == "RGB"
+        except PictureError:
+            refused += 1
+    assert refused > 0
+
+
+def test_a_picture_object_of_a_damaged_file_is_a_picture_error():
+    with Image.open(io.BytesIO(encoded("PNG")[:-2000])) as picture, pytest.raises(PictureError):
+        to_pixels(picture, SIDE)
+
+
+def test_picture_objects_without_pixels_with_too_many_or_of_an_odd_kind_are_refused(monkeypatch):
+    with pytest.raises(PictureError, match="from 1 to 100,000,000 pixels, found 0 x 5"):
+        to_pixels(Image.new("RGB", (0, 5)), SIDE)
+    with pytest.raises(PictureError, match="a La picture must be convertible to RGB"):
+        to_pixels(noise("LA").convert("La"), SIDE)
+    monkeypatch.setattr(tokens, "MAX_PIXELS", 62)
+    with pytest.raises(PictureError, match="from 1 to 62 pixels, found 9 x 7"):
+        to_pixels(noise(), SIDE)
+
+
+def test_picture_errors_are_value_errors():
+    assert issubclass(PictureError, ValueError)

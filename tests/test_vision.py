@@ -1,0 +1,54 @@
+"""Lesson 04: the SigLIP tower."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conftest import make_pair, outputs_of
+from minipali.vision import MLP
+
+
+def pictures(seed: int = 0) -> torch.Tensor:
+    return torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_every_layer_and_the_result_equal_transformers(implementation):
+    ours, theirs = make_pair(2, implementation)
+    mine, other = ours.vision_tower, theirs.model.vision_tower
+    found = outputs_of(mine.layers, lambda: mine(pictures()))
+    expected = outputs_of(other.encoder.layers, lambda: other(pictures()))
+    assert len(found) == len(expected) == 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        expected = other(pictures()).last_hidden_state
+        torch.testing.assert_close(mine(pictures()), expected, rtol=0, atol=1e-5)
+
+
+def test_image_features_are_taken_after_the_last_norm(model):
+    tower = model.vision_tower
+    with torch.no_grad():
+        before = outputs_of(tower.layers, lambda: tower(pictures()))[-1]
+        norm = tower.post_layernorm
+        expected = F.layer_norm(before, (20,), norm.weight, norm.bias, 1e-3)
+        torch.testing.assert_close(tower(pictures()), expected, rtol=0, atol=1e-5)
+
+
+def test_gelu_is_the_tanh_form():
+    mlp = MLP(4, 4)
+    x = torch.linspace(-3, 3, 40).reshape(10, 4)
+    for linear in (mlp.fc1, mlp.fc2):
+        linear.weight.data.copy_(torch.eye(4))
+        linear.bias.data.zero_()
+    inner = (2 / torch.pi) ** 0.5 * (x.double() + 0.044715 * x.double() ** 3)
+    expected = (0.5 * x * (1 + inner.tanh())).float()
+    assert (F.gelu(x) - expected).abs().max() > 1e-4  # the erf form would be noticed
+    torch.testing.assert_close(mlp(x), expected, rtol=0, atol=1e-6)
+
+
+def test_a_picture_does_not_depend_on_the_others_in_its_batch(model):
+    with torch.no_grad():
+        together = model.vision_tower(pictures())
+        alone = torch.cat([model.vision_tower(p[None]) for p in pictures()])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
