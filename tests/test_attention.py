@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from conftest import make_pair, randomise
+
 from minipali.attention import MultiHeadAttention, attend, attention_weights
 
 B, H, T, S, K = 2, 3, 4, 5, 6

@@ -1,4 +1,4 @@
-"""The checks of the exercises: right answers pass, known mistakes are named, nothing is borrowed."""
+"""The exercises' checks: right answers pass, mistakes are named, nothing is borrowed."""
 
 import functools
 

@@ -43,6 +43,11 @@ def picture(tmp_path):
     return path
 
 
+def opened(path) -> Image.Image:
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
 def refused(capsys, *arguments) -> str:
     """Run the command, which must fail with one line on stderr; return that line."""
     assert cli.main([str(a) for a in arguments]) == 2
@@ -64,7 +69,7 @@ def refused(capsys, *arguments) -> str:
 )
 def test_answers_about_a_picture(small, picture, capsys, arguments, prompt):
     assert cli.main([*arguments, "--image", str(picture)]) == 0
-    answer = generate(*small, Image.open(picture), prompt)
+    answer = generate(*small, opened(picture), prompt)
     assert answer.strip()
     told = capsys.readouterr()
     assert told.out == (
@@ -144,9 +149,10 @@ def test_detect_draws_the_boxes(found, picture, tmp_path, capsys):
     before = picture.read_bytes()
     output = tmp_path / "out.png"
     assert cli.main(["detect", "dog", "--image", str(picture), "--output", str(output)]) == 0
-    drawn, original = Image.open(output), Image.open(picture)
-    assert (drawn.format, drawn.size) == ("PNG", original.size)
-    changed = (np.asarray(drawn.convert("RGB")) != np.asarray(original)).any(axis=2)
+    drawn, original = opened(output), opened(picture)
+    assert drawn.size == original.size
+    assert output.read_bytes().startswith(b"\x89PNG")
+    changed = (np.asarray(drawn) != np.asarray(original)).any(axis=2)
     assert changed[5:26, 10:33].any()
     assert not changed[:, :8].any() and not changed[:3].any()
     assert picture.read_bytes() == before
@@ -158,7 +164,7 @@ def test_detect_replaces_an_earlier_result(found, picture, tmp_path):
     output = tmp_path / "out.png"
     output.write_bytes(b"earlier")
     assert cli.main(["detect", "dog", "--image", str(picture), "--output", str(output)]) == 0
-    assert Image.open(output).size == (40, 30)
+    assert opened(output).size == (40, 30)
 
 
 def test_detect_finds_nothing(found, picture, tmp_path, capsys):
@@ -172,7 +178,7 @@ def test_detect_finds_nothing(found, picture, tmp_path, capsys):
 def test_detect_writes_boxes_png_here(found, picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["detect", "dog", "--image", "dog.png"]) == 0
-    assert Image.open(tmp_path / "boxes.png").size == (40, 30)
+    assert opened(tmp_path / "boxes.png").size == (40, 30)
 
 
 @pytest.mark.parametrize(
@@ -352,8 +358,8 @@ def test_doctor_sees_the_small_model(small, monkeypatch):
 @pytest.mark.parametrize("damage", ["none", "missing", "cut", "changed"])
 def test_doctor_sees_the_drawings(monkeypatch, tmp_path, damage):
     archive = tmp_path / "sprites.zip"
-    with zipfile.ZipFile(archive, "w") as opened:
-        opened.writestr("noto/cat.png", b"A" * 200)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("noto/cat.png", b"A" * 200)
     content = archive.read_bytes()
     if damage == "missing":
         archive.unlink()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from conftest import make_batch, make_pair, outputs_of, tiny_config
+
 from minipali import gqa
 from minipali.gemma import GeGLU, Gemma
 from minipali.norms import RMSNorm

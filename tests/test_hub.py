@@ -8,6 +8,7 @@ import builtins
 import json
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -65,7 +66,9 @@ class Handler(BaseHTTPRequestHandler):
             first, last = int(first), int(last or len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             content, status = content[first : last + 1], 206
-        cut = self.command == "GET" and name == "model.safetensors" and stand_in.cut
+        cut = None
+        if self.command == "GET" and name == "model.safetensors" and stand_in.cuts:
+            cut = stand_in.cuts.pop(0)
         self.reply(status, content, headers, cut)
 
     def json(self, content):
@@ -84,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class StandIn(ThreadingHTTPServer):
     folder: Path
-    gated = no_repo = cut = None
+    gated = no_repo = None
 
     def sizes(self):
         return {path.name: path.stat().st_size for path in self.folder.iterdir()}
@@ -104,7 +107,7 @@ def model():
 def stand_in(model, small_folder, tmp_path, monkeypatch):
     """A hub with one repository, an empty cache, and a client that knows of both."""
     server = StandIn(("127.0.0.1", 0), Handler)
-    server.log, server.folder = [], tmp_path / "repo"
+    server.log, server.cuts, server.folder = [], [], tmp_path / "repo"
     save(model, Processor(small_folder / "tokenizer.model", model.config), server.folder)
     (server.folder / "pytorch_model.bin").write_bytes(b"never downloaded")
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -179,19 +182,34 @@ def test_no_network_and_nothing_cached(stand_in, monkeypatch):
         load(REPO)
 
 
-def test_an_interrupted_download_goes_on(stand_in, model):
-    stand_in.cut = 20_000
-    with pytest.raises(HubError, match=r"was interrupted \(.*retry, it goes on where it stopped"):
+@pytest.fixture
+def impatient(monkeypatch):
+    """The client waits a second before each retry, and writes pieces of 10 MB."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+
+
+def test_a_broken_connection_is_taken_up_again(stand_in, model, impatient):
+    stand_in.cuts = [20_000]
+    assert same(load(REPO)[0], model)
+    assert stand_in.got("model.safetensors") == [None, "bytes=20000-"]
+
+
+def test_after_an_interruption_only_what_is_missing_is_downloaded(stand_in, model, impatient):
+    stand_in.cuts = [500] * 50
+    with pytest.raises(HubError, match=r"was interrupted \(.*: retry, the files that are whole"):
         load(REPO)
-    stand_in.cut = None
+    stand_in.cuts = []
     stand_in.log.clear()
     assert same(load(REPO)[0], model)
-    (wanted,) = stand_in.got("model.safetensors")
-    assert int(wanted.removeprefix("bytes=").rstrip("-")) >= 20_000
+    assert [path.rpartition("/")[2] for _, path, _ in stand_in.log if "resolve" in path] == [
+        "model.safetensors",
+        "model.safetensors",  # its size, then its content
+    ]
 
 
-def test_offline_after_an_interrupted_download(stand_in, monkeypatch):
-    stand_in.cut = 20_000
+def test_offline_after_an_interruption(stand_in, monkeypatch, impatient):
+    stand_in.cuts = [500] * 50
     with pytest.raises(HubError, match="interrupted"):
         load(REPO)
     connect(monkeypatch, closed_port())

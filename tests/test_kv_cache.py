@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from conftest import make_batch, make_theirs, tiny_config
 
-from conftest import make_batch, make_pair, tiny_config
 from minipali.kv_cache import KVCache
 
 TEXT = tiny_config().text  # 2 key/value heads of 10, 3 layers
@@ -129,7 +129,7 @@ def test_cached_equals_uncached_when_rows_end_at_different_places(model):
             dim=1,
         )
         for i, row in enumerate(rows):
-            alone = make_pair(2)[1](**row).logits[0, -5:]
+            alone = make_theirs()(**row).logits[0, -5:]
             torch.testing.assert_close(found[i], alone, rtol=0, atol=1e-5)
 
 

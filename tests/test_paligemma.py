@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from conftest import fresh_model, make_batch, make_pair, make_theirs, our_key
 
-from conftest import make_batch, make_pair, tiny_config
+from minipali.config import preset
 from minipali.paligemma import PaliGemma, merge, prefix_lm_mask
+from minipali.training import suffix_loss
 
 RAGGED = [(5, 4), (2, 7), (6, 0), (1, 1)]  # (prompt, suffix) of each row
 
@@ -173,7 +175,7 @@ def test_missing_masks_mean_all_real_and_all_prefix(model):
     batch = make_batch([(4, 0), (4, 0)])
     with torch.no_grad():
         found = model(batch["input_ids"], batch["pixel_values"])
-        expected = make_pair(2)[1](**batch).logits
+        expected = make_theirs()(**batch).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -238,8 +240,6 @@ def test_inputs_that_do_not_fit_are_named(model, mistake, message):
 
 
 def test_parameters_of_the_published_model_are_counted_right():
-    from minipali.config import preset
-
     for name, expected in (
         ("paligemma-3b-224", 2_923_466_480),
         ("paligemma-3b-448", 2_924_351_216),
@@ -252,8 +252,6 @@ def test_parameters_of_the_published_model_are_counted_right():
 
 
 def test_suffix_loss_is_the_mean_over_the_suffix_of_the_next_tokens_surprise(pair2):
-    from minipali.training import suffix_loss
-
     ours, theirs = pair2
     batch = make_batch(RAGGED)
     labels = torch.where(batch["token_type_ids"] == 1, batch["input_ids"], -100)
@@ -271,13 +269,7 @@ def test_suffix_loss_is_the_mean_over_the_suffix_of_the_next_tokens_surprise(pai
 
 
 def test_gradients_of_a_training_step_equal_transformers(pair2):
-    from minipali.training import suffix_loss
-
-    from conftest import copy_weights, our_key
-
-    theirs = pair2[1]
-    ours = PaliGemma(tiny_config())
-    copy_weights(theirs, ours)
+    ours, theirs = fresh_model().train(), pair2[1]
     batch = make_batch([(5, 4), (2, 7)])
     labels = torch.where(batch["token_type_ids"] == 1, batch["input_ids"], -100)
     suffix_loss(ours(**batch), labels).backward()

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from conftest import make_pair
 from torch import nn
 
-from conftest import make_pair
 from minipali.patches import PatchEmbedding, affine_map, patchify
 
 

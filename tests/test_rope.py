@@ -35,20 +35,16 @@ def test_turning_is_multiplication_by_a_complex_number(theta):
 @pytest.mark.parametrize("head_dim", [8, 256])
 @pytest.mark.parametrize("theta", [10000.0, 500.0])
 def test_angles_and_turning_equal_transformers_up_to_the_longest_sequence(head_dim, theta):
-    from transformers import GemmaConfig
-    from transformers.models.gemma.modeling_gemma import (
-        GemmaRotaryEmbedding,
-        apply_rotary_pos_emb,
-    )
-
+    gemma = pytest.importorskip("transformers.models.gemma.modeling_gemma")
     parameters = {"rope_type": "default", "rope_theta": theta}
-    embedding = GemmaRotaryEmbedding(GemmaConfig(head_dim=head_dim, rope_parameters=parameters))
+    config = gemma.GemmaConfig(head_dim=head_dim, rope_parameters=parameters)
+    embedding = gemma.GemmaRotaryEmbedding(config)
     query, key = random(B, H, T, head_dim), random(B, 1, T, head_dim, seed=1)
     cos, sin = embedding(query, POSITIONS)
     ours = rope_angles(POSITIONS, head_dim, theta)
     torch.testing.assert_close(ours[0], cos[..., : head_dim // 2], rtol=0, atol=1e-6)
     torch.testing.assert_close(ours[1], sin[..., : head_dim // 2], rtol=0, atol=1e-6)
-    expected = apply_rotary_pos_emb(query, key, cos, sin)
+    expected = gemma.apply_rotary_pos_emb(query, key, cos, sin)
     for x, other in zip((query, key), expected, strict=True):
         torch.testing.assert_close(apply_rope(x, *ours), other, rtol=0, atol=1e-5)
 

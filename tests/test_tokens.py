@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config
 from PIL import Image
 
-from conftest import tiny_config
 from minipali import tokens
 from minipali.config import preset
 from minipali.tokens import IGNORE, PictureError, Processor, open_picture, to_pixels
@@ -26,12 +26,12 @@ def ours(small_folder):
 
 @pytest.fixture(scope="module")
 def theirs(small_folder):
-    from transformers import GemmaTokenizer
+    transformers = pytest.importorskip("transformers")
     from transformers.models.paligemma.processing_paligemma import PaliGemmaProcessor
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     pictures = SiglipImageProcessorPil.from_pretrained(small_folder)
-    return PaliGemmaProcessor(pictures, GemmaTokenizer.from_pretrained(small_folder))
+    return PaliGemmaProcessor(pictures, transformers.GemmaTokenizer.from_pretrained(small_folder))
 
 
 def their_ids(theirs, text: str) -> list[int]:
@@ -81,7 +81,20 @@ def random_text(number: int) -> str:
     chance = random.Random(number)
     length = chance.randint(1, 20)
     if number % 2:
-        words = "dog cat answer en what is the red apple <loc0001> <seg001> <loc9999>".split()
+        words = [
+            "dog",
+            "cat",
+            "answer",
+            "en",
+            "what",
+            "is",
+            "the",
+            "red",
+            "apple",
+            "<loc0001>",
+            "<seg001>",
+            "<loc9999>",
+        ]
         pick = [*words, " ", "\n", chr(chance.randint(32, 126))]
         return "".join(chance.choice(pick) for _ in range(length))
     ranges = ((1, 127), (128, 0x7FF), (0x800, 0xD7FF), (0xE000, 0xFFFF), (0x10000, 0x10FFFF))
@@ -295,7 +308,24 @@ def their_pixels(theirs, picture) -> torch.Tensor:
     return theirs.image_processor(picture, return_tensors="pt")["pixel_values"][0].float()
 
 
-MODES = "RGB RGBA L LA P PA 1 CMYK YCbCr HSV LAB RGBX RGBa I;16 I F".split()
+MODES = [
+    "RGB",
+    "RGBA",
+    "L",
+    "LA",
+    "P",
+    "PA",
+    "1",
+    "CMYK",
+    "YCbCr",
+    "HSV",
+    "LAB",
+    "RGBX",
+    "RGBa",
+    "I;16",
+    "I",
+    "F",
+]
 SIZES = [(9, 7), (200, 150), (1, 1), (9, 1), (1, 9), (3, 5), (4, 3), (700, 2), (72, 72)]
 
 
@@ -453,7 +483,7 @@ def test_a_missing_file_is_named(ours, tmp_path):
         (encoded("JPEG")[:-500], "must be a whole picture file"),
         (encoded("WEBP")[:-500], "must be a whole picture file"),
         (png_claiming(100_000, 100_000), "must "),
-        (png_claiming(15_000, 10_000), "must have from 1 to 100,000,000 pixels, found 15000 x 10000"),
+        (png_claiming(15_000, 10_000), "must have from 1 to 100,000,000 pixels, found 15000"),
         (png_claiming(0, 10), "must "),
     ],
     ids=[

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from conftest import make_pair, outputs_of
+
 from minipali.vision import MLP
 
 

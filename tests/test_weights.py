@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -94,6 +95,29 @@ def test_saved_and_loaded(model, saved):
         "tokenizer.model",
         "tokenizer_config.json",
     }
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("paligemma-3b-224", 2_923_466_480),
+        ("paligemma-3b-448", 2_924_351_216),
+        ("paligemma-3b-896", 2_927_890_160),
+    ],
+)
+def test_the_published_models_have_a_place_for_each_key(name, parameters):
+    """603 tensors, and the sizes of facts.md; without taking the memory."""
+    places = weights._empty_model(preset(name)).state_dict()
+    assert sum(p.numel() for p in places.values()) == parameters
+    assert len(places) == len({weights.published_name(name) for name in places}) == 603
+    assert all(weights.our_name(weights.published_name(name)) == name for name in places)
+
+
+def test_loading_is_light(saved):
+    """torch's compiler, which the meta device asks for too easily, takes 2 s to import."""
+    code = f"import sys, minipali; minipali.load({str(saved)!r}); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_the_stored_keys_are_the_published_ones(saved):
@@ -340,7 +364,10 @@ def test_folders_of_a_hub_cache(model, saved, tmp_path):
     snapshot.mkdir(parents=True)
     for i, path in enumerate(saved.iterdir()):
         shutil.copy(path, blobs / str(i))
-        os.symlink(f"../../blobs/{i}", snapshot / path.name)
+        try:
+            os.symlink(f"../../blobs/{i}", snapshot / path.name)
+        except OSError:
+            pytest.skip("links are not allowed here")
     assert same(load(snapshot)[0], model)
     save(*load(snapshot), tmp_path / "copy")
     assert same(load(tmp_path / "copy")[0], model)
@@ -701,10 +728,20 @@ def test_a_model_is_replaced_and_other_files_stay(sharded, saved):
 
 def test_no_old_shards_are_left(sharded, saved, monkeypatch):
     monkeypatch.setattr(weights, "SHARD_BYTES", 10**9)
-    save(*load(sharded), sharded)
+    save(*load(saved), sharded)
     assert [path.name for path in sharded.glob("model*")] == ["model.safetensors"]
     assert [path.name for path in sharded.parent.iterdir()] == ["sharded"]
     assert same(load(sharded)[0], load(saved)[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, files in use cannot be replaced")
+def test_a_model_may_replace_the_files_it_is_mapped_from(folder, model):
+    loaded, processor = load(folder)
+    with torch.no_grad():
+        loaded.language_model.norm.weight.add_(1)
+    save(loaded, processor, folder)
+    again = load(folder)[0]
+    assert same(again, loaded) and not same(again, model)
 
 
 @pytest.mark.parametrize("found", [{"notes.txt": "x"}, {"config.json": '{"model_type": "llava"}'}])

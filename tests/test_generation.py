@@ -1,0 +1,395 @@
+"""Lesson 12: choosing tokens, stopping, streaming; and what must not be computed twice."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import fresh_model, make_batch, make_ours, make_theirs
+from PIL import Image
+
+from minipali import generation
+from minipali.generation import choose, distribution, generate, stream, token_steps
+from minipali.paligemma import PaliGemma
+
+QUESTIONS = [(5, 0), (1, 0), (8, 0)]  # prompts of different lengths, no suffix
+
+
+def answer_ids(model, batch, max_new_tokens=8, **options) -> list[list[int]]:
+    steps = list(token_steps(model, batch, max_new_tokens, **options))
+    return torch.stack(steps, dim=1).tolist()
+
+
+def their_answer_ids(theirs, batch, max_new_tokens=8, **options) -> list[list[int]]:
+    """Greedy, without the image token and the rows that fill up the table."""
+    out = theirs.generate(
+        **batch, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
+        suppress_tokens=list(range(1792, 1856)), **options,
+    )  # fmt: skip
+    return out[:, batch["input_ids"].shape[1] :].tolist()
+
+
+def with_eos(eos: int) -> PaliGemma:
+    """The same model, to which another token means the end."""
+    return fresh_model(eos_token_id=eos)
+
+
+def row_alone(batch, i) -> dict[str, torch.Tensor]:
+    real = batch["attention_mask"][i].bool()
+    alone = {k: v[i : i + 1, real] for k, v in batch.items() if k != "pixel_values"}
+    return alone | {"pixel_values": batch["pixel_values"][i : i + 1]}
+
+
+@pytest.fixture(scope="module")
+def stopping():
+    """(model, batch on the left, answers, eos): the rows stop after different numbers of tokens."""
+    batch = make_batch(QUESTIONS)
+    eos = answer_ids(make_ours(), batch)[0][2]
+    answers = answer_ids(with_eos(eos), batch)
+    assert answers[0].index(eos) <= 2
+    assert len({row.index(eos) if eos in row else len(row) for row in answers}) > 1
+    return with_eos(eos), batch, answers, eos
+
+
+# --- greedy --------------------------------------------------------------------------------------
+
+
+def test_greedy_tokens_equal_transformers(pair):
+    ours, theirs = pair
+    told = set()
+    for seed in range(4):
+        batch = make_batch(QUESTIONS, seed=seed)
+        found = answer_ids(ours, batch, 10)
+        assert found == their_answer_ids(theirs, batch, 10, eos_token_id=None)
+        told |= {token for row in found for token in row}
+    assert len(told) > 8  # the answers differ, so that agreement means something
+
+
+def test_greedy_tokens_equal_the_whole_sequence_computed_anew_at_every_step(pair):
+    """No cache and no shortcut: transformers' forward over everything, suffix types included."""
+    ours, theirs = pair
+    batch = make_batch([(4, 0)])
+    for token in answer_ids(ours, batch)[0]:
+        with torch.no_grad():
+            logits = theirs(**batch).logits[0, -1, :1792]
+        assert token == int(logits.argmax())
+        for name, value in (("input_ids", token), ("attention_mask", 1), ("token_type_ids", 1)):
+            batch[name] = torch.cat((batch[name], torch.tensor([[value]])), dim=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_answers_as_its_rows_alone_wherever_the_padding(model, side):
+    batch = make_batch(QUESTIONS, side)
+    found = answer_ids(model, batch)
+    for i in range(len(QUESTIONS)):
+        assert found[i] == answer_ids(model, row_alone(batch, i))[0]
+
+
+# --- stopping ------------------------------------------------------------------------------------
+
+
+def test_rows_stop_at_eos_independently_and_go_on_as_padding(stopping):
+    model, batch, answers, eos = stopping
+    theirs = make_theirs()
+    assert answers == their_answer_ids(theirs, batch, eos_token_id=eos, pad_token_id=0)
+    for row in answers:
+        if eos in row:
+            assert set(row[row.index(eos) + 1 :]) <= {0}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_that_stopped_does_not_disturb_the_others(stopping, side):
+    model, _, answers, eos = stopping
+    batch = make_batch(QUESTIONS, side)
+    assert answer_ids(model, batch) == answers
+    for i, row in enumerate(answers):
+        alone = answer_ids(model, row_alone(batch, i))[0]
+        assert row[: len(alone)] == alone
+        assert set(row[len(alone) :]) <= {0}
+
+
+def test_generation_ends_when_the_last_row_has_said_eos(stopping):
+    model, batch, answers, eos = stopping
+    alone = answer_ids(model, row_alone(batch, 0), 50)[0]
+    assert alone[-1] == eos and alone.count(eos) == 1 and len(alone) <= 3
+
+
+def test_at_most_so_many_tokens(model):
+    batch = make_batch([(3, 0)])
+    for number in (1, 2, 5):
+        assert len(answer_ids(model, batch, number)[0]) == number
+
+
+def test_prompt_and_answer_fill_the_positions_but_no_more(model):
+    batch = make_batch([(110, 0)])  # 9 + 110 of 128 positions
+    assert len(answer_ids(model, batch, 9)[0]) == 9
+    with pytest.raises(ValueError, match=r"at most 128 tokens together, found 119 \+ 10"):
+        answer_ids(model, batch, 10)
+
+
+# --- what is computed ----------------------------------------------------------------------------
+
+
+def test_pictures_pass_the_vision_tower_once_and_only_one_place_a_row_gets_logits(model):
+    batch = make_batch(QUESTIONS)
+    seen = {"tower": [], "head": [], "decoder": []}
+    handles = [
+        model.vision_tower.register_forward_hook(lambda m, i, o: seen["tower"].append(len(i[0]))),
+        model.language_model.register_forward_hook(
+            lambda m, i, o: seen["decoder"].append(i[0].shape[1])
+        ),
+    ]
+    logits = model.language_model.logits
+    model.language_model.logits = lambda x: (seen["head"].append(tuple(x.shape)), logits(x))[1]
+    try:
+        answer_ids(model, batch, 5)
+    finally:
+        del model.language_model.logits
+        for handle in handles:
+            handle.remove()
+    assert seen["tower"] == [3]
+    assert seen["head"] == [(3, 24)] * 5
+    assert seen["decoder"] == [17, 1, 1, 1, 1]  # the prompt once, then token by token
+
+
+def test_labels_of_a_training_batch_are_ignored(model):
+    batch = make_batch([(3, 0)])
+    assert answer_ids(model, batch | {"labels": batch["input_ids"]}) == answer_ids(model, batch)
+
+
+def test_generation_leaves_the_batch_as_it_was(model):
+    batch = make_batch(QUESTIONS)
+    before = {name: tensor.clone() for name, tensor in batch.items()}
+    answer_ids(model, batch, 3)
+    assert batch.keys() == before.keys()
+    assert all(torch.equal(batch[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 50.0, "seed": 0}])
+def test_image_token_and_filling_rows_are_never_chosen(options):
+    model = fresh_model()
+    with torch.no_grad():
+        # The decoder ends in ones, so that a logit is the sum of a row: these are the favourites.
+        model.language_model.norm.register_forward_hook(lambda m, i, o: torch.ones_like(o))
+        model.language_model.embed_tokens.weight[1792:] += 5
+    batch = make_batch([(3, 0)] * 20)
+    found = answer_ids(model, batch, 5, **options)
+    assert max(max(row) for row in found) < 1792
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+
+def random_logits(rows: int = 3, vocabulary: int = 50, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(logits, temperature, top_k, top_p) -> np.ndarray:
+    """The definition in float64, token by token from the most likely down."""
+    result = np.zeros(logits.shape)
+    for row, scores in enumerate(logits.double().numpy() / temperature):
+        order = sorted(range(len(scores)), key=lambda token: -scores[token])
+        kept = order[: top_k or len(order)]
+        odds = {token: np.exp(scores[token] - scores[order[0]]) for token in kept}
+        total = sum(odds.values())
+        nucleus, reached = [], 0.0
+        for token in kept:
+            nucleus.append(token)
+            reached += odds[token] / total
+            if top_p is not None and reached >= top_p:
+                break
+        total = sum(odds[token] for token in nucleus)
+        for token in nucleus:
+            result[row, token] = odds[token] / total
+    return result
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [None, 1, 7, 50, 1000])
+@pytest.mark.parametrize("top_p", [None, 0.05, 0.6, 0.95, 1.0])
+def test_probabilities_follow_the_definition(temperature, top_k, top_p):
+    logits = random_logits()
+    found = distribution(logits, temperature, top_k, top_p).numpy()
+    np.testing.assert_allclose(found, by_hand(logits, temperature, top_k, top_p), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(None, None), (7, None), (None, 0.6), (7, 0.6), (None, 0.05)]
+)
+def test_probabilities_equal_transformers(top_k, top_p):
+    theirs = pytest.importorskip("transformers")
+    logits = random_logits()
+    scores = theirs.TemperatureLogitsWarper(0.7)(None, logits)
+    if top_k is not None:
+        scores = theirs.TopKLogitsWarper(top_k)(None, scores)
+    if top_p is not None:
+        scores = theirs.TopPLogitsWarper(top_p)(None, scores)
+    found = distribution(logits, 0.7, top_k, top_p)
+    torch.testing.assert_close(found, scores.softmax(-1), rtol=0, atol=1e-6)
+
+
+def test_top_p_keeps_the_token_that_crosses_it():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    for top_p, kept in ((0.4, 1), (0.6, 2), (0.79, 2), (0.81, 3), (1.0, 3)):
+        assert int((distribution(logits, top_p=top_p) > 0).sum()) == kept
+
+
+def test_forbidden_tokens_have_no_probability_and_tiny_temperatures_no_nan():
+    logits = random_logits()
+    logits[:, 40:] = float("-inf")
+    for temperature in (1.0, 1e-6, 1e-30):
+        found = distribution(logits, temperature, top_k=45, top_p=0.99)
+        assert (found[:, 40:] == 0).all()
+        torch.testing.assert_close(found.sum(-1), torch.ones(3))
+    assert torch.equal(found.argmax(-1), logits.argmax(-1))
+    assert found.max(-1).values.tolist() == [1, 1, 1]
+
+
+def test_logits_are_not_changed():
+    logits = random_logits()
+    before = logits.clone()
+    distribution(logits, 0.5, 3, 0.5), choose(logits, 0.5, 3, 0.5), choose(logits)
+    assert torch.equal(logits, before)
+
+
+def test_a_token_is_drawn_with_those_probabilities(monkeypatch):
+    given = []
+
+    def record(probabilities, number, generator=None):
+        given.append(probabilities)
+        return probabilities.argmin(dim=-1, keepdim=True)  # whatever is drawn is returned
+
+    monkeypatch.setattr(torch, "multinomial", record)
+    logits = random_logits()
+    found = choose(logits, 0.7, 7, 0.9)
+    expected = torch.from_numpy(by_hand(logits, 0.7, 7, 0.9)).float()
+    torch.testing.assert_close(given[0], expected, rtol=0, atol=1e-6)
+    assert torch.equal(found, given[0].argmin(dim=-1))
+
+
+def test_temperature_zero_is_the_most_likely_token():
+    logits = random_logits()
+    assert torch.equal(choose(logits), logits.argmax(-1))
+    assert torch.equal(choose(logits, temperature=0.7, top_k=1), logits.argmax(-1))
+
+
+def test_a_seed_repeats_an_answer_and_another_gives_another(model):
+    batch = make_batch(QUESTIONS)
+    first = answer_ids(model, batch, temperature=1.0, seed=1)
+    torch.rand(10)  # the global generator plays no part
+    assert answer_ids(model, batch, temperature=1.0, seed=1) == first
+    assert answer_ids(model, batch, temperature=1.0, seed=2) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, found 0"),
+        ({"temperature": -0.1}, "temperature must be 0 .* found -0.1"),
+        ({"temperature": float("nan")}, "temperature must be 0 .* found nan"),
+        ({"temperature": float("inf")}, "temperature must be 0 .* found inf"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1, found 0"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p must be above 0 and at most 1, found 0.0"),
+        ({"temperature": 1.0, "top_p": 1.1}, "top_p must be above 0 and at most 1, found 1.1"),
+        ({"top_k": 5}, "set temperature above 0"),
+        ({"top_p": 0.5}, "set temperature above 0"),
+    ],
+)
+def test_options_out_of_range_are_named(model, processor, options, message):
+    with pytest.raises(ValueError, match=message):
+        generate(model, processor, picture(), "a", **options)
+    with pytest.raises(ValueError, match=message):
+        list(stream(model, processor, picture(), "a", **options))
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def picture(seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), "uint8")
+    return Image.fromarray(values)
+
+
+def test_generate_is_processor_then_tokens_then_decode(model, processor):
+    pictures, prompts = [picture(0), picture(1)], ["a dog", "answer en what is on the left?"]
+    ids = their_answer_ids(make_theirs(), processor(pictures, prompts), eos_token_id=None)
+    expected = [processor.decode(row) for row in ids]
+    assert generate(model, processor, pictures, prompts, 8) == expected
+    assert generate(model, processor, picture(0), "a dog", 8) == expected[0]  # one in, one out
+    assert all(expected)
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """Make the model say given token ids: one list for each row."""
+
+    def script(*rows):
+        steps = iter(torch.tensor(rows).T)
+        monkeypatch.setattr(generation, "choose", lambda *arguments: next(steps))
+
+    return script
+
+
+SPOKEN = {
+    "plain": "a dog and a cat",
+    "emoji": "a 😀👨‍👩‍👧 dog",
+    "emoji at the end": "dog 😀",
+    "right to left": "שלום",
+    "locations": "<loc0001><loc0500><loc0003><loc0004> dog ; <loc0009> cat",
+    "a true replacement character": "a\ufffdb",
+    "a replacement character at the end": "a\ufffd",
+    "nothing": "",
+    "spaces": "  a  ",
+}
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+@pytest.mark.parametrize("ended", [True, False])
+def test_streamed_pieces_join_to_the_answer_and_hold_whole_characters(
+    model, processor, says, name, ended
+):
+    text = SPOKEN[name]
+    ids = processor.encode(text) + [1] * (ended or not text)
+    says(ids)
+    assert generate(model, processor, picture(), "a", len(ids)) == text
+    says(ids)
+    pieces = list(stream(model, processor, picture(), "a", len(ids)))
+    assert "".join(pieces) == text
+    assert all(pieces)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_an_answer_cut_in_the_middle_of_an_emoji_still_streams_what_generate_says(
+    model, processor, says
+):
+    ids = processor.encode("a 😀")[:-1]
+    says(ids)
+    expected = generate(model, processor, picture(), "a", len(ids))
+    says(ids)
+    assert "".join(stream(model, processor, picture(), "a", len(ids))) == expected
+    assert expected.startswith("a ") and "\ufffd" in expected
+
+
+def test_pieces_come_as_soon_as_they_are_known(model, processor, says):
+    says(processor.encode("a dog 😀") + [1])
+    pieces = stream(model, processor, picture(), "a")
+    assert next(pieces) == "a"
+    assert next(pieces) == " dog"
+
+
+def test_stream_equals_generate_with_the_real_model_and_a_seed(model, processor):
+    options = {"max_new_tokens": 20, "temperature": 1.5, "top_k": 200, "seed": 3}
+    expected = generate(model, processor, picture(), "a dog", **options)
+    assert "".join(stream(model, processor, picture(), "a dog", **options)) == expected
+
+
+def test_stream_takes_one_prompt(model, processor):
+    with pytest.raises(ValueError, match="one prompt"):
+        list(stream(model, processor, [picture()], ["a"]))
+
+
+def test_the_words_of_a_finished_row_end_at_eos(model, processor, says):
+    dog, cat = processor.encode("a dog"), processor.encode("a cat")
+    assert len(dog) == len(cat) == 2
+    says([*dog, 1, 99, 99], [*cat, 99, 99, 1])
+    found = generate(model, processor, [picture()] * 2, ["a", "b"])
+    assert found[0] == "a dog" and found[1] == processor.decode([*cat, 99, 99])

@@ -1,0 +1,294 @@
+"""Lesson 13: the loss, the optimizer, resuming, and training on several processes."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from minipali import scenes, training
+from minipali.config import preset
+from minipali.contrastive import siglip_loss
+from minipali.paligemma import PaliGemma
+from minipali.tokens import IGNORE, Processor
+from minipali.training import (
+    COUNTS,
+    NAMES,
+    SENTENCES,
+    ContrastiveStage,
+    GenerativeStage,
+    Muon,
+    Recipe,
+    World,
+    load_checkpoint,
+    orthogonalise,
+    run,
+    save_checkpoint,
+    schedule,
+    suffix_loss,
+)
+
+TINY = replace(
+    preset("small"),
+    vision=replace(preset("small").vision, num_hidden_layers=1),
+    text=replace(preset("small").text, num_hidden_layers=1),
+)
+RECIPE = Recipe(contrastive_steps=6, contrastive_batch=4, generative_steps=4, generative_batch=2)
+STAGES = (ContrastiveStage, GenerativeStage)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Processor(training.SMALL_TOKENIZER, TINY)
+
+
+def make(kind, processor, among=None):
+    torch.manual_seed(0)
+    return kind(RECIPE, TINY, processor, among or World())
+
+
+def test_suffix_loss_is_the_mean_over_suffix_tokens_alone():
+    logits = torch.randn(2, 4, 7, dtype=torch.float64)
+    labels = torch.tensor([[IGNORE, IGNORE, 3, 1], [IGNORE, 5, 1, IGNORE]])
+    by_hand = []
+    for row, place, token in ((0, 1, 3), (0, 2, 1), (1, 0, 5), (1, 1, 1)):
+        exponentials = [math.exp(value) for value in logits[row, place].tolist()]
+        by_hand.append(-math.log(exponentials[token] / sum(exponentials)))
+    assert suffix_loss(logits, labels).item() == pytest.approx(sum(by_hand) / 4, abs=1e-6)
+
+
+def test_the_generative_loss_is_the_suffix_loss_of_the_plain_model(processor):
+    stage = make(GenerativeStage, processor)
+    pixels, groups = stage.batch(np.random.default_rng(0), 0.5)
+    expected = []
+    for group in groups:
+        each = len(group["labels"]) // len(pixels)
+        logits = stage.model(**group, pixel_values=pixels.repeat_interleave(each, dim=0))
+        expected.append(suffix_loss(logits, group["labels"]))
+    found = stage.module(pixels, [dict(group) for group in groups])
+    torch.testing.assert_close(found, sum(expected) / 2, atol=1e-5, rtol=0)
+
+
+def test_the_contrastive_loss_counts_pictures_and_patches(processor):
+    stage = make(ContrastiveStage, processor)
+    pixels, sentences, picture_labels, names, patch_labels = stage.batch(
+        np.random.default_rng(0), 0.5
+    )
+    module = stage.module
+    features = module.vision_tower(pixels)
+    texts = module.text_tower(*sentences)
+    whole = siglip_loss(
+        module.image_projection(features.mean(1)), texts, module.log_scale, module.bias,
+        picture_labels,
+    )  # fmt: skip
+    parts = siglip_loss(
+        module.patch_projection(features).flatten(0, 1), module.text_tower(*names),
+        module.log_scale, module.patch_bias, patch_labels.flatten(0, 1),
+    )  # fmt: skip
+    found = module(pixels, sentences, picture_labels, names, patch_labels)
+    torch.testing.assert_close(found, whole + parts)
+
+
+def test_labels_say_what_is_in_the_scene():
+    things = (
+        scenes.Thing("cat", (0.0, 0.0, 0.5, 0.5)),
+        scenes.Thing("cat", (0.5, 0.5, 1.0, 1.0)),
+    )
+    scene = scenes.Scene(np.zeros((72, 72, 3), np.uint8), "pink", things)
+    labels = training.sentence_labels(scene)
+    true = [SENTENCES[i] for i in np.flatnonzero(labels == 1)]
+    assert true == ["a cat", "two objects", "a pink background"]
+    assert set(labels.tolist()) == {1.0, -1.0}
+    assert SENTENCES[: len(NAMES)] == NAMES and SENTENCES[len(NAMES) :][:3] == COUNTS
+    patches = training.patch_labels(scene, 2)[:, scenes.OBJECTS.index("cat")]
+    assert patches.tolist() == [1, -1, -1, 1]
+
+
+def test_orthogonalised_matrices_keep_directions_and_even_out_sizes():
+    torch.manual_seed(0)
+    for shape in ((3, 8, 8), (2, 12, 6), (2, 6, 12)):
+        matrices = torch.randn(shape)
+        found = orthogonalise(matrices, steps=12)
+        values = torch.linalg.svdvals(found)
+        assert values.min() > 0.6 and values.max() < 1.3
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+        nearest = left @ right
+        assert F.cosine_similarity(found.flatten(1), nearest.flatten(1)).min() > 0.97
+
+
+def test_muon_moves_downhill():
+    torch.manual_seed(0)
+    target, weight = torch.randn(6, 4), torch.nn.Parameter(torch.zeros(6, 4))
+    maker = Muon([weight], lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss = (weight - target).square().mean()
+        losses.append(loss.item())
+        maker.zero_grad()
+        loss.backward()
+        maker.step()
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_every_parameter_is_trained_by_exactly_one_group(processor):
+    for kind in STAGES:
+        module = make(kind, processor).module
+        groups = [
+            g for maker in training.optimizers(module, 0.01, 0.001, 0.3) for g in maker.param_groups
+        ]
+        held = [id(p) for group in groups for p in group["params"]]
+        assert sorted(held) == sorted(id(p) for p in module.parameters())
+
+
+def test_the_schedule_rises_stays_and_ends_near_zero():
+    factors = [schedule(step, 1000, warmup=10) for step in range(1000)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == 1 and factors[500] == 1
+    assert 0 < factors[-1] < 0.01
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    state = {"a": torch.randn(2, 3), "b": [1, None, {"c": torch.ones(1)}], "d": {3: "x", "4": 2.5}}
+    save_checkpoint(tmp_path / "x.safetensors", state)
+    back = load_checkpoint(tmp_path / "x.safetensors")
+    assert torch.equal(back["a"], state["a"]) and torch.equal(back["b"][2]["c"], torch.ones(1))
+    assert back["d"] == {3: "x", "4": 2.5} and back["b"][:2] == [1, None]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_run_that_was_killed_ends_as_if_it_had_not_been(kind, processor, tmp_path, monkeypatch):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir(), halves.mkdir()
+    unbroken = make(kind, processor)
+    run(unbroken, whole, every=2)
+
+    killed = make(kind, processor)
+    batch, steps = killed.batch, iter(range(3))
+
+    def batch_until_killed(*given):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return batch(*given)
+
+    killed.batch = batch_until_killed
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, halves, every=2)
+    resumed = make(kind, processor)
+    run(resumed, halves, every=2)
+    for name, p in unbroken.module.state_dict().items():
+        torch.testing.assert_close(resumed.module.state_dict()[name], p, msg=name)
+    steps_logged = [line["step"] for line in training.read_log(halves / "log.jsonl")]
+    assert steps_logged == sorted(set(steps_logged)) and steps_logged[-1] == resumed.steps
+
+
+def test_another_recipes_checkpoint_is_refused(processor, tmp_path):
+    run(make(ContrastiveStage, processor), tmp_path, every=6)
+    other = ContrastiveStage(replace(RECIPE, seed=1), TINY, processor, World())
+    with pytest.raises(ValueError, match="another recipe"):
+        run(other, tmp_path)
+
+
+def test_learning_reduces_the_loss_and_every_part_of_the_model_moves(processor, tmp_path):
+    torch.manual_seed(0)
+    stage = GenerativeStage(replace(RECIPE, generative_steps=30), TINY, processor, World())
+    batch = stage.batch(np.random.default_rng(0), 0.0)
+    stage.batch = lambda rng, progress: (batch[0], [dict(group) for group in batch[1]])
+    before = {name: p.clone() for name, p in stage.module.named_parameters()}
+    run(stage, tmp_path, every=5)
+    losses = [line["loss"] for line in training.read_log(tmp_path / "log.jsonl")]
+    assert losses[-1] < 0.5 * losses[0]
+    still = [n for n, p in stage.module.named_parameters() if torch.equal(p, before[n])]
+    assert still == []
+
+
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[2])
+from test_training import RECIPE, STAGES, TINY, gradients
+from minipali.tokens import Processor
+from minipali.training import SMALL_TOKENIZER, world
+torch.set_num_threads(1)
+with world() as among:
+    processor = Processor(SMALL_TOKENIZER, TINY)
+    found = [gradients(kind, processor, among) for kind in STAGES]
+    if among.rank == 1:
+        torch.save(found, Path(sys.argv[1]))
+"""
+
+
+def gradients(kind, processor, among: World) -> dict[str, torch.Tensor]:
+    """The gradient of one step; with two processes each takes half of the pictures."""
+    stage = make(kind, processor, among)
+    alone = make(kind, processor)  # makes the whole batch, of which each process takes its part
+    batch = alone.batch(np.random.default_rng(3), 0.9)
+    part = slice(among.rank, None, among.size)
+    if kind is ContrastiveStage:
+        pixels, _, labels, names, patch_labels = batch
+        given = (pixels[part], stage.sentences, labels[part], names, patch_labels[part])
+    else:
+        # Equal numbers of answer tokens, so that the mean of two means is the mean of all.
+        pixels, groups = batch
+        row = {name: tensor[:1] for name, tensor in groups[0].items()}
+        group = {name: tensor.expand(len(pixels[part]), -1) for name, tensor in row.items()}
+        given = (pixels[part], [group])
+    module = stage.module
+    if among.size > 1:
+        module = torch.nn.parallel.DistributedDataParallel(module)
+    module(*given).backward()
+    return {name: p.grad for name, p in stage.module.named_parameters()}
+
+
+def test_two_processes_have_the_gradient_of_one(processor, tmp_path):
+    """DistributedDataParallel and the ring of sentences, under torchrun with gloo."""
+    script, result = tmp_path / "worker.py", tmp_path / "gradients.pt"
+    script.write_text(WORKER)
+    here = Path(__file__).parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    command += [str(script), str(result), str(here)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = torch.load(result, weights_only=True)
+    for kind, found in zip(STAGES, together, strict=True):
+        alone = gradients(kind, processor, World())
+        assert alone.keys() == found.keys()
+        for name, gradient in alone.items():
+            torch.testing.assert_close(
+                found[name],
+                gradient,
+                atol=2e-5,
+                rtol=1e-3,
+                msg=lambda said, name=name: f"{name}: {said}",
+            )
+
+
+def test_uneven_shares_are_refused(processor):
+    with pytest.raises(ValueError, match="divide evenly"):
+        ContrastiveStage(RECIPE, TINY, processor, World(0, 5))
+    with pytest.raises(ValueError, match="divide evenly"):
+        GenerativeStage(RECIPE, TINY, processor, World(0, 3))
+
+
+def test_the_command_trains_a_model_that_loads(tmp_path, monkeypatch):
+    from minipali import generate, load
+
+    monkeypatch.setattr(training, "measure", None)
+    recipe = replace(RECIPE, contrastive_steps=2, generative_steps=2)
+    training.train_small(tmp_path, recipe)
+    model, processor = load(tmp_path / "model")
+    assert isinstance(model, PaliGemma)
+    picture = scenes.examples()["three_apples"]
+    assert isinstance(generate(model, processor, picture, "caption en", max_new_tokens=3), str)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    stages = [line["stage"] for line in training.read_log(tmp_path / "log.jsonl")]
+    assert stages == ["contrastive", "generative"]
