@@ -1,8 +1,25 @@
 """PaliGemma, built from scratch to be read. The course around it is in the repository."""
 
-from minipali.generation import generate, stream
-from minipali.locations import detect
-from minipali.weights import load, save
+import importlib
 
 __version__ = "0.1.0"
 __all__ = ["detect", "generate", "load", "save", "stream"]
+
+_HOMES = {
+    "detect": "minipali.locations",
+    "generate": "minipali.generation",
+    "load": "minipali.weights",
+    "save": "minipali.weights",
+    "stream": "minipali.generation",
+}
+
+
+def __getattr__(name: str):
+    # Imported on first use: `minipali doctor` must start even where torch is missing or broken.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'minipali' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

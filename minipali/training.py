@@ -321,7 +321,7 @@ class GenerativeStage:
                 f" found {among.size}"
             )
         self.recipe, self.among, self.steps = recipe, among, recipe.generative_steps
-        self.gentle = recipe.tower_factor
+        self.gentle = recipe.tower_factor if recipe.contrastive_steps else 1.0
         self.processor = processor
         self.model = PaliGemma(config)
         initialise(self.model)

@@ -115,7 +115,10 @@ def test_the_published_models_have_a_place_for_each_key(name, parameters):
 
 def test_loading_is_light(saved):
     """torch's compiler, which the meta device asks for too easily, takes 2 s to import."""
-    code = f"import sys, minipali; minipali.load({str(saved)!r}); print('torch._dynamo' in sys.modules)"
+    code = (
+        f"import sys, minipali; minipali.load({str(saved)!r})"
+        "; print('torch._dynamo' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -711,6 +714,12 @@ def test_any_cut_and_any_changed_byte_of_the_header_is_noticed_or_harmless(folde
             ]
         except WeightsError as error:
             assert str(folder) in str(error)
+
+
+def test_a_longer_header_than_the_format_allows_is_not_read(saved, monkeypatch):
+    monkeypatch.setattr(weights, "HEADER_BYTES", 1000)
+    with pytest.raises(WeightsError, match="must be a whole safetensors file: .* announce"):
+        read_header(saved / "model.safetensors")
 
 
 # --- saving --------------------------------------------------------------------------------------
