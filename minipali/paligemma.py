@@ -72,7 +72,10 @@ class PaliGemma(nn.Module):
         kv_cache: KVCache | None = None,
         image_features: Tensor | None = None,
     ) -> Tensor:
-        """What the head turns into logits: (b, t, d). Arguments as in `forward`."""
+        """What the head turns into logits: (b, t, d). Arguments as in `forward`.
+
+        image_features: (b, n, d), in place of pixel_values, where they are known already.
+        """
         is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         is_real = is_real.bool()
         first = kv_cache is None or kv_cache.length == 0
@@ -141,6 +144,8 @@ class PaliGemma(nn.Module):
                 " sees itself whole, so it must be given whole in the first call"
             )
         expected = 0
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("give pixel_values or image_features (what they become), not both")
         if pixel_values is not None or image_features is not None:
             pictures = pixel_values if pixel_values is not None else image_features
             expected = self.config.vision.num_patches

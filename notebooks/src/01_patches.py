@@ -171,9 +171,14 @@ embedded.shape
 figures.position_similarity(
     positions,
     alt="Four maps of 6 by 6 places. Each shows how similar the position vectors of all places are "
-    "to one chosen place, marked by a white cross: three corners and the middle. The chosen place "
-    "is brightest; its row, column and neighbours tend to be more similar than far places.",
+    "to one chosen place, marked by a white cross. For three corners the whole border is bright and "
+    "the middle dark. For a place in the middle the middle is bright and the border dark.",
 )
+
+# %% [markdown]
+# The table has found the shape of the picture on its own: a corner is most like the rest of the
+# border, and a place in the middle is like the middle. Neighbours are alike, although no line of
+# the code says who is a neighbour of whom.
 
 # %% [markdown]
 # ## Break it
