@@ -543,7 +543,7 @@ DAMAGES = {
         "begin with a safetensors header",
     ),
     "a negative side": (
-        header(lambda found: found[NORM].update(shape=[-24])),
+        header(lambda found: found[NORM].update(shape=[-4, -6])),
         "begin with a safetensors header",
     ),
     "a shape of more bytes": (
