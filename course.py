@@ -196,7 +196,7 @@ def doctor(arguments):
 
 
 def lab(arguments):
-    return run(PYTHON, "-m", "jupyterlab", *arguments)
+    return run(PYTHON, "-m", "jupyterlab", *(arguments or ["notebooks/00_ask.ipynb"]))
 
 
 def build(arguments):

@@ -3,6 +3,7 @@
 import argparse
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ PROMPTS = """\
   answer en is there a dog?
   detect cat"""
 
+LEARNED = re.compile(
+    r"caption en|detect \w+|answer en (what is (this|on the left|on the right|at the top"
+    r"|at the bottom)|what colour is the background|how many \w+ are there|is there an? \w+)\?"
+)
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -37,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--model",
         default="small",
-        help="small (default), a model folder, or a model's name on the hub, owner/name",
+        help="small (default), a model folder, or a model on the hub: owner/name@revision",
     )
 
     def add(name: str, run, text: str, **options) -> argparse.ArgumentParser:
@@ -78,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that cannot write a letter shows "?"
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(arguments or ["--help"])
     try:
         return options.run(options)
     except BrokenPipeError:  # whoever read our output, such as head, has seen enough
@@ -124,10 +131,15 @@ def ask(options: argparse.Namespace) -> int:
 
     picture = load_picture(options.image)
     model, processor = load_model(options.model)
-    print(f"question  {options.prompt}")
-    print("answer    ", end="", flush=True)
+    shown = options.prompt if len(options.prompt) <= 80 else f"{options.prompt[:77]}..."
+    print(f"question  {shown}")
+    if options.model == "small" and not LEARNED.fullmatch(options.prompt):
+        print("note      the small model has not learned this prompt; see minipali ask --help")
+    pieces = stream(model, processor, picture, options.prompt)
+    first = next(pieces, "")
+    print(f"answer    {first}", end="", flush=True)
     try:
-        for piece in stream(model, processor, picture, options.prompt):
+        for piece in pieces:
             print(piece, end="", flush=True)
     finally:
         print(flush=True)
@@ -157,7 +169,9 @@ def check_output(output: Path, image: Path | None) -> None:
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output must end in .png, found {output}")
     if not output.parent.is_dir():
-        raise ValueError(f"--output must be in a folder that exists, and {output.parent} does not")
+        raise ValueError(
+            f"--output must be in a folder that exists, and {output.parent} does not: make it first"
+        )
     if output.is_dir():
         raise ValueError(f"--output must be a file, and {output} is a folder")
     if image is not None and image.exists() and output.exists() and output.samefile(image):

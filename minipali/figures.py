@@ -5,6 +5,8 @@ notebook as text, gets what it shows. Colours are from Okabe and Ito's set, whic
 readers can tell apart, and never carry a meaning alone.
 """
 
+import base64
+import html
 import io
 import textwrap
 
@@ -29,9 +31,13 @@ def show(figure: Figure, alt: str) -> None:
     held = io.BytesIO()
     figure.savefig(held, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
-    alt = " ".join(alt.split())
+    alt, png = " ".join(alt.split()), held.getvalue()
+    # JupyterLab puts no alt text on a PNG, but keeps that of an HTML image; the PNG itself is for
+    # viewers that show no HTML.
+    data = base64.b64encode(png).decode()
+    image = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
     display(
-        {"image/png": held.getvalue(), "text/plain": f"Figure: {alt}"},
+        {"text/html": image, "image/png": data, "text/plain": f"Figure: {alt}"},
         metadata={"image/png": {"alt": alt}},
         raw=True,
     )
@@ -79,7 +85,7 @@ def model_map(lit: str, config: PaliGemmaConfig) -> None:
         )
         axes.text(
             x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=9,
-            color=DARK if on or lit == "all" else "#555555", weight="bold" if on else "normal",
+            color=DARK if on or lit == "all" else "#555555",
         )  # fmt: skip
         centre[key] = (x, x + w, y + h / 2)
     arrows = [("picture", "patches"), ("patches", "vision"), ("vision", "projector"),
@@ -194,7 +200,7 @@ def training_curve(lines: list[dict]) -> Figure:
     """Loss and accuracy over the steps of a training log; the caller saves or shows the figure."""
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     figure, axes = plt.subplots(
-        2, len(stages), figsize=(5 * len(stages), 6), layout="constrained", squeeze=False
+        2, len(stages), figsize=(5 * len(stages), 7), layout="constrained", squeeze=False
     )
     colours = [BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", DARK]
     for column, stage in enumerate(stages):
@@ -216,5 +222,8 @@ def training_curve(lines: list[dict]) -> Figure:
                 )  # fmt: skip
         bottom.set(xlabel="step", ylabel="right answers in %", ylim=(0, 101))
         if tasks:
-            bottom.legend(fontsize=8, title="solid: training artists\ndashed: validation artist")
+            bottom.legend(
+                fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4,
+                title="solid: training artists, dashed: validation artist", title_fontsize=8,
+            )  # fmt: skip
     return figure

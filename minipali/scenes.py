@@ -237,7 +237,7 @@ def compose(
         opacity = drawing[..., 3:].astype(np.float32) / 255
         place = pixels[y * scale : (y + height) * scale, x * scale : (x + width) * scale]
         place += opacity * (_recoloured(drawing, rng, strength) - place)
-        box = (y / SIDE, x / SIDE, (y + height) / SIDE, (x + width) / SIDE)
+        box = tuple(float(edge / SIDE) for edge in (y, x, y + height, x + width))
         things.append(Thing(name, box))
     if strength:
         pixels += rng.normal(0, 4 * strength * rng.random(), pixels.shape)

@@ -15,11 +15,20 @@ from minipali.paligemma import PaliGemma
 from minipali.patches import PatchEmbedding
 
 
+def _shaped(name: str, result, shape: tuple[int, ...]) -> Tensor:
+    """The result of a piece, if the next layer can use it; else ValueError that names the piece."""
+    if not isinstance(result, Tensor) or result.shape != shape:
+        found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise ValueError(f"{name} must return a Tensor of shape {tuple(shape)}, found {found}.")
+    return result
+
+
 def _embed_patches(attempt: Callable) -> Callable:
     def forward(module: PatchEmbedding, pixels: Tensor) -> Tensor:
         convolution = module.patch_embedding
         positions = module.position_embedding.weight
-        return attempt(pixels, convolution.weight, convolution.bias, positions)
+        result = attempt(pixels, convolution.weight, convolution.bias, positions)
+        return _shaped("embed_patches", result, (len(pixels), *positions.shape))
 
     return forward
 

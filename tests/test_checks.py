@@ -1,11 +1,9 @@
 """The exercises' checks: right answers pass, mistakes are named, nothing is borrowed."""
 
-import functools
-
 import pytest
 import torch
 
-from minipali.checks import CheckFailed, check, exercise, hint
+from minipali.checks import CheckFailed, check, engine, exercise, hint
 from minipali.checks.engine import (
     CORRECT,
     CRASHED,
@@ -13,7 +11,6 @@ from minipali.checks.engine import (
     REFUSED,
     WRONG,
     _same,
-    borrowed,
     examine,
 )
 from minipali.checks.lessons import STEMS, exercises
@@ -22,13 +19,19 @@ ALL = list(exercises().values())
 MISTAKES = [(one, mistake) for one in ALL for mistake in one.mistakes]
 
 
+@pytest.fixture
+def unwatched(monkeypatch):
+    """Let the finished pieces and the known mistakes count as a learner's own code."""
+    monkeypatch.setattr(engine, "_finished_files", lambda exercise: set())
+
+
 def foreign(function):
-    """The same function as a learner's own: not of minipali, and calling nothing of it."""
+    """The same function, but not itself an object of minipali."""
     return lambda *arguments: function(*arguments)
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
-def test_a_right_answer_is_correct_and_says_what_was_checked(one):
+def test_a_right_answer_is_correct_and_says_what_was_checked(unwatched, one):
     outcome = examine(one, foreign(one.reference))
     assert outcome.status == CORRECT
     assert one.checked in outcome.message
@@ -37,7 +40,7 @@ def test_a_right_answer_is_correct_and_says_what_was_checked(one):
 @pytest.mark.parametrize(
     ("one", "mistake"), MISTAKES, ids=[f"{one.name}-{mistake.name}" for one, mistake in MISTAKES]
 )
-def test_each_known_mistake_is_rejected_and_named(one, mistake):
+def test_each_known_mistake_is_rejected_and_named(unwatched, one, mistake):
     outcome = examine(one, foreign(mistake.wrong))
     assert outcome.status == WRONG
     assert outcome.message.startswith(mistake.says)
@@ -75,6 +78,7 @@ def test_names_are_unique_and_every_lesson_with_checks_is_listed():
 
 
 CELL = """
+import functools, importlib, sys
 import minipali.patches as module
 from minipali.patches import PatchEmbedding, patchify
 
@@ -90,24 +94,74 @@ def calls_a_caller(pixels, patch_size):
 def imports_it(pixels, patch_size):
     from minipali.patches import patchify as cut
     return cut(pixels, patch_size)
+
+def finds_it(pixels, patch_size):
+    found = importlib.import_module("mini" + "pali.patches")
+    return getattr(found, "patch" + "ify")(pixels, patch_size)
+
+def has_it_as_default(pixels, patch_size, cut=patchify):
+    return cut(pixels, patch_size)
+
+class Holder:
+    def __call__(self, pixels, patch_size):
+        return patchify(pixels, patch_size)
+
+disguises = [
+    patchify, functools.partial(patchify), functools.lru_cache(patchify), PatchEmbedding, calls_it,
+    calls_the_module, calls_a_caller, imports_it, finds_it, has_it_as_default, Holder(),
+]
 """
 
 
 def test_the_finished_piece_is_refused_in_every_disguise():
     scope = {}
     exec(CELL, scope)
-    names = ["patchify", "PatchEmbedding", "calls_it", "calls_the_module", "calls_a_caller"]
-    disguises = [scope[name] for name in [*names, "imports_it"]]
-    disguises.append(functools.partial(scope["patchify"]))
-    for disguise in disguises:
+    for disguise in scope["disguises"]:
         assert examine(exercise("patchify"), disguise).status == REFUSED, disguise
 
 
-def test_a_function_that_calls_itself_is_examined():
+HONEST = """
+import numpy as np, torch
+from minipali import load  # a name that stands in the notebook, and must not count
+
+class Cutter:
+    def load(self, pixels): return pixels
+    def __call__(self, pixels, p, *more, scale=1):
+        b, c, y, x = self.load(pixels).shape
+        return pixels.reshape(b, c, y // p, p, x // p, p).permute(0, 2, 4, 1, 3, 5).reshape(
+            b, (y // p) * (x // p), -1)
+
+def loops(pixels, p):
+    rows = [pixels[:, :, y:y+p, x:x+p].flatten(1)
+            for y in range(0, pixels.shape[2], p) for x in range(0, pixels.shape[3], p)]
+    return torch.stack(rows, dim=1)
+
+def through_numpy(pixels, p):
+    return torch.from_numpy(np.ascontiguousarray(loops(pixels, p).numpy()))
+
+honest = [Cutter(), loops, through_numpy,
+    lambda a, b: torch.nn.functional.unfold(a, b, stride=b).transpose(1, 2)]
+"""
+
+
+def test_honest_answers_of_any_style_are_correct():
     scope = {}
-    exec("def again(a, b): return a if b == 0 else again(a, 0)", scope)
-    assert borrowed(scope["again"]) == ""
-    assert examine(exercise("patchify"), scope["again"]).status == WRONG
+    exec(HONEST, scope)
+    for attempt in scope["honest"]:
+        outcome = examine(exercise("patchify"), attempt)
+        assert outcome.status == CORRECT, outcome
+
+
+def test_numbers_in_wrong_places_are_said_to_be_that(unwatched):
+    right = exercise("patchify").reference
+
+    def said(change):
+        return examine(exercise("patchify"), lambda a, b: change(right(a, b))).message
+
+    assert "some are in another b" in said(lambda x: x.flip(0))
+    assert "along values they have another order" in said(lambda x: x.flip(2))
+    assert "along n they have another order" in said(lambda x: x.flip(1))
+    assert "mixed" in said(lambda x: x.flatten(1).flip(1).roll(1, 1).reshape(x.shape))
 
 
 def test_a_stub_is_not_attempted():
@@ -116,12 +170,21 @@ def test_a_stub_is_not_attempted():
 
     assert examine(exercise("patchify"), stub).status == NOT_ATTEMPTED
     assert examine(exercise("patchify"), lambda pixels, patch_size: ...).status == NOT_ATTEMPTED
+    outcome = examine(exercise("patchify"), lambda pixels, patch_size: stub(pixels, patch_size))
+    assert outcome.status == NOT_ATTEMPTED and "calls `stub`" in outcome.message
+
+
+class Learned:
+    pass
 
 
 @pytest.mark.parametrize(
     ("attempt", "status", "said"),
     [
         (lambda pixels: pixels, WRONG, "must take 2 arguments (pixels, patch_size)"),
+        (lambda pixels, *, p: pixels, WRONG, "found (pixels, *, p)"),
+        (lambda pixels, p: pixels.numpy(), WRONG, "torch.from_numpy"),
+        (Learned, WRONG, "an instance of your class: Learned"),
         (lambda pixels, p: None, WRONG, "`return`"),
         (lambda pixels, p: pixels.tolist(), WRONG, "must be a Tensor, found a list"),
         (lambda pixels, p: pixels, WRONG, "found 4 axes"),
@@ -149,7 +212,7 @@ def test_changing_the_input_is_noticed():
     assert "changed its input `pixels`" in outcome.message
 
 
-def test_only_strict_mode_raises(monkeypatch, capsys):
+def test_only_strict_mode_raises(unwatched, monkeypatch, capsys):
     monkeypatch.delenv("MINIPALI_STRICT", raising=False)
     check("patchify", lambda pixels, p: None)
     assert "wrong" in capsys.readouterr().out

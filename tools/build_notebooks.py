@@ -93,6 +93,17 @@ def bare(made: NotebookNode) -> list[tuple]:
     return [(c.id, c.cell_type, c.source, dict(c.metadata)) for c in made.cells]
 
 
+def has_answers(path: Path, expected: NotebookNode) -> bool:
+    """Whether a learner has worked in this exercise: something ran, or a gap is filled."""
+    if path.parent.name != "exercises" or not path.exists():
+        return False
+    found = nbformat.read(path, as_version=4)
+    gaps = {cell.id for cell in expected.cells if "raise NotImplementedError" in cell.source}
+    open_gaps = {cell.id for cell in found.cells if "raise NotImplementedError" in cell.source}
+    ran = any(cell.get("outputs") or cell.get("execution_count") for cell in found.cells)
+    return ran or not gaps <= open_gaps
+
+
 def complaints(path: Path, expected: NotebookNode, executed: bool) -> list[str]:
     """What is wrong with one committed notebook."""
     if not path.exists():
@@ -119,7 +130,8 @@ def complaints(path: Path, expected: NotebookNode, executed: bool) -> list[str]:
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
-                if len(alt) < 20:
+                html = "".join(output["data"].get("text/html", ""))
+                if len(alt) < 20 or '<img alt="' not in html:
                     wrong.append(f"the figure of code cell {number} has no alt text")
     if path.stat().st_size > LARGEST:
         wrong.append(f"has {path.stat().st_size:,} bytes; at most {LARGEST:,}")
@@ -142,6 +154,9 @@ def main() -> int:
     failures = 0
     for path, cells, executed in made:
         name = path.relative_to(ROOT)
+        if has_answers(path, cells) and not os.environ.get("CI"):
+            print(f"{name} holds your answers and is left as it is.")
+            continue
         if given.check:
             for complaint in complaints(path, cells, executed):
                 print(f"{name}: {complaint}")

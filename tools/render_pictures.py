@@ -24,18 +24,18 @@ PICTURES = {  # file name: artists, objects, seed
     "three_apples": ({"fluent": ("fluent-3d",)}, ["apple", "apple", "apple"], 9),
     "rocket_moon_clock": ({"emojione": ("emojione",)}, ["rocket", "moon", "clock"], 1),
     "penguin_test_artist": (scenes.TEST_ARTIST, ["penguin"], 3),
-    "dog_and_car_test_artist": (scenes.TEST_ARTIST, ["dog", "car"], 6),
-    "two_frogs_and_pizza_test_artist": (scenes.TEST_ARTIST, ["frog", "frog", "pizza"], 5),
+    "dog_and_car_test_artist": (scenes.TEST_ARTIST, ["dog", "car"], 246),
+    "two_frogs_and_pizza_test_artist": (scenes.TEST_ARTIST, ["frog", "frog", "pizza"], 12),
 }
 
 SHOWN = {  # picture: what to detect, what to ask
     "dog_and_car_test_artist": (
         ["dog", "car"],
-        ["caption en", "answer en what is at the bottom?", "answer en is there a cactus?"],
+        ["caption en", "answer en what is on the left?", "answer en is there a cactus?"],
     ),
     "two_frogs_and_pizza_test_artist": (
         ["frog", "pizza"],
-        ["caption en", "answer en how many frogs are there?", "detect pizza"],
+        ["answer en how many frogs are there?", "answer en what is on the right?", "detect pizza"],
     ),
 }
 

@@ -10,7 +10,6 @@
 # %%
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 
 from minipali.checks import check, hint
 
@@ -18,7 +17,8 @@ from minipali.checks import check, hint
 # ## 1. Cut
 #
 # Cut a batch of pictures into flat patches, in reading order. Inside a patch the order is channel,
-# row, column. You may use einops, or `reshape` and `permute`.
+# row, column. The lesson did it with einops. Do it here with `reshape` and `permute` alone, so that
+# you see what einops does for you.
 
 
 # %%
@@ -29,9 +29,10 @@ def patchify(pixels, patch_size):
     returns: (b, n, c * patch_size * patch_size)
     """
     ### BEGIN SOLUTION
-    return rearrange(
-        pixels, "b c (ny py) (nx px) -> b (ny nx) (c py px)", py=patch_size, px=patch_size
-    )
+    b, c, y, x = pixels.shape
+    ny, nx = y // patch_size, x // patch_size
+    blocks = pixels.reshape(b, c, ny, patch_size, nx, patch_size)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, ny * nx, -1)
     ### END SOLUTION
 
 
@@ -39,7 +40,8 @@ def patchify(pixels, patch_size):
 check("patchify", patchify)
 
 # %% [markdown]
-# Stuck? Run `hint("patchify", 1)`, then `2`, then `3` in a new cell.
+# Stuck? Run `hint("patchify", 1)`, then `2`, then `3` in a new cell. The next exercise has hints too:
+# `hint("embed_patches", 1)`.
 
 # %% [markdown]
 # ## 2. Embed and place
@@ -69,7 +71,8 @@ check("embed_patches", embed_patches)
 # ## 3. Inside the model
 #
 # `swap` makes a copy of the trained model in which your `embed_patches` does the work, with the
-# trained weights. It says whether every layer still agrees, or which one differs first.
+# trained weights. It says whether every layer still agrees, or which one differs first. A piece that
+# is not written yet is left out, and the model goes on with its own.
 
 # %%
 from minipali import generate, load
@@ -91,6 +94,6 @@ for prompt in ("caption en", "answer en what is on the left?", "detect dog"):
 # %% [markdown]
 # ## Go on
 #
-# - What does the model answer if you leave the positions out? Write a second `embed_patches`, `swap`
-#   it in, and ask where things are.
-# - Give `patchify` pictures that are wider than high. Does the order of your patches still hold?
+# - Write the inverse: patches back to a picture. Put it behind your `patchify` and look at the result.
+# - Shuffle the rows of `positions` in a second `embed_patches` and `swap` it in. (`swap` will say
+#   *wrong*: that is what you want to see.) Which questions suffer? Compare with the lesson's surprise.

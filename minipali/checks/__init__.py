@@ -29,7 +29,10 @@ def exercise(name: str) -> Exercise:
 
 
 def check(name: str, attempt: Callable) -> None:
-    """Examine a learner's function and display the outcome."""
+    """Examine a learner's function and display the outcome.
+
+    Raises KeyError, listing the names there are, for an unknown exercise.
+    """
     show(examine(exercise(name), attempt))
 
 

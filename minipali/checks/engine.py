@@ -6,6 +6,7 @@ learner's own.
 
 import functools
 import inspect
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,11 +85,15 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
         case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
         given = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
         try:
-            result = attempt(*given)
-        except NotImplementedError:
-            return outcome(NOT_ATTEMPTED, "Replace the line that raises NotImplementedError.")
+            result, ran = _watched(attempt, given, _finished_files(exercise))
+        except NotImplementedError as error:
+            return outcome(NOT_ATTEMPTED, _unwritten(error, attempt))
         except Exception as error:
             return outcome(CRASHED, f"{case}: {_crash(error)}")
+        if ran:
+            return outcome(
+                REFUSED, f"It runs minipali's own {ran}. Write your own: that is the exercise."
+            )
         if result is Ellipsis:
             return outcome(NOT_ATTEMPTED, "Replace the `...`.")
         for parameter, before, after in zip(
@@ -127,35 +132,57 @@ def diagnose(exercise: Exercise, cases: list[tuple], results: list) -> str:
     return ""
 
 
-def borrowed(attempt: Callable, seen: tuple = ()) -> str:
-    """The name of the minipali or solutions object that an attempt is or calls, or ""."""
+def borrowed(attempt: Callable) -> str:
+    """The name of the object of minipali that an attempt is, or ""."""
     while isinstance(attempt, functools.partial):
         attempt = attempt.func
     attempt = inspect.unwrap(attempt)
-    code = getattr(getattr(attempt, "__func__", attempt), "__code__", None)
-    if code is None and not inspect.isclass(attempt):
+    if not inspect.isroutine(attempt) and not inspect.isclass(attempt):
         attempt = type(attempt)
-    home = Path(__file__).parents[1]
-    if str(getattr(attempt, "__module__", "")).split(".")[0] in ("minipali", "solutions"):
-        return f"{attempt.__module__}.{getattr(attempt, '__qualname__', '')}"
-    if code is not None:
-        if home in Path(code.co_filename).parents:
-            return code.co_qualname if hasattr(code, "co_qualname") else code.co_name
-        for name in code.co_names:
-            if name.split(".")[0] == "minipali":
-                return f"a call into {name}"
-            used = getattr(attempt, "__globals__", {}).get(name)
-            if inspect.ismodule(used) and used.__name__.split(".")[0] == "minipali":
-                return f"a call into {used.__name__}"
-            if not (inspect.isroutine(used) or inspect.isclass(used)) or used in seen:
-                continue
-            if borrowed(used, (*seen, attempt, used)):
-                return f"a call of minipali's {name}"
+    module = str(getattr(attempt, "__module__", ""))
+    if module.split(".")[0] == "minipali":
+        return f"{module}.{attempt.__qualname__}"
     return ""
+
+
+def _finished_files(exercise: Exercise) -> set[str]:
+    """The files that hold the finished piece: the lesson's module and its checks."""
+    checks = Path(exercise.cases.__code__.co_filename)
+    return {str(checks), str(checks.parents[1] / checks.name)}
+
+
+def _watched(attempt: Callable, given: list, finished: set[str]) -> tuple[object, str]:
+    """Call the attempt; return its result and the finished function that it ran on the way, or "".
+
+    What runs is watched, not what is named: a name says little, and there are many ways round it.
+    """
+    ran = ""
+
+    def watch(frame, event, _argument):
+        nonlocal ran
+        if event == "call" and frame.f_code.co_filename in finished:
+            ran = ran or frame.f_code.co_name
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        result = attempt(*given)
+    finally:
+        sys.setprofile(before)
+    return result, ran
+
+
+def _unwritten(error: NotImplementedError, attempt: Callable) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1].name
+    if where != getattr(attempt, "__name__", where):
+        return f"It calls `{where}`, which is not written yet."
+    return "Replace the line that raises NotImplementedError."
 
 
 def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
     expected = ", ".join(inspect.signature(exercise.reference).parameters)
+    if inspect.isclass(attempt):
+        return f"Give check an instance of your class: {attempt.__name__}(...)."
     try:
         signature = inspect.signature(attempt)
     except (TypeError, ValueError):  # some built-in functions have none
@@ -165,7 +192,7 @@ def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
     except TypeError:
         return (
             f"It must take {len(arguments)} arguments ({expected}), in this order; found"
-            f" ({', '.join(signature.parameters)}). The names are yours."
+            f" {signature}. The names are yours."
         )
     return ""
 
@@ -194,7 +221,9 @@ def _compare(exercise: Exercise, result, expected) -> str:
     if result is None:
         return "your function returned None. Is a `return` missing?"
     if not isinstance(result, type(expected)):
-        return f"the result must be a {type(expected).__name__}, found a {type(result).__name__}."
+        found = type(result).__name__
+        more = " torch.from_numpy makes a tensor of it." if found == "ndarray" else ""
+        return f"the result must be a {type(expected).__name__}, found a {found}.{more}"
     if not isinstance(expected, Tensor):
         return "" if _same(result, expected, exercise.tolerance) else (
             f"the result must be {expected}, found {result}."
@@ -225,6 +254,8 @@ def _compare(exercise: Exercise, result, expected) -> str:
         where = tuple(
             torch.stack(torch.unravel_index(difference.argmax(), difference.shape)).tolist()
         )
+        if moved := _moved(exercise, result, expected):
+            return moved
         share = (difference > exercise.tolerance).double().mean().item()
         return (
             f"the shape is right, but {share:.0%} of the values are not. The largest difference is"
@@ -232,6 +263,27 @@ def _compare(exercise: Exercise, result, expected) -> str:
             f" {result[where].item():.4g}."
         )
     return ""
+
+
+def _moved(exercise: Exercise, result: Tensor, expected: Tensor) -> str:
+    """How the right numbers are arranged wrongly, or "" if they are not the right numbers."""
+
+    def alike(a: Tensor, b: Tensor) -> bool:
+        return _same(a.flatten(1).sort(dim=1).values, b.flatten(1).sort(dim=1).values, 1e-6)
+
+    axes = exercise.axes.split()
+    if result.ndim != 3 or not alike(result[None], expected[None]):
+        return ""
+    start = "all the right numbers are there, but not in their places:"
+    if not alike(result, expected):
+        return f"{start} some are in another {axes[0]}. The axis {axes[0]} must stay in front."
+    flat, wanted = result.flatten(0, 1), expected.flatten(0, 1)
+    if alike(flat, wanted):
+        return f"{start} along {axes[2]} they have another order."
+    order = [rows.sort(dim=-1).values.tolist() for rows in (result, expected)]
+    if all(sorted(a) == sorted(b) for a, b in zip(*order, strict=True)):
+        return f"{start} along {axes[1]} they have another order."
+    return f"{start} numbers that belong to different {axes[1]} are mixed."
 
 
 def _place(exercise: Exercise, where: tuple[int, ...]) -> str:

@@ -34,7 +34,7 @@ def _embed_cases() -> list[tuple]:
             torch.randn(ny * nx, d, generator=random),
         )
 
-    return [case(2, 3, 2, 4, 3, 5), case(3, 3, 3, 2, 2, 7)]
+    return [case(2, 3, 2, 4, 3, 5), case(3, 2, 3, 2, 2, 7)]
 
 
 def _scan_lines(pixels: Tensor, p: int) -> Tensor:
@@ -56,6 +56,11 @@ def _cut(pattern: str):
 
 def _interleaved(pixels: Tensor, p: int) -> Tensor:
     return rearrange(pixels, "b c (py ny) (px nx) -> b (ny nx) (c py px)", py=p, px=p)
+
+
+def _unfolded(pixels: Tensor, p: int) -> Tensor:
+    blocks = pixels.unfold(2, p, p).unfold(3, p, p)  # (b, c, ny, nx, py, px)
+    return blocks.reshape(len(pixels), blocks.shape[2] * blocks.shape[3], -1)
 
 
 def _channels_as_patches(pixels: Tensor, p: int) -> Tensor:
@@ -104,6 +109,12 @@ PATCHIFY = Exercise(
             " (ny py) the patch number is the slow axis and the pixel inside it the fast one.",
         ),
         Mistake(
+            "unfolded without permute",
+            _unfolded,
+            "Your blocks are right, but they still have the axes (b, c, ny, nx, py, px) when they"
+            " are flattened: the channel must first move behind nx. permute does that.",
+        ),
+        Mistake(
             "channels as patches",
             _channels_as_patches,
             "You made one patch for each channel. A patch holds all its channels: c belongs to the"
@@ -115,8 +126,8 @@ PATCHIFY = Exercise(
         " many values has one patch of a colour picture?",
         "Every axis of pixels splits in two: y is (ny py), which patch and which pixel in it; x is"
         " (nx px).",
-        "In einops: rearrange(pixels, 'b c (ny py) (nx px) -> b (…) (…)', py=patch_size,"
-        " px=patch_size). First bracket: which patch. Second: which value in it.",
+        "reshape to (b, c, ny, p, nx, p), permute to (b, ny, nx, c, p, p), then reshape again: the"
+        " first three axes say which patch, the others which value in it.",
     ),
 )
 
@@ -153,8 +164,8 @@ EMBED_PATCHES = Exercise(
         Mistake(
             "positions missing",
             _embed(positions_of=lambda positions, _: 0 * positions),
-            "The position vectors are missing: without them the model cannot tell the patches'"
-            " places apart. Add `positions` at the end.",
+            "The position vectors are missing: without them the vision tower cannot tell the"
+            " places of the patches apart. Add `positions` at the end.",
         ),
         Mistake(
             "bias missing",

@@ -6,7 +6,7 @@
 # pieces lead.
 #
 # The model in this package is a small PaliGemma of our own. It has the same parts as the
-# published one, and it fits into a few megabytes. It knows 24 kinds of objects, drawn as emoji.
+# published one, and it fits into 10 MB. It knows 24 kinds of objects, drawn as emoji.
 # Everything here runs offline and without a GPU.
 
 # %% [markdown]
@@ -34,8 +34,8 @@ figures.model_map("all", model.config)
 # %% [markdown]
 # ## Predict
 #
-# Here are the example pictures of the package. The drawings whose name ends in *test artist* are by
-# an artist whose drawings the model never saw in training.
+# Here are the example pictures of the package. The pictures whose name ends in *test artist* show
+# drawings by an artist whose work the model never saw in training.
 
 # %%
 from minipali.scenes import examples
@@ -53,18 +53,18 @@ figures.pictures(
 # Before you go on, write down three guesses.
 #
 # - How many numbers (parameters) does a model need to answer questions about such pictures?
-# - Which question will it get wrong first: *what*, *where*, or *how many*?
+# - Which question is hardest: *what*, *where*, or *how many*?
 # - What will it answer if you show it nothing but grey?
 
 # %% [markdown]
 # ## By hand: how long is the question?
 #
-# The model does not see a picture and a text. It sees one row of **tokens**. A picture becomes one
+# The model does not see a picture and a text. It sees one sequence of **tokens**. A picture becomes one
 # token for each of its patches, and a text becomes one token for each word or part of a word.
 #
 # Work it out on paper first. The picture is 72 pixels wide and high, and a patch is 12 pixels wide
-# and high. How many patches are there? Add one token for *begin* (`<bos>`), the tokens of the
-# question, and one for the newline that ends it.
+# and high. How many patches are there? Add one token for *begin* (`<bos>`), one for each word of the
+# question and one for its question mark, and one for the newline at its end.
 
 # %%
 prompt = "answer en what is on the left?"
@@ -73,6 +73,9 @@ words = processor.encode(prompt)
 print("patches:", patches)
 print("words:  ", [processor.token(i) for i in words])
 print("total:  ", patches + 1 + len(words) + 1)
+
+# %% [markdown]
+# The sign `▁` stands for a space: it belongs to the word that follows.
 
 # %% [markdown]
 # ## Build: one question, one answer
@@ -97,6 +100,9 @@ for prompt in (
 # The words at the beginning of a prompt name the **task**: `caption en` asks for a caption in
 # English, `answer en` for an answer. PaliGemma was trained with such prefixes, and so was ours.
 #
+# Compare each answer with the picture. The model is small, and it does make mistakes: its card says
+# how often, task by task. Try the picture with the frogs and ask for a caption.
+#
 # The answer comes one token at a time. `stream` shows the pieces as they come.
 
 # %%
@@ -106,15 +112,16 @@ for piece in stream(model, processor, pictures["rocket_moon_clock"], "caption en
     print(repr(piece))
 
 # %% [markdown]
-# Change the picture or the prompt above and run the cell again. What does the model do with a word
-# that it has never seen?
+# Change the picture or the prompt above and run the cell again. Then ask for something that the model
+# has never seen, such as `detect zebra`. It does not say that it does not know the word. It always
+# continues the text with what was likely in training.
 
 # %% [markdown]
 # ## Break it: close the model's eyes
 #
 # A model can be right for the wrong reason. If most training pictures had two objects, "2" would
-# often be right without a look. So we replace the picture by plain grey and ask again. An answer
-# that does not change did not come from the picture.
+# often be right without a look. So we replace the picture by plain grey and ask again. If the
+# answers stay the same for many pictures, they do not come from the pictures.
 
 # %%
 from PIL import Image
@@ -126,15 +133,16 @@ for prompt in ("answer en what is on the left?", "answer en how many objects are
     print(f"{prompt:42} -> seeing: {seeing:8} blind: {blind}")
 
 # %% [markdown]
-# The blind answers are what the model believes about pictures in general. Every accuracy in this
-# course stands beside its **blind baseline** for this reason: the model card lists both
-# (`minipali/assets/small/README.md`).
+# On a grey picture the model can only guess, and its guess shows which answers were common in
+# training. For this reason every accuracy in the model card stands beside its **blind baseline**
+# ([the card](../minipali/assets/small/README.md)).
 
 # %% [markdown]
 # ## See it: answers that are places
 #
 # Some answers are places in the picture. The prompt `detect car` makes the model write four
-# location tokens: top, left, bottom and right, each from `<loc0000>` to `<loc1023>`.
+# location tokens: top, left, bottom and right. `<loc0000>` is the upper or left edge, `<loc1023>` the
+# lower or right edge, and `<loc0512>` the middle.
 
 # %%
 generate(model, processor, picture, "detect car")
@@ -149,7 +157,7 @@ found = detect(model, processor, picture, "car") + detect(model, processor, pict
 figures.boxes(
     picture,
     found,
-    alt="A car and a dog on a green background, each with a white box that the model drew: "
+    alt="A dog and a car, each in a white box with its name, as the model placed them: "
     + "; ".join(f"{name} at rows {y0:.0f} to {y1:.0f}" for name, (y0, x0, y1, x1) in found),
 )
 
@@ -166,10 +174,11 @@ logits = model(**batch)
 print("logits:", tuple(logits.shape))
 
 # %% [markdown]
-# `pixel_values` is the picture as numbers from -1 to 1. `input_ids` is the row of tokens.
-# `attention_mask` would mark padding, and `token_type_ids` tells question (0) from answer (1).
-# The model returns **logits**: for each place in the row, one number for each of the tokens that
-# could come next. Only the last row matters for the answer. The largest number wins.
+# `pixel_values` is the picture as numbers from -1 to 1. `input_ids` is the sequence of tokens: the
+# first 36 stand for the picture, 2 is `<bos>`, then come the words. `attention_mask` would mark
+# padding, and `token_type_ids` tells question (0) from answer (1). The model returns **logits**: for
+# each place in the sequence, one number for each of the tokens that could come next. Only the last
+# place matters for the next token. The largest number wins.
 
 # %%
 best = logits[0, -1].topk(3)
@@ -208,8 +217,8 @@ for name in ("small", "paligemma-3b-224"):
 # | 07 rope | positions as rotations | 15 locations | boxes and masks |
 # | 08 kv_cache | never compute a thing twice | | |
 #
-# Lessons 00 and 01 are ready; the others follow. Each lesson has an exercise of the same number,
-# and at its end your own code runs inside this trained model.
+# Lessons 00 and 01 are ready; the others follow. From 01 on each lesson has an exercise of the same
+# number, and at its end your own code runs inside this trained model.
 
 # %% [markdown]
 # ## Your turn
@@ -226,7 +235,7 @@ for name in ("small", "paligemma-3b-224"):
 # %% [markdown]
 # ## Take away
 #
-# - A vision-language model reads one row of tokens: image tokens first, then the text.
+# - A vision-language model reads one sequence of tokens: image tokens first, then the text.
 # - It answers by choosing the next token again and again; places are tokens too.
 # - Always ask the blind question as well: what would it answer without the picture?
 #
@@ -244,10 +253,11 @@ for name in ("small", "paligemma-3b-224"):
 # 224 / 14 = 16, and 16 x 16 = 256.
 # </details>
 #
-# **Sources.** PaliGemma: Beyer et al. 2024, arXiv 2407.07726. SigLIP: Zhai et al. 2023, arXiv
-# 2303.15343. Gemma: Gemma Team 2024, arXiv 2403.08295.
+# **Sources.** PaliGemma: Beyer et al. 2024, [arXiv 2407.07726](https://arxiv.org/abs/2407.07726).
+# SigLIP: Zhai et al. 2023, [arXiv 2303.15343](https://arxiv.org/abs/2303.15343). Gemma: Gemma Team
+# 2024, [arXiv 2403.08295](https://arxiv.org/abs/2403.08295).
 #
 # **What the notes say.** This course grew from a student's notes. They say that contrastive
 # learning fuses picture and text and feeds the result to Gemma. It does not: contrastive learning
 # only trains the vision tower beforehand (lesson 05). The fusion happens in Gemma's attention, over
-# image tokens and text tokens in one row (lesson 11).
+# image tokens and text tokens in one sequence (lesson 11).

@@ -1,11 +1,10 @@
 # %% [markdown]
 # # 01 · From a picture to patches
 #
-# A transformer reads a row of vectors. A picture is a grid of pixels. This lesson turns one into
-# the other: cut the picture into squares, turn each square into a vector, and tell each vector
-# where its square came from.
-
-# %% [markdown]
+# A transformer, the kind of network inside PaliGemma, reads a sequence of vectors. A picture is a
+# grid of pixels. This lesson turns one into the other: cut the picture into squares (patches), turn
+# each square into a vector, and tell each vector where its square came from.
+#
 # ## Where we are
 
 # %%
@@ -21,23 +20,22 @@ figures.model_map("patches", model.config)
 # After this lesson you can
 #
 # 1. **cut** a batch of pictures into patches, in the right order,
-# 2. **embed** the patches with one affine map, written as a matrix or as a convolution,
+# 2. **embed** the patches with one affine map (a matrix product plus a bias), in two ways,
 # 3. **place** them with a table of position vectors.
 #
 # Time: 35 minutes. You need: what the shape of a tensor is, and what a matrix product is.
-
-# %% [markdown]
+#
 # ## Predict
 #
 # Our small model takes pictures of 72 x 72 pixels in three colours. A patch is 12 x 12 pixels.
 #
 # - How many patches does a picture have?
 # - How many numbers are in one patch?
-# - If you read the patches like a page of text, which number has the first patch of the second row?
+# - If you read the patches like a page of text and count from 0, which number has the first patch of
+#   the second row?
 #
-# Write your three numbers down. A later cell computes them.
-
-# %% [markdown]
+# Write your three numbers down. The section *Build: cut* computes them.
+#
 # ## By hand: four patches of four numbers
 #
 # Take a picture of 4 x 4 pixels in one colour, so small that you can do it on paper. Its values are
@@ -68,20 +66,18 @@ print("reshape:  ", strips[0].tolist())
 print("rearrange:", squares[0].tolist())
 
 # %% [markdown]
-# Now a vector for each patch. A linear layer with one output multiplies the four values of a patch
-# by four weights, adds them up, and adds a bias. With weights 1, 0, 0, -1 and bias 10, the first
-# patch gives 0·1 + 1·0 + 4·0 + 5·(-1) + 10 = 5. On paper: what does the second patch give?
+# Now one number for each patch; later, many of them make a vector. Multiply the four values of a
+# patch by four weights, add them up, and add a bias. With weights 1, 0, 0, 2 and bias 10, the first
+# patch gives 0·1 + 1·0 + 4·0 + 5·2 + 10 = 20. On paper: what does the second patch give?
 
 # %%
-weights = torch.tensor([1.0, 0.0, 0.0, -1.0])
+weights = torch.tensor([1.0, 0.0, 0.0, 2.0])
 squares[0] @ weights + 10
 
 # %% [markdown]
-# All four results are equal. The weights compare two corners of a patch, and in this picture that
-# difference is the same everywhere. **Every patch meets the same weights.** That is the whole idea:
-# one small map, used again and again.
-
-# %% [markdown]
+# Different patches, different results, but **every patch meets the same weights**. That is the whole
+# idea: one small map, used again and again. (`@` is the matrix product.)
+#
 # ## Build: cut
 #
 # The same line works for batches and colours. `b` counts pictures, `c` colours, `n` patches. The
@@ -99,13 +95,12 @@ def patchify(pixels, patch_size):
 picture = examples()["dog_and_car_test_artist"]
 pixels = processor(picture, "caption en")["pixel_values"]  # (1, 3, 72, 72), from -1 to 1
 patches = patchify(pixels, 12)
-patches.shape
+print(tuple(patches.shape), "first patch of the second row:", 72 // 12)
 
 # %% [markdown]
-# 36 patches of 432 numbers: 6 x 6 squares, each with 12 x 12 pixels in 3 colours. The first patch
-# of the second row is number 6, because counting starts at 0.
-
-# %% [markdown]
+# 36 patches of 432 numbers: 6 x 6 squares, each with 12 x 12 pixels in 3 colours. (The processor
+# prepares picture and text together, so it wants a prompt too; we need only the pixels.)
+#
 # ## See it
 #
 # A picture that the model never saw, cut and numbered. Find the patches that hold the dog's nose.
@@ -114,7 +109,7 @@ patches.shape
 figures.patch_grid(
     pixels[0],
     12,
-    alt="Left: a car and a dog on green, under a grid of 6 by 6 squares. Right: the 36 squares "
+    alt="Left: a dog and a car under a grid of 6 by 6 squares. Right: the 36 squares "
     "pulled apart and numbered from 0 at the upper left to 35 at the lower right, row by row.",
 )
 
@@ -134,10 +129,10 @@ print("matrix: ", tuple(matrix.shape))
 print("vectors:", tuple(vectors.shape))
 
 # %% [markdown]
-# Why is it stored as a convolution? A convolution slides a filter over the picture and takes a dot
-# product at each stop. If it moves by exactly one patch at a time (`stride = 12`), it stops once on
-# each patch, and each stop is one row of our matrix product. Nothing is padded, so a stop never
-# hangs over the edge.
+# The same map can be written as a convolution. A convolution slides a filter (a small grid of
+# weights) over the picture and takes a dot product at each stop. If it moves by exactly one patch at a
+# time (`stride = 12`), it stops once on each patch, and each stop does what one row of our matrix
+# does. Nothing is padded, so a stop never hangs over the edge.
 
 # %%
 import torch.nn.functional as F
@@ -149,14 +144,13 @@ print("largest difference:", f"{(same - vectors).abs().max():.0e}")
 
 # %% [markdown]
 # The difference is rounding: the same sums, added up in another order. Both forms are in use. The
-# convolution is faster, because no copy of the patches is made.
-
-# %% [markdown]
+# convolution cuts and multiplies in one call; which form is faster depends on sizes and machine.
+#
 # ## Build: place
 #
 # The affine map sees one patch and nothing else. A piece of green in the upper left corner gives
-# the same vector as the same green at the bottom. So a second table is added: one learned vector
-# for each place. Row 7 of the table always goes to patch 7.
+# the same vector as the same green at the bottom. So a table is added: one learned vector for each
+# place. Row 7 of the table always goes to patch 7.
 
 # %%
 positions = layer.position_embedding.weight  # (n, d)
@@ -176,15 +170,30 @@ figures.position_similarity(
 )
 
 # %% [markdown]
-# The table has found the shape of the picture on its own: a corner is most like the rest of the
-# border, and a place in the middle is like the middle. Neighbours are alike, although no line of
-# the code says who is a neighbour of whom.
+# Nobody told the model which places lie at the border. What has the table learned? Average the
+# cosines within the border, within the inside, and between the two:
+
+# %%
+unit = torch.nn.functional.normalize(positions, dim=1)
+cosine = unit @ unit.T
+grid = torch.zeros(6, 6, dtype=torch.bool)
+grid[1:5, 1:5] = True
+inside = grid.flatten()
+for name, a, b in (
+    ("border", ~inside, ~inside),
+    ("inside", inside, inside),
+    ("between", ~inside, inside),
+):
+    print(f"{name:8} {cosine[a][:, b].mean():5.2f}")
 
 # %% [markdown]
+# Mostly one thing: border or inside. Two opposite corners are as alike as two neighbours. (Each of
+# the first two means contains the places' cosines with themselves, which are 1.)
+#
 # ## Break it
 #
 # What if we cut wrongly, with the plain `reshape`? The shape is right, so nothing fails. Look at
-# the first "patches":
+# four of the "patches":
 
 
 # %%
@@ -204,7 +213,8 @@ figures.patch_rows(
 )
 
 # %% [markdown]
-# And the answer? `swap` puts our code inside the trained model, with the trained weights, and
+# A strip is 432 numbers of *one* colour. Drawn as a patch, its first third becomes red, its second
+# green, its third blue. And the answer? `swap` puts our code inside the trained model, with the trained weights, and
 # compares the two models layer by layer.
 
 # %%
@@ -222,13 +232,34 @@ for prompt in ("caption en", "answer en what is on the left?"):
     print(f"{prompt}\n   squares: {right}\n   strips:  {wrong}")
 
 # %% [markdown]
-# A model with this mistake still talks, and the mistake has no error message. This is why the
-# exercises of this course compare your numbers, and name the mistake if they know it.
+# A model with this mistake still talks, and Python raises no error: only the comparison found it. This
+# is why the exercises of this course compare your numbers, and name the mistake if they know it.
+#
+# And if we leave the positions out? Predict what happens to questions about places. Then measure it,
+# on 100 new scenes for each kind of question.
+
+# %%
+from minipali.evaluation import accuracies
+from minipali.scenes import TRAINING_ARTISTS
+
+
+def embed_without_positions(pixels, weight, bias, positions):
+    return patchify(pixels, 12) @ weight.flatten(1).T + bias + 0 * positions
+
+
+unplaced = swap(model, embed_patches=embed_without_positions)
+for name, one in (("with", model), ("without", unplaced)):
+    right = accuracies(one, processor, TRAINING_ARTISTS, each=100)
+    print(f"{name:8} places {right['places']:.0%}, detection {right['detection']:.0%}")
 
 # %% [markdown]
+# A surprise: almost nothing happens. Without the table, all orders of the patches look the same to the
+# **vision tower**. But the decoder numbers its tokens too, by another method (RoPE, lesson 07), and it
+# reads the patches in order. In our model this second source is enough. Measure before you believe.
+#
 # ## Check
 #
-# Our three steps against torch's convolution and against the package, on random pictures.
+# Our three steps against the package, which uses torch's convolution, on random pictures.
 
 # %% tags=["nbval-check-output"]
 from minipali.patches import PatchEmbedding
@@ -261,7 +292,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 
 # %% [markdown]
 # The map has the same size in all three. The table grows with the picture, because it has one row
-# for each place. This is why each picture size has its own checkpoint. A patch of 14 x 14 pixels in
+# for each place, so one set of weights (a checkpoint) fits one picture size. FLOP counts
+# multiplications and additions: each weight meets each patch once, with one of both. A patch of 14 x 14 pixels in
 # three colours has 588 values, and the map makes 1152 out of them: here it adds dimensions.
 
 # %% [markdown]
@@ -269,13 +301,12 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 #
 # Open [the exercise](../exercises/01_patches.ipynb). You write `patchify` and `embed_patches`, and
 # at the end the trained model answers with your code inside.
-
-# %% [markdown]
+#
 # ## Take away
 #
 # - A picture becomes a row of patches; the order is that of reading, and the reader depends on it.
 # - One affine map serves all patches, and a convolution whose stride is its size is that map.
-# - A patch does not know its place; a learned table adds it.
+# - A patch does not know its place; a learned table adds it. It need not be the only source.
 #
 # **Self-test**
 #
@@ -296,11 +327,13 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # <details><summary>Can a model for 224 pixels read a picture of 448 pixels?</summary>
 #
 # The map could: the patches are the same size. The table could not: it has 256 rows, and there are
-# 1024 patches.
+# 1024 patches. One can stretch the table by interpolation and train a little more.
 # </details>
 #
-# **Sources.** Patches and positions: Dosovitskiy et al. 2020, arXiv 2010.11929, equation 1. Sizes:
-# Zhai et al. 2023, arXiv 2303.15343; Beyer et al. 2024, arXiv 2407.07726.
+# **Sources.** Patches and positions: Dosovitskiy et al. 2020, equation 1,
+# [arXiv 2010.11929](https://arxiv.org/abs/2010.11929). Sizes: Zhai et al. 2023,
+# [arXiv 2303.15343](https://arxiv.org/abs/2303.15343); Beyer et al. 2024,
+# [arXiv 2407.07726](https://arxiv.org/abs/2407.07726).
 
 # %% [markdown]
 # ### What the notes say, and what is true
