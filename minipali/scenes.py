@@ -203,7 +203,8 @@ def compose(
     """
     if names is None:
         count = int(rng.integers(1, 4)) if count is None else count
-        names = [OBJECTS[i] for i in rng.choice(len(OBJECTS), count, replace=False)]
+        known = [name for name in OBJECTS if drawings_of(name, artists)]
+        names = [known[i] for i in rng.choice(len(known), count, replace=False)]
         if count > 1 and rng.random() < 0.4:
             names = [names[0]] * int(rng.integers(2, count + 1)) + names[1:]
             names = names[:count]
@@ -212,6 +213,8 @@ def compose(
     for name in names:
         # An artist who never drew an object borrows another's drawing of it.
         having = [s for s in own if (s, name) in sprites()] or drawings_of(name, artists)
+        if not having:
+            raise ValueError(f"there must be a drawing of {name!r} by one of {', '.join(artists)}")
         sets.append(having[rng.integers(len(having))])
     while True:
         low, high = SIZES[len(names)]
