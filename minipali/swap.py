@@ -13,6 +13,7 @@ from minipali.checks import show
 from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
 from minipali.paligemma import PaliGemma
 from minipali.patches import PatchEmbedding
+from minipali.vision import MLP, EncoderLayer
 
 
 def _shaped(name: str, result, shape: tuple[int, ...]) -> Tensor:
@@ -33,9 +34,27 @@ def _embed_patches(attempt: Callable) -> Callable:
     return forward
 
 
+def _mlp(attempt: Callable) -> Callable:
+    def forward(module: MLP, x: Tensor) -> Tensor:
+        fc1, fc2 = module.fc1, module.fc2
+        return attempt(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+
+    return forward
+
+
+def _encoder_layer(attempt: Callable) -> Callable:
+    def forward(module: EncoderLayer, x: Tensor) -> Tensor:
+        norm1, norm2 = module.layer_norm1, module.layer_norm2
+        return attempt(x, norm1, module.self_attn, norm2, module.mlp)
+
+    return forward
+
+
 # Name of the piece: the modules whose forward it becomes, and how it gets their weights.
 PIECES: dict[str, tuple[type[nn.Module], Callable[[Callable], Callable]]] = {
     "embed_patches": (PatchEmbedding, _embed_patches),
+    "mlp": (MLP, _mlp),
+    "encoder_layer": (EncoderLayer, _encoder_layer),
 }
 
 

@@ -79,3 +79,51 @@ def test_strict_mode_raises_and_unknown_pieces_are_listed(model, monkeypatch):
     monkeypatch.setenv("MINIPALI_STRICT", "1")
     with pytest.raises(CheckFailed):
         swap(model, embed_patches=without_positions)
+
+
+# --- lesson 04 ------------------------------------------------------------------------------------
+
+
+def right_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    hidden = F.gelu(F.linear(x, fc1_weight, fc1_bias), approximate="tanh")
+    return F.linear(hidden, fc2_weight, fc2_bias)
+
+
+def right_layer(x, norm1, attention, norm2, mlp):
+    x = x + attention(norm1(x))
+    return x + mlp(norm2(x))
+
+
+def test_mlp_and_block_run_in_every_layer_of_the_tower_and_change_nothing(model, capsys):
+    calls = []
+
+    def counted(piece):
+        def call(*arguments):
+            calls.append(piece.__name__)
+            return piece(*arguments)
+
+        return call
+
+    mine = swap(model, mlp=counted(right_mlp), encoder_layer=counted(right_layer))
+    assert "correct" in capsys.readouterr().out
+    calls.clear()
+    torch.testing.assert_close(logits(mine), logits(model), atol=1e-4, rtol=0)
+    layers = model.config.vision.num_hidden_layers
+    assert calls == ["right_layer", "right_mlp"] * layers
+
+
+@pytest.mark.parametrize(
+    ("pieces", "layer"),
+    [
+        ({"mlp": lambda x, w1, b1, w2, b2: right_mlp(x, w1, 0 * b1, w2, b2)}, "layers.0.mlp"),
+        (
+            {"encoder_layer": lambda x, n1, a, n2, m: n2((y := n1(x + a(x))) + m(y))},
+            "layers.0.layer_norm1",
+        ),
+        ({"encoder_layer": lambda x, n1, a, n2, m: x + a(n1(x))}, "layers.0:"),
+    ],
+    ids=["biases missing", "post-norm", "MLP forgotten"],
+)
+def test_a_wrong_mlp_or_block_is_found_inside_the_first_layer(model, capsys, pieces, layer):
+    swap(model, **pieces)
+    assert f"vision_tower.{layer}" in capsys.readouterr().out

@@ -202,6 +202,7 @@ def _describe(exercise: Exercise, arguments: tuple) -> str:
     parts = [
         f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} = {value}"
         for name, value in zip(names, arguments, strict=False)
+        if not callable(value)  # a given function has nothing to show
     ]
     return ", ".join(parts)
 

@@ -5,7 +5,7 @@ import importlib
 
 from minipali.checks.engine import Exercise
 
-STEMS = ("patches",)
+STEMS = ("patches", "vision")
 
 
 @functools.cache
