@@ -56,5 +56,5 @@ class MultiHeadAttention(nn.Module):
             rearrange(project(x), "b n (h k) -> b h n k", h=self.heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = self.attend(query, key, value)
+        mixed = self.attend(query, key, value, None)  # no mask: every patch sees every patch
         return self.out_proj(rearrange(mixed, "b h n k -> b n (h k)"))

@@ -350,3 +350,15 @@ def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
     if task == "caption":
         return Question(task, "caption en", caption(scene))
     raise ValueError(f"task must be one of {TASKS}, found {task!r}")
+
+
+def patch_cover(box: tuple[float, float, float, float], side: int) -> Tensor:
+    """Which part of each of the side x side patches lies in a box: (n,) from 0 to 1.
+
+    box: (y0, x0, y1, x1) as fractions of the picture.
+    """
+    y0, x0, y1, x1 = (side * edge for edge in box)
+    start = torch.arange(side)
+    rows = ((start + 1).clamp(max=y1) - start.clamp(min=y0)).clamp(min=0)
+    columns = ((start + 1).clamp(max=x1) - start.clamp(min=x0)).clamp(min=0)
+    return torch.outer(rows, columns).flatten()

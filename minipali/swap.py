@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from minipali import scenes
+from minipali.attention import MultiHeadAttention
 from minipali.checks import show
 from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
+from minipali.gqa import GroupedQueryAttention
 from minipali.paligemma import PaliGemma
 from minipali.patches import PatchEmbedding
 from minipali.vision import MLP, EncoderLayer
@@ -50,11 +52,26 @@ def _encoder_layer(attempt: Callable) -> Callable:
     return forward
 
 
+def _multi_head_attention(attempt: Callable) -> Callable:
+    def forward(module: MultiHeadAttention, x: Tensor) -> Tensor:
+        maps = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
+        given = [tensor for one in maps for tensor in (one.weight, one.bias)]
+        return attempt(x, *given, module.heads)
+
+    return forward
+
+
 # Name of the piece: the modules whose forward it becomes, and how it gets their weights.
 PIECES: dict[str, tuple[type[nn.Module], Callable[[Callable], Callable]]] = {
     "embed_patches": (PatchEmbedding, _embed_patches),
     "mlp": (MLP, _mlp),
     "encoder_layer": (EncoderLayer, _encoder_layer),
+    "multi_head_attention": (MultiHeadAttention, _multi_head_attention),
+}
+
+# Pieces that are functions which these modules call by that name, as `self.attend(...)`.
+HOOKS: dict[str, tuple[type[nn.Module], ...]] = {
+    "attend": (MultiHeadAttention, GroupedQueryAttention),
 }
 
 
@@ -66,13 +83,15 @@ def swap(model: PaliGemma, **pieces: Callable) -> PaliGemma:
     model that you pass in stays as it is. Raises KeyError for a piece that does not exist.
     """
     for name in pieces:
-        if name not in PIECES:
-            raise KeyError(f"no piece {name!r}; there are: {', '.join(PIECES)}")
+        if name not in PIECES and name not in HOOKS:
+            raise KeyError(f"no piece {name!r}; there are: {', '.join([*PIECES, *HOOKS])}")
     swapped = copy.deepcopy(model)
     for name, attempt in pieces.items():
-        kind, adapter = PIECES[name]
+        kind, adapter = PIECES.get(name, ((), None))
         for module in swapped.modules():
-            if isinstance(module, kind):
+            if isinstance(module, HOOKS.get(name, ())):
+                setattr(module, name, attempt)
+            elif isinstance(module, kind):
                 # A bound method survives deepcopy, so that a swapped model can be swapped again.
                 module.forward = types.MethodType(adapter(attempt), module)
     outcome = compare(model, swapped, ", ".join(pieces))
@@ -89,6 +108,9 @@ def compare(model: PaliGemma, swapped: PaliGemma, name: str) -> Outcome:
     pixels = nn.functional.interpolate(pixels, (side, side), mode="bilinear")
     ids = [model.config.image_token_id] * patches + [model.config.bos_token_id, 5, 6, 7]
     batch = {"input_ids": torch.tensor([ids]), "pixel_values": pixels}
+    # The last two tokens are suffix: the others may not see them, so a piece that ignores the mask
+    # is noticed.
+    batch["token_type_ids"] = torch.tensor([[0] * (len(ids) - 2) + [1, 1]])
     try:
         found = first_difference(model, swapped, batch)
     except NotImplementedError:

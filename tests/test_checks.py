@@ -54,7 +54,8 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
         right, wrong = one.reference(*arguments), mistake.wrong(*arguments)
         if right.shape != wrong.shape:
             return True
-        return bool((right - wrong).abs().max() > 100 * one.tolerance)
+        difference = (right - wrong).abs()
+        return bool(difference.isnan().any() or difference.max() > 100 * one.tolerance)
 
     assert any(far(arguments) for arguments in one.cases())
 
@@ -210,6 +211,36 @@ def test_changing_the_input_is_noticed():
     outcome = examine(exercise("patchify"), in_place)
     assert outcome.status == WRONG
     assert "changed its input `pixels`" in outcome.message
+
+
+def two_mistakes(query, key, value, mask):
+    scores = query @ key.transpose(-1, -2)  # not scaled, and a row of -inf becomes NaN
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ value
+
+
+def test_of_two_mistakes_at_once_the_first_that_shows_is_named():
+    outcome = examine(exercise("attend"), two_mistakes)
+    assert outcome.status == WRONG
+    assert outcome.message.startswith("The scores are not scaled.")
+
+
+def test_a_softmax_that_overflows_is_noticed():
+    def overflows(query, key, value, mask):
+        scores = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).exp()
+        scores = scores if mask is None else scores * mask
+        return scores / scores.sum(-1, keepdim=True).clamp(min=1e-30) @ value
+
+    outcome = examine(exercise("attend"), overflows)
+    assert outcome.status == WRONG
+    assert "Case 4 of 4" in outcome.message and "the result has nan" in outcome.message
+    assert outcome.message.endswith("Cases 1 to 3 are right.")
+
+
+def test_of_many_arguments_a_message_shows_the_first_and_the_last():
+    outcome = examine(exercise("multi_head_attention"), lambda x, *rest: x)
+    assert "(x (2, 5, 12), q_weight (12, 12), …, out_bias (12,), heads = 3)" in outcome.message
 
 
 def test_only_strict_mode_raises(unwatched, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from minipali import scenes
 from minipali.locations import overlap, read_boxes
@@ -147,3 +148,15 @@ def test_example_pictures_are_there():
     pictures = scenes.examples()
     assert len(pictures) >= 6
     assert all(picture.size == (288, 288) for picture in pictures.values())
+
+
+def test_patch_cover_is_the_part_of_each_patch_in_the_box():
+    # 3 x 3 patches; the box is rows 0 to 1.5 and columns 1.5 to 2.
+    cover = scenes.patch_cover((0.0, 0.5, 0.5, 2 / 3), 3).reshape(3, 3)
+    expected = torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(cover, expected)
+    for scene in made(5):
+        for thing in scene.things:
+            y0, x0, y1, x1 = thing.box
+            area = scenes.patch_cover(thing.box, 6).mean().item()
+            assert area == pytest.approx((y1 - y0) * (x1 - x0), abs=1e-5)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from minipali import load
 from minipali.checks import CheckFailed
-from minipali.swap import PIECES, swap
+from minipali.swap import HOOKS, PIECES, swap
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_stub_or_a_crash_leaves_the_models_own_piece(model, capsys, failure):
 
 
 def test_strict_mode_raises_and_unknown_pieces_are_listed(model, monkeypatch):
-    with pytest.raises(KeyError, match=", ".join(PIECES)):
+    with pytest.raises(KeyError, match=", ".join([*PIECES, *HOOKS])):
         swap(model, patch=right)
     monkeypatch.setenv("MINIPALI_STRICT", "1")
     with pytest.raises(CheckFailed):
@@ -127,3 +127,56 @@ def test_mlp_and_block_run_in_every_layer_of_the_tower_and_change_nothing(model,
 def test_a_wrong_mlp_or_block_is_found_inside_the_first_layer(model, capsys, pieces, layer):
     swap(model, **pieces)
     assert f"vision_tower.{layer}" in capsys.readouterr().out
+
+
+def attention(query, key, value, mask, scale=None):
+    scores = query @ key.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ value
+
+
+def ignores_the_mask(query, key, value, mask):
+    return attention(query, key, value, None)
+
+
+def multi_head(
+    x, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, out_weight, out_bias, heads
+):
+    def split(weight, bias):
+        return F.linear(x, weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    query, key, value = split(q_weight, q_bias), split(k_weight, k_bias), split(v_weight, v_bias)
+    mixed = attention(query, key, value, None)
+    return F.linear(mixed.transpose(1, 2).flatten(2), out_weight, out_bias)
+
+
+def test_a_learners_attention_works_in_both_towers(model, capsys):
+    masks = []
+
+    def counted(query, key, value, mask):
+        masks.append(mask is not None)
+        return attention(query, key, value, mask)
+
+    mine = swap(model, attend=counted)
+    assert "correct" in capsys.readouterr().out
+    masks.clear()
+    torch.testing.assert_close(logits(mine), logits(model), atol=1e-3, rtol=0)
+    config = model.config
+    layers = config.vision.num_hidden_layers, config.text.num_hidden_layers
+    assert masks == [False] * layers[0] + [True] * layers[1]
+
+
+def test_a_learners_multi_head_attention_leaves_every_answer_as_it_was(model, capsys):
+    mine = swap(model, multi_head_attention=multi_head, attend=attention)
+    assert "correct" in capsys.readouterr().out
+    torch.testing.assert_close(logits(mine), logits(model), atol=1e-3, rtol=0)
+
+
+def test_wrong_attention_is_noticed_where_it_works(model, capsys):
+    swap(model, attend=lambda *given: attention(*given, scale=1.0))
+    assert "vision_tower.layers.0.self_attn" in capsys.readouterr().out
+    swap(model, attend=ignores_the_mask)
+    assert "language_model.layers.0.self_attn" in capsys.readouterr().out
+    swap(model, multi_head_attention=lambda x, *rest: x)
+    assert "vision_tower.layers.0.self_attn: " in capsys.readouterr().out

@@ -112,7 +112,14 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
         expected = exercise.reference(*arguments)
         complaint = _compare(exercise, result, expected)
         if complaint:
-            named = diagnose(exercise, cases, results)
+            if number > 1:
+                before = "Case 1 is" if number == 2 else f"Cases 1 to {number - 1} are"
+                complaint += f" {before} right."
+            # Two mistakes at once match none in every case, but the first wrong case may show one.
+            here = slice(number - 1, number)
+            named = diagnose(exercise, cases, results) or diagnose(
+                exercise, cases[here], results[here]
+            )
             return outcome(
                 WRONG, f"{named} {case}: {complaint}" if named else f"{case}: {complaint}"
             )
@@ -120,7 +127,8 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
 
 
 def diagnose(exercise: Exercise, cases: list[tuple], results: list) -> str:
-    """The sentence of the known mistake that gives just these results, or ""."""
+    """The sentence of the known mistake that gives just these results, or "" if none or several."""
+    said = set()
     for mistake in exercise.mistakes:
         try:
             wrong = [mistake.wrong(*arguments) for arguments in cases]
@@ -128,8 +136,8 @@ def diagnose(exercise: Exercise, cases: list[tuple], results: list) -> str:
             continue
         pairs = zip(results, wrong, strict=True)
         if all(_same(result, other, exercise.tolerance) for result, other in pairs):
-            return mistake.says
-    return ""
+            said.add(mistake.says)
+    return said.pop() if len(said) == 1 else ""
 
 
 def borrowed(attempt: Callable) -> str:
@@ -204,6 +212,8 @@ def _describe(exercise: Exercise, arguments: tuple) -> str:
         for name, value in zip(names, arguments, strict=False)
         if not callable(value)  # a given function has nothing to show
     ]
+    if len(parts) > 6:
+        parts = [*parts[:2], "…", *parts[-2:]]
     return ", ".join(parts)
 
 

@@ -5,7 +5,7 @@ import importlib
 
 from minipali.checks.engine import Exercise
 
-STEMS = ("patches", "vision")
+STEMS = ("patches", "attention", "vision")
 
 
 @functools.cache
