@@ -13,6 +13,7 @@ from minipali.attention import MultiHeadAttention
 from minipali.checks import show
 from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
 from minipali.gqa import GroupedQueryAttention
+from minipali.norms import RMSNorm
 from minipali.paligemma import PaliGemma
 from minipali.patches import PatchEmbedding
 from minipali.vision import MLP, EncoderLayer
@@ -61,12 +62,28 @@ def _multi_head_attention(attempt: Callable) -> Callable:
     return forward
 
 
+def _layer_norm(attempt: Callable) -> Callable:
+    def forward(module: nn.LayerNorm, x: Tensor) -> Tensor:
+        return attempt(x, module.weight, module.bias, module.eps)
+
+    return forward
+
+
+def _rms_norm(attempt: Callable) -> Callable:
+    def forward(module: RMSNorm, x: Tensor) -> Tensor:
+        return attempt(x, module.weight, module.eps)
+
+    return forward
+
+
 # Name of the piece: the modules whose forward it becomes, and how it gets their weights.
 PIECES: dict[str, tuple[type[nn.Module], Callable[[Callable], Callable]]] = {
     "embed_patches": (PatchEmbedding, _embed_patches),
+    "layer_norm": (nn.LayerNorm, _layer_norm),
+    "rms_norm": (RMSNorm, _rms_norm),
+    "multi_head_attention": (MultiHeadAttention, _multi_head_attention),
     "mlp": (MLP, _mlp),
     "encoder_layer": (EncoderLayer, _encoder_layer),
-    "multi_head_attention": (MultiHeadAttention, _multi_head_attention),
 }
 
 # Pieces that are functions which these modules call by that name, as `self.attend(...)`.

@@ -51,7 +51,11 @@ def test_each_known_mistake_is_rejected_and_named(unwatched, one, mistake):
 )
 def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
     def far(arguments):
-        right, wrong = one.reference(*arguments), mistake.wrong(*arguments)
+        return apart(one.reference(*arguments), mistake.wrong(*arguments))
+
+    def apart(right, wrong):
+        if isinstance(right, tuple):
+            return any(apart(*both) for both in zip(right, wrong, strict=True))
         if right.shape != wrong.shape:
             return True
         difference = (right - wrong).abs()
@@ -260,3 +264,35 @@ def test_hints_come_one_by_one_and_an_unknown_name_lists_the_known(capsys):
     assert "hints 1 to 3" in capsys.readouterr().out
     with pytest.raises(KeyError, match="embed_patches"):
         hint("pachify", 1)
+
+
+def of_batch_norm(change):
+    """batch_norm with its right result changed."""
+    right = exercise("batch_norm").reference
+    return lambda *arguments: change(*right(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda y, mean, var: y, "`return y, running_mean, running_var`; found Tensor"),
+        (lambda y, mean, var: (y, mean), "found a tuple of 2"),
+        (lambda y, mean, var: (y, mean[None], var), "running_mean, part 2 of the result: the result"
+         " must have 1 axes (d)"),
+        (lambda y, mean, var: (y[:1], mean, var), "axis 0 (b) must be 3, found 1"),
+        (lambda y, mean, var: (y, mean, var + 1), "running_var, part 3 of the result: the shape is"
+         " right, but 100%"),
+    ],
+)  # fmt: skip
+def test_a_result_of_several_parts_is_compared_part_by_part(unwatched, change, said):
+    outcome = examine(exercise("batch_norm"), of_batch_norm(change))
+    assert outcome.status == WRONG
+    assert said in outcome.message
+
+
+def test_a_memory_that_is_changed_in_place_is_noticed():
+    def in_place(x, weight, bias, mean, var, *rest):
+        mean.add_(1)
+        return x, mean, var
+
+    assert "changed its input `running_mean`" in examine(exercise("batch_norm"), in_place).message

@@ -180,3 +180,60 @@ def test_wrong_attention_is_noticed_where_it_works(model, capsys):
     assert "language_model.layers.0.self_attn" in capsys.readouterr().out
     swap(model, multi_head_attention=lambda x, *rest: x)
     assert "vision_tower.layers.0.self_attn: " in capsys.readouterr().out
+
+
+def layer(x, weight, bias, eps):
+    return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def root_mean_square(x, weight, eps):
+    return F.rms_norm(x, (x.shape[-1],), 1 + weight, eps)
+
+
+def test_norms_of_the_learner_run_in_every_layer_with_the_trained_weights(model, capsys):
+    widths = []
+
+    def counted(norm):
+        def attempt(x, *rest):
+            widths.append(x.shape[-1])
+            return norm(x, *rest)
+
+        return attempt
+
+    mine = swap(model, layer_norm=counted(layer), rms_norm=counted(root_mean_square))
+    assert "correct" in capsys.readouterr().out
+    widths.clear()
+    torch.testing.assert_close(logits(mine), logits(model), atol=1e-3, rtol=0)
+    v, t = model.config.vision, model.config.text
+    in_vision, in_text = 2 * v.num_hidden_layers + 1, 2 * t.num_hidden_layers + 1
+    assert widths == [v.hidden_size] * in_vision + [t.hidden_size] * in_text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        (
+            {"layer_norm": lambda x, w, b, eps: layer(x.mT, None, None, eps).mT * w + b},
+            "vision_tower.layers.0.layer_norm1",
+        ),
+        (
+            {"rms_norm": lambda x, w, eps: root_mean_square(x, w - 1, eps)},
+            "language_model.layers.0.input_layernorm",
+        ),
+    ],
+)
+def test_a_wrong_norm_is_named_by_its_first_place(model, capsys, wrong, where):
+    mine = swap(model, **wrong)
+    assert f"{where}: the largest difference" in capsys.readouterr().out
+    assert (logits(mine) - logits(model)).abs().max() > 0.1
+
+
+def test_a_swapped_norm_gets_the_models_own_eps(model):
+    seen = set()
+
+    def note(x, weight, bias, eps):
+        seen.add(eps)
+        return layer(x, weight, bias, eps)
+
+    swap(model, layer_norm=note)
+    assert seen == {model.config.vision.layer_norm_eps}

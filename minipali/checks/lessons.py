@@ -5,7 +5,7 @@ import importlib
 
 from minipali.checks.engine import Exercise
 
-STEMS = ("patches", "attention", "vision")
+STEMS = ("patches", "norms", "attention", "vision")
 
 
 @functools.cache

@@ -1,0 +1,129 @@
+# %% [markdown]
+# # Exercise 02 · Three ways to tame numbers
+#
+# You write three functions: LayerNorm, RMSNorm and BatchNorm. After each one, a check tells you
+# whether it is right, and if it can, what went wrong. At the end the first two run inside the
+# trained model.
+#
+# The lesson is [notebooks/02_norms.ipynb](../notebooks/02_norms.ipynb). Time: 35 minutes. Names
+# inside your functions are yours; the order of the arguments is not. Leave torch's finished norms
+# aside (`F.layer_norm` and its relatives): with them there is nothing left to learn.
+
+# %%
+import torch
+
+from minipali.checks import check, hint
+
+# %% [markdown]
+# ## 1. LayerNorm
+#
+# Bring each token to mean 0 and variance 1 over its features. Then multiply by the weight and add
+# the bias. The variance is the one that divides by d, and eps goes inside the root.
+
+
+# %%
+def layer_norm(x, weight, bias, eps):
+    """Normalise each token over its features.
+
+    x: (b, n, d); weight, bias: (d,)
+    returns: (b, n, d)
+    """
+    ### BEGIN SOLUTION
+    centred = x - x.mean(dim=-1, keepdim=True)
+    variance = centred.square().mean(dim=-1, keepdim=True)
+    return centred * torch.rsqrt(variance + eps) * weight + bias
+    ### END SOLUTION
+
+
+# %%
+check("layer_norm", layer_norm)
+
+# %% [markdown]
+# Stuck? Run `hint("layer_norm", 1)`, then `2`, then `3` in a new cell. The others have hints too.
+
+# %% [markdown]
+# ## 2. RMSNorm, as Gemma has it
+#
+# Divide each token by the root mean square of its features. Nothing is subtracted. The stored weight
+# is the factor minus one.
+
+
+# %%
+def rms_norm(x, weight, eps):
+    """Divide each token by the root mean square of its features, times (1 + weight).
+
+    x: (b, n, d); weight: (d,)
+    returns: (b, n, d)
+    """
+    ### BEGIN SOLUTION
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * (1 + weight)
+    ### END SOLUTION
+
+
+# %%
+check("rms_norm", rms_norm)
+
+# %% [markdown]
+# ## 3. BatchNorm, with its memory in your hands
+#
+# BatchNorm normalises each feature over the batch. It is the only one of the three with a memory.
+# Here the memory comes in as two tensors, and you return the new ones.
+#
+# - In training, the output uses the mean and the variance (divided by b) of this batch. The memory
+#   moves by the share `momentum` towards the batch's mean and towards its *unbiased* variance
+#   (divided by b - 1).
+# - In eval mode, the output uses the memory, and the memory stays as it is.
+
+
+# %%
+def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps):
+    """Normalise each feature over the batch, or with the memory.
+
+    x: (b, d); weight, bias, running_mean, running_var: (d,); training: True or False
+    returns: y (b, d), the new running_mean (d,), the new running_var (d,)
+    """
+    ### BEGIN SOLUTION
+    mean, variance = running_mean, running_var
+    if training:
+        mean, variance = x.mean(dim=0), x.var(dim=0, correction=0)
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var = (1 - momentum) * running_var + momentum * x.var(dim=0, correction=1)
+    y = (x - mean) * torch.rsqrt(variance + eps) * weight + bias
+    return y, running_mean, running_var
+    ### END SOLUTION
+
+
+# %%
+check("batch_norm", batch_norm)
+
+# %% [markdown]
+# ## 4. Inside the model
+#
+# The vision tower normalises with LayerNorm, the decoder with RMSNorm. `swap` makes a copy of the
+# trained model in which your two functions do this work, in every layer and with the trained
+# weights. (The model has no BatchNorm, so your third function stays outside.)
+
+# %%
+from minipali import generate, load
+from minipali.scenes import examples
+from minipali.swap import swap
+
+model, processor = load("small")
+mine = swap(model, layer_norm=layer_norm, rms_norm=rms_norm)
+
+# %% [markdown]
+# Ask both models about a picture that neither saw in training. The answers must be the same.
+
+# %%
+picture = examples()["dog_and_car_test_artist"]
+for prompt in ("caption en", "answer en what is on the left?", "detect dog"):
+    for name, one in (("package", model), ("mine", mine)):
+        print(f"{name:8} {prompt:32} {generate(one, processor, picture, prompt)}")
+
+# %% [markdown]
+# ## Go on
+#
+# - Write LayerNorm a second time from your `rms_norm`: what is missing? `swap` it in.
+# - Use the unbiased variance in `layer_norm` on purpose. What does the check say, what does `swap`
+#   say, and do the answers change? Which of the three tells you the truth about your code?
+# - Give `batch_norm` one example in training, and look at all three results.
