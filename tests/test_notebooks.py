@@ -64,6 +64,15 @@ def test_two_builds_are_equal_and_ids_are_unique(source):
     assert len({cell.id for cell in first.cells}) == len(first.cells)
 
 
+def test_printed_text_in_pieces_becomes_one():
+    def said(text, name="stdout"):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    picture = nbformat.v4.new_output("display_data", data={"text/plain": "x"})
+    made = build_notebooks.joined([said("a"), said("b"), said("c", "stderr"), picture, said("d")])
+    assert [output.get("text") for output in made] == ["ab", "c", None, "d"]
+
+
 def executed(source):
     made = build_notebooks.notebook(source, "x", build_notebooks.with_solution)
     for number, cell in enumerate((c for c in made.cells if c.cell_type == "code"), start=1):

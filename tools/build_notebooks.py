@@ -68,7 +68,21 @@ def execute(made: NotebookNode, folder: Path) -> None:
         made, timeout=600, resources={"metadata": {"path": str(folder)}}, record_timing=False
     )
     client.execute()
+    for cell in made.cells:
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
     made.metadata = NotebookNode(kernelspec=KERNEL)  # without the version of Python
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Neighbouring pieces of printed text as one: where a kernel cuts them is chance."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if kept and output.output_type == "stream" and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
 
 
 def plan(only: list[str]) -> list[tuple[Path, NotebookNode, bool]]:

@@ -300,7 +300,7 @@ def look(images, prompts):
 look(picture, "caption en")
 depth, patch = len(model.vision_tower.layers), 14
 rows = {f"layer {i + 1}": list(seen[i][0, :, patch]) for i in (0, 2)}
-told = "A dog and a car; where one patch beside the dog's mouth looks, in each head of two layers."
+told = "A dog and a car; where one patch of the dog's face looks, in each head of two layers."
 figures.attention_over_picture(pixels[0], rows, [f"head {i}" for i in range(5)], told, patch)
 print("weights in the vision tower:", sum(w.numel() for w in seen[:depth]))
 
@@ -327,7 +327,7 @@ rows = {}
 for side in ("left", "right"):
     answer = processor.decode(look(picture, f"answer en what is on the {side}?").tolist())
     rows[f"on the {side}? answer: {answer}"] = list(to_picture()[:, 0])
-told = "A dog on the right, a car on the left; where the model looks when it answers, by layer."
+told = "A dog on the left, a car on the right; where the model looks when it answers, by layer."
 figures.attention_over_picture(pixels[0], rows, [f"layer {i}" for i in (1, 2, 3, 4)], told)
 
 # %% [markdown]
