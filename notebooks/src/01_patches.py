@@ -275,7 +275,8 @@ print(tuple(ours.shape), torch.allclose(ours, reference(x), atol=1e-5))
 # ## In the real model
 #
 # The published PaliGemma comes for three picture sizes. Its patches are 14 x 14 pixels, and its
-# vectors are 1152 wide. Everything below is computed from its configuration.
+# vectors are 1152 wide. Everything below is computed from its configuration: how many patches of how
+# many values, the parameters of the map and of the table, and the work for one picture.
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset
@@ -286,8 +287,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
     map_size, table = (values + 1) * v.hidden_size, v.num_patches * v.hidden_size
     flops = 2 * values * v.hidden_size * v.num_patches
     print(
-        f"{name:17} {v.num_patches:5,} patches of {values} values, map {map_size:8,} and"
-        f" table {table:9,} parameters, {flops / 1e9:6.3f} GFLOP"
+        f"{name:16} {v.num_patches:5,} patches of {values}, map {map_size:7,},"
+        f" table {table:9,}, {flops / 1e9:.3f} GFLOP"
     )
 
 # %% [markdown]

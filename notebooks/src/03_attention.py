@@ -405,12 +405,13 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
     parameters = 4 * (d * d + d)
     matrices, mixing = 4 * 2 * n * d * d, 2 * 2 * n * n * d
     print(
-        f"{name:17} {layers:2} layers of {h:2} heads of {d // h}: {parameters:9,} parameters a layer,"
-        f" {matrices / 1e9:6.3f} + {mixing / 1e9:6.3f} GFLOP, weights {2 * h * n * n / 1e6:7.3f} MB"
+        f"{name:16} {layers:2} x {h:2} heads of {d // h}, {parameters:9,} parameters,"
+        f" {matrices / 1e9:6.3f} + {mixing / 1e9:6.3f} GFLOP, {2 * h * n * n / 1e6:.3f} MB"
     )
 
 # %% [markdown]
-# All numbers are for one layer and one picture. The first GFLOP number is the four matrices, the
+# A line gives the layers, then for one layer and one picture: heads and their width, parameters of
+# the four matrices, work, and memory for the weights. The first GFLOP number is the four matrices, the
 # second is scores and averages. At 896 pixels the weights would fill half a gigabyte. So nobody stores them. Fused functions such
 # as torch's `scaled_dot_product_attention` compute the softmax in pieces and keep only the averages.
 # The package uses it in its `attend`, and a test holds it equal to the weights written out.
