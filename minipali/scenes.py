@@ -47,7 +47,7 @@ TRAINING_ARTISTS = {
     "fluent": ("fluent-flat", "fluent", "fluent-3d"),
     "streamline": ("streamline",),
 }
-VALIDATION_ARTIST = {"fxemoji": ("fxemoji",)}  # for choosing; never trained on
+VALIDATION_ARTIST = {"fxemoji": ("fxemoji",)}  # for watching and choosing; never trained on
 TEST_ARTIST = {"twemoji": ("twemoji",)}  # for the model card alone; never trained or chosen on
 
 SIDE = 72  # pixels of a scene at scale 1, the small model's picture size

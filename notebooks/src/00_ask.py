@@ -112,9 +112,16 @@ for piece in stream(model, processor, pictures["rocket_moon_clock"], "caption en
     print(repr(piece))
 
 # %% [markdown]
-# Change the picture or the prompt above and run the cell again. Then ask for something that the model
-# has never seen, such as `detect zebra`. It does not say that it does not know the word. It always
-# continues the text with what was likely in training.
+# Change the picture or the prompt above and run the cell again. Then ask for something that it has not
+# learned. Guess the answer first:
+
+# %%
+for prompt in ("answer en what colour is the dog?", "answer en where is the dog?", "detect zebra"):
+    print(f"{prompt:35} -> {generate(model, processor, picture, prompt)!r}")
+
+# %% [markdown]
+# Asked for the dog's colour, it names that of the background, the only colour it was ever asked for.
+# It does not say that it does not understand. It continues the text with what was likely in training.
 
 # %% [markdown]
 # ## Break it: close the model's eyes
