@@ -21,6 +21,7 @@ python course.py VERB
   lab      open the course in JupyterLab
   test     check everything: style, generated notebooks, tests, and every notebook run through
            [arguments for pytest, such as tests/test_rope.py or -k rope: then pytest alone runs]
+  progress draw which pieces of the model you have written, from the exercises as they are saved
   build    make the notebooks from their sources; --check only compares
   doctor   look at the installation, and say what to do about what is wrong
   setup    only set up
@@ -199,6 +200,10 @@ def lab(arguments):
     return run(PYTHON, "-m", "jupyterlab", *(arguments or ["notebooks/00_ask.ipynb"]))
 
 
+def progress(arguments):
+    return run(PYTHON, "-m", "minipali.progress", *arguments)
+
+
 def build(arguments):
     return run(PYTHON, "tools/build_notebooks.py", *arguments)
 
@@ -252,6 +257,7 @@ VERBS = {
     "ask": (ask, {"course"}),
     "lab": (lab, {"course"}),
     "test": (test, {"course", "dev"}),
+    "progress": (progress, {"course"}),
     "build": (build, {"course", "dev"}),
     "doctor": (doctor, {"course"}),
     "setup": (setup, {"course"}),

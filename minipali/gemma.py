@@ -50,6 +50,9 @@ class DecoderLayer(nn.Module):
 class Gemma(nn.Module):
     """Embedding table, decoder layers and final norm; the head is the table once more."""
 
+    # The function in use; `minipali.swap` puts a learner's own here.
+    rope_angles = staticmethod(rope_angles)
+
     def __init__(self, config: TextConfig):
         super().__init__()
         self.config = config
@@ -75,7 +78,7 @@ class Gemma(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """x: embedded tokens (b, t, d); positions: (b, t); mask: bool (b, 1, t, s) -> (b, t, d)."""
-        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        angles = self.rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, angles, mask, cache)
         return self.norm(x)

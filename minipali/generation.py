@@ -1,11 +1,10 @@
 """Lesson 12. From logits to text: choose a token, append it, repeat until eos."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from minipali.kv_cache import KVCache
 from minipali.paligemma import PaliGemma
 from minipali.tokens import Processor
 
@@ -41,6 +40,7 @@ def choose(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    distribution: Callable[..., Tensor] = distribution,
 ) -> Tensor:
     """One token a row: (b, v) -> (b,).
 
@@ -66,6 +66,30 @@ def check_options(max_new_tokens, temperature, top_k, top_p) -> None:
         raise ValueError("top_k and top_p choose what to draw from: set temperature above 0 too")
 
 
+def continue_tokens(
+    logits: Tensor,
+    step: Callable[[Tensor, Tensor], Tensor],
+    choose: Callable[[Tensor], Tensor],
+    eos: int,
+    pad: int,
+    max_new_tokens: int,
+) -> Iterator[Tensor]:
+    """Yield one token a row and step, (b,), until every row has said eos.
+
+    logits: (b, v), for the first token; step(tokens, running): the logits after these tokens, where
+    running is bool (b,), False in rows that have said eos; choose(logits) -> tokens (b,). Rows that
+    have said eos go on as padding.
+    """
+    running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+    for number in range(max_new_tokens):
+        tokens = torch.where(running, choose(logits), pad)
+        yield tokens
+        running = running & (tokens != eos)
+        if number + 1 == max_new_tokens or not bool(running.any()):
+            return
+        logits = step(tokens, running)
+
+
 @torch.inference_mode()
 def token_steps(
     model: PaliGemma,
@@ -79,8 +103,8 @@ def token_steps(
     """Yield one token a row and step, (b,), until every row has said eos.
 
     batch: what the processor returns, padded on either side. The pictures pass the vision tower
-    once, in the first step; of the prompt only the last place gets logits. Rows that have said eos
-    go on as padding. Raises ValueError if prompt and answer do not fit the model's positions.
+    once, in the first step; of the prompt only the last place gets logits. Raises ValueError if
+    prompt and answer do not fit the model's positions.
     """
     check_options(max_new_tokens, temperature, top_k, top_p)
     config, device = model.config, next(model.parameters()).device
@@ -95,26 +119,29 @@ def token_steps(
             " max_new_tokens"
         )
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-    dtype = model.language_model.embed_tokens.weight.dtype
-    cache = KVCache(config.text, rows, length + max_new_tokens, dtype, device)
+    cache = model.new_cache(rows, length + max_new_tokens)
+    # `minipali.swap` puts a learner's own functions on the model.
+    likely = getattr(model, "distribution", distribution)
+    loop = getattr(model, "continue_tokens", continue_tokens)
+
+    def next_logits(x: Tensor) -> Tensor:
+        logits = model.language_model.logits(x)
+        # The image token and the rows that fill up the table are no text.
+        logits[:, config.image_token_id :] = float("-inf")
+        return logits
+
+    def step(tokens: Tensor, running: Tensor) -> Tensor:
+        x = model.hidden_states(tokens[:, None], attention_mask=running[:, None], kv_cache=cache)
+        return next_logits(x[:, -1])
+
+    def pick(logits: Tensor) -> Tensor:
+        return choose(logits, temperature, top_k, top_p, generator, likely)
 
     x = model.hidden_states(**batch, kv_cache=cache)
     place = torch.arange(length, device=device)
     last = torch.where(is_real, place, 0).amax(dim=1)  # the last real token, wherever padding is
-    x = x[torch.arange(rows, device=device), last]
-    running = torch.ones(rows, dtype=torch.bool, device=device)
-    for step in range(max_new_tokens):
-        logits = model.language_model.logits(x)
-        # The image token and the rows that fill up the table are no text.
-        logits[:, config.image_token_id :] = float("-inf")
-        tokens = choose(logits, temperature, top_k, top_p, generator)
-        tokens = torch.where(running, tokens, config.pad_token_id)
-        yield tokens
-        running = running & (tokens != config.eos_token_id)
-        if step + 1 == max_new_tokens or not bool(running.any()):
-            return
-        x = model.hidden_states(tokens[:, None], attention_mask=running[:, None], kv_cache=cache)
-        x = x[:, -1]
+    logits = next_logits(x[torch.arange(rows, device=device), last])
+    yield from loop(logits, step, pick, config.eos_token_id, config.pad_token_id, max_new_tokens)
 
 
 def generate(

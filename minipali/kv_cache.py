@@ -6,12 +6,29 @@ from torch import Tensor
 from minipali.config import TextConfig
 
 
+def cache_update(
+    keys: Tensor, values: Tensor, start: int, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Store the keys and values of new tokens behind the first `start`; return all so far.
+
+    keys, values: one layer's buffers (b, g, max_length, k), written in place; key, value: those of
+    this call, (b, g, t, k) -> two views (b, g, start + t, k). Nothing is copied but the new.
+    """
+    end = start + key.shape[2]
+    keys[:, :, start:end] = key
+    values[:, :, start:end] = value
+    return keys[:, :, :end], values[:, :, :end]
+
+
 class KVCache:
     """Keys and values of up to `max_length` tokens, allocated once and filled from the left.
 
     Besides them it remembers which places hold real tokens (`is_real`), so that padding stays
     masked in every later step.
     """
+
+    # The function in use; `minipali.swap` puts a learner's own here.
+    cache_update = staticmethod(cache_update)
 
     def __init__(self, config: TextConfig, batch: int, max_length: int, dtype=None, device=None):
         shape = (batch, config.num_key_value_heads, max_length, config.head_dim)
@@ -46,9 +63,7 @@ class KVCache:
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store this step's keys and values of one layer; return all of that layer's so far.
 
-        key, value: (b, g, t, k) -> views (b, g, s, k), s = `length`. Nothing is copied but the new.
+        key, value: (b, g, t, k) -> (b, g, s, k) each, s = `length`.
         """
         start = self.length - key.shape[2]
-        self.keys[layer][:, :, start : self.length] = key
-        self.values[layer][:, :, start : self.length] = value
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+        return self.cache_update(self.keys[layer], self.values[layer], start, key, value)

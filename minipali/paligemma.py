@@ -39,6 +39,16 @@ def prefix_lm_mask(is_real: Tensor, is_suffix: Tensor, queries: int | None = Non
     return visible[:, None]
 
 
+def token_positions(is_real: Tensor, earlier: Tensor | int = 0) -> Tensor:
+    """The position of each token, counted from 1; padding takes none.
+
+    is_real: bool (b, t), False at padding; earlier: (b, 1), how many real tokens came before these
+    -> (b, t). Padding in front gets 1, for want of a better number: nothing looks at it. From 1 as
+    in transformers (big_vision: 0); RoPE is relative, so it makes no difference to the result.
+    """
+    return (is_real.cumsum(dim=1) + earlier).clamp(min=1)
+
+
 class PaliGemma(nn.Module):
     """Vision tower, one linear projector, Gemma.
 
@@ -48,6 +58,7 @@ class PaliGemma(nn.Module):
     # The functions in use; `minipali.swap` puts a learner's own here.
     merge = staticmethod(merge)
     prefix_lm_mask = staticmethod(prefix_lm_mask)
+    token_positions = staticmethod(token_positions)
 
     def __init__(self, config: PaliGemmaConfig):
         super().__init__()
@@ -62,6 +73,11 @@ class PaliGemma(nn.Module):
         They are not scaled by sqrt(d), as text is.
         """
         return self.multi_modal_projector(self.vision_tower(pixel_values))
+
+    def new_cache(self, batch: int, max_length: int) -> KVCache:
+        """An empty cache for `batch` rows of up to `max_length` tokens, padding included."""
+        weight = self.language_model.embed_tokens.weight
+        return KVCache(self.config.text, batch, max_length, weight.dtype, weight.device)
 
     def hidden_states(
         self,
@@ -91,7 +107,7 @@ class PaliGemma(nn.Module):
         if image_features is not None:
             x = self.merge(x, image_features, input_ids == self.config.image_token_id)
 
-        earlier = 0
+        earlier = is_real.new_zeros(len(input_ids), 1, dtype=torch.long)
         if kv_cache is not None:
             earlier = kv_cache.is_real[:, : kv_cache.length].sum(dim=1, keepdim=True)
             kv_cache.extend(is_real)
@@ -101,9 +117,7 @@ class PaliGemma(nn.Module):
             is_suffix = torch.cat((known, is_suffix), dim=1)
         else:
             is_real_key = is_real
-        # Padding takes no position. Positions start at 1, as in transformers (big_vision: 0); RoPE
-        # is relative, so it makes no difference to the result.
-        positions = (is_real.cumsum(dim=1) + earlier).clamp(min=1)
+        positions = self.token_positions(is_real, earlier)
         mask = self.prefix_lm_mask(is_real_key, is_suffix, input_ids.shape[1])
         return self.language_model(x, positions, mask, kv_cache)
 

@@ -26,7 +26,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     x: (b, h, t, k); cos, sin: (b, t, k/2) -> (b, h, t, k) in the dtype of x.
     The half-split layout: the first half of a head pairs with its second half. The paper pairs
-    neighbours instead; the published weights were permuted to suit this layout.
+    neighbours instead (RoFormer, equation 34), but Gemma's weights were trained with halves: see
+    `_apply_rope` in big_vision's models/ppp/gemma.py.
     """
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (b, 1, t, k/2)
     first, second = x.chunk(2, dim=-1)

@@ -5,6 +5,7 @@ A row of `input_ids` is: image token x patches, bos, prompt, newline[, suffix, e
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +95,39 @@ def to_pixels(picture: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(square).permute(2, 0, 1).float() / 255 * 2 - 1
 
 
+def prompt_ids(
+    prompt: str, encode: Callable[[str], list[int]], image_token: int, num_patches: int, bos: int
+) -> list[int]:
+    """Image tokens, bos, prompt, newline. The newline tells the model that its turn begins."""
+    return [image_token] * num_patches + [bos] + encode(prompt + "\n")
+
+
+def pad_rows(rows: list[list[int]], filler: int, side: str = "left") -> tuple[Tensor, Tensor]:
+    """Rows of unequal length, filled up to the longest: two whole-number tensors (b, longest).
+
+    The first holds the rows and the filler, the second 1 where a row is and 0 where it was filled
+    up (the attention mask). side: "left" or "right", where the filler goes.
+    """
+    longest = max(len(row) for row in rows)
+    filled = torch.full((len(rows), longest), filler)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        start = longest - len(row) if side == "left" else 0
+        filled[i, start : start + len(row)] = torch.tensor(row)
+        mask[i, start : start + len(row)] = 1
+    return filled, mask
+
+
 class Processor:
     """The tokenizer and the picture size of one checkpoint.
 
     Its ids, masks and pixels are those of transformers' PaliGemmaProcessor.
     """
+
+    # The functions in use; `minipali.swap` puts a learner's own here.
+    to_pixels = staticmethod(to_pixels)
+    build_prompt = staticmethod(prompt_ids)
+    pad_rows = staticmethod(pad_rows)
 
     def __init__(self, tokenizer_file: str | Path, config: PaliGemmaConfig):
         self.config = config
@@ -173,9 +202,15 @@ class Processor:
         return text + self.sentencepiece.DecodeIds(run)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Image tokens, bos, prompt, newline. The newline tells the model that its turn begins."""
-        image = [self.config.image_token_id] * self.config.vision.num_patches
-        return image + [self.config.bos_token_id] + self.encode(prompt + "\n")
+        """The ids of a prompt with its picture's places, see `minipali.tokens.prompt_ids`."""
+        config = self.config
+        return self.build_prompt(
+            prompt,
+            self.encode,
+            config.image_token_id,
+            config.vision.num_patches,
+            config.bos_token_id,
+        )
 
     def __call__(
         self, images, prompts, suffixes=None, padding_side: str = "left"
@@ -210,7 +245,7 @@ class Processor:
             del batch["labels"]
         side = self.config.vision.image_size
         pictures = [p if isinstance(p, Image.Image) else open_picture(p) for p in images]
-        batch["pixel_values"] = torch.stack([to_pixels(p, side) for p in pictures])
+        batch["pixel_values"] = torch.stack([self.to_pixels(p, side) for p in pictures])
         return batch
 
     def _text(self, text: str, kind: str) -> str:
@@ -233,16 +268,14 @@ class Processor:
                 f"a row must have at most {limit} tokens, found {longest}, of which"
                 f" {self.config.vision.num_patches} stand for the picture: shorten the prompt"
             )
-        rows = {"input_ids": [], "attention_mask": [], "token_type_ids": [], "labels": []}
-        for prefix, suffix in zip(prefixes, suffixes, strict=True):
-            padding = longest - len(prefix) - len(suffix)
-            values = {
-                "input_ids": (self.config.pad_token_id, prefix + suffix),
-                "attention_mask": (0, [1] * (len(prefix) + len(suffix))),
-                "token_type_ids": (0, [0] * len(prefix) + [1] * len(suffix)),
-                "labels": (IGNORE, [IGNORE] * len(prefix) + suffix),
-            }
-            for name, (filler, row) in values.items():
-                filling = [filler] * padding
-                rows[name].append(filling + row if side == "left" else row + filling)
-        return {name: torch.tensor(row) for name, row in rows.items()}
+        rows = list(zip(prefixes, suffixes, strict=True))
+        pad = self.config.pad_token_id
+        input_ids, attention_mask = self.pad_rows([p + s for p, s in rows], pad, side)
+        types, _ = self.pad_rows([[0] * len(p) + [1] * len(s) for p, s in rows], 0, side)
+        labels, _ = self.pad_rows([[IGNORE] * len(p) + s for p, s in rows], IGNORE, side)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": types,
+            "labels": labels,
+        }

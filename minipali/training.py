@@ -27,7 +27,7 @@ from minipali import scenes
 from minipali.config import PaliGemmaConfig, preset
 from minipali.contrastive import Contrastive, TextTower
 from minipali.evaluation import accuracies, zero_shot
-from minipali.figures import training_curve
+from minipali.figures.training import curve
 from minipali.paligemma import PaliGemma
 from minipali.tokens import IGNORE, Processor
 from minipali.vision import VisionTower
@@ -487,7 +487,7 @@ def train_small(folder: Path, recipe: Recipe, tokenizer_file: Path = SMALL_TOKEN
         run(second, folder, measure=measure)
         if among.rank == 0:
             save(second.model.eval(), processor, folder / "model")
-            figure = training_curve(read_log(folder / "log.jsonl"))
+            figure = curve(read_log(folder / "log.jsonl"))
             figure.savefig(folder / "curve.png", dpi=100, bbox_inches="tight")
     return second.model
 

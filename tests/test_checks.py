@@ -12,6 +12,7 @@ from minipali.checks.engine import (
     WRONG,
     _same,
     examine,
+    run,
 )
 from minipali.checks.lessons import STEMS, exercises
 
@@ -51,7 +52,7 @@ def test_each_known_mistake_is_rejected_and_named(unwatched, one, mistake):
 )
 def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
     def far(arguments):
-        return apart(one.reference(*arguments), mistake.wrong(*arguments))
+        return apart(run(one, one.reference, arguments), run(one, mistake.wrong, arguments))
 
     def apart(right, wrong):
         if isinstance(right, tuple):
@@ -69,7 +70,7 @@ def test_an_exercise_has_enough_mistakes_and_hints_and_no_two_mistakes_are_alike
     assert 4 <= len(one.mistakes) <= 8
     assert len(one.hints) >= 3
     cases = one.cases()
-    results = [[mistake.wrong(*arguments) for arguments in cases] for mistake in one.mistakes]
+    results = [[run(one, mistake.wrong, case) for case in cases] for mistake in one.mistakes]
     for i, first in enumerate(results):
         for second in results[:i]:
             alike = all(_same(a, b, one.tolerance) for a, b in zip(first, second, strict=True))

@@ -153,7 +153,7 @@ def test_unknown_verb():
     answer = bare("tset")
     assert answer.returncode == 2
     assert answer.stderr == (
-        "course.py: no verb 'tset'; there are: ask, lab, test, build, doctor, setup\n"
+        "course.py: no verb 'tset'; there are: ask, lab, test, progress, build, doctor, setup\n"
     )
 
 

@@ -24,7 +24,8 @@ def test_every_decoder_layer_and_the_final_norm_equal_transformers(pair, side):
     expected = outputs_of(parts(theirs.model.language_model), lambda: theirs(**batch))
     assert len(found) == len(expected) == 4
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a[is_real], b[is_real], rtol=0, atol=1e-5)
+        # Values of up to some 5 after three layers: their last bits differ between processors.
+        torch.testing.assert_close(a[is_real], b[is_real], rtol=1e-5, atol=1e-5)
 
 
 def test_geglu_equals_transformers_and_gates_with_tanh_gelu(pair2):

@@ -28,9 +28,10 @@ LESSONS = [
     "quantization",
     "gemma2",
 ]
-BESIDE = set(
-    ["config", "scenes", "evaluation", "figures", "swap", "checks", "cli", "hub", "tokenizer_files"]
-)
+BESIDE = {
+    "config", "scenes", "evaluation", "figures", "progress", "swap", "checks", "cli", "hub",
+    "tokenizer_files",
+}  # fmt: skip
 # Imports inside a function that look ahead on purpose: the command of lesson 13 saves its model.
 AHEAD = {"training": {"weights"}}
 PRESENT = {path.stem for path in FOLDER.glob("*.py")} | {

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from minipali import load
 from minipali.checks import CheckFailed
+from minipali.scenes import examples
 from minipali.swap import HOOKS, PIECES, swap
 
 
@@ -237,3 +238,236 @@ def test_a_swapped_norm_gets_the_models_own_eps(model):
 
     swap(model, layer_norm=note)
     assert seen == {model.config.vision.layer_norm_eps}
+
+
+# --- lessons 06 to 12 -----------------------------------------------------------------------------
+
+
+def rope(x, cos, sin):
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def angles(positions, head_dim, theta):
+    rates = theta ** (-torch.arange(0, head_dim, 2) / head_dim)
+    return (positions[..., None] * rates).cos(), (positions[..., None] * rates).sin()
+
+
+def store(keys, values, start, key, value):
+    end = start + key.shape[2]
+    keys[:, :, start:end], values[:, :, start:end] = key, value
+    return keys[:, :, :end], values[:, :, :end]
+
+
+def grouped(x, q, k, v, o, heads, kv_heads, rotate, remember, mask):
+    def split(weight, parts):
+        return F.linear(x, weight).unflatten(-1, (parts, -1)).transpose(1, 2)
+
+    key, value = remember(rotate(split(k, kv_heads)), split(v, kv_heads))
+    key, value = (y.repeat_interleave(heads // kv_heads, dim=1) for y in (key, value))
+    mixed = F.scaled_dot_product_attention(rotate(split(q, heads)), key, value, attn_mask=mask)
+    return F.linear(mixed.transpose(1, 2).flatten(2), o)
+
+
+def gated(x, gate, up, down):
+    return F.linear(F.gelu(F.linear(x, gate), approximate="tanh") * F.linear(x, up), down)
+
+
+def stack(x, layers, norm):
+    for layer in layers:
+        x = layer(x)
+    return norm(x)
+
+
+def see(pixels, tower, weight, bias):
+    return F.linear(tower(pixels), weight, bias)
+
+
+def mix(text, image, is_image):
+    out = text.clone()
+    out[is_image] = image.flatten(0, 1)
+    return out
+
+
+def visible(is_real, is_suffix, queries):
+    s = is_real.shape[1]
+    order = torch.ones(s, s).tril().bool()[-queries:]
+    return (is_real[:, None] & (order | ~is_suffix[:, None]))[:, None]
+
+
+def probabilities(logits, temperature, top_k, top_p):
+    p = (logits / temperature).softmax(-1)
+    ordered, places = p.sort(dim=-1, descending=True)
+    ordered[:, top_k or len(ordered[0]) :] = 0
+    ordered = ordered / ordered.sum(-1, keepdim=True)
+    ordered[ordered.cumsum(-1) - ordered >= (top_p or 1.0)] = 0
+    p = torch.zeros_like(p).scatter(-1, places, ordered)
+    return p / p.sum(-1, keepdim=True)
+
+
+def loop(logits, step, choose, eos, pad, max_new_tokens):
+    running, told = torch.ones(len(logits)).bool(), []
+    while True:
+        told.append(torch.where(running, choose(logits), pad))
+        running = running & (told[-1] != eos)
+        if len(told) == max_new_tokens or not running.any():
+            return told
+        logits = step(told[-1], running)
+
+
+RIGHT = {
+    "rope_angles": angles,
+    "apply_rope": rope,
+    "cache_update": store,
+    "token_positions": lambda is_real, earlier: (is_real.cumsum(1) + earlier).clamp(min=1),
+    "repeat_kv": lambda x, times: x.repeat_interleave(times, 1),
+    "grouped_query_attention": grouped,
+    "embed": lambda ids, table: table[ids] * table.shape[1] ** 0.5,
+    "geglu": gated,
+    "decoder_layer": right_layer,
+    "decoder": stack,
+    "logits": lambda x, table: x @ table.T,
+    "image_tokens": see,
+    "merge": mix,
+    "prefix_lm_mask": visible,
+    "distribution": probabilities,
+    "continue_tokens": loop,
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_piece_of_the_decoder_runs_and_changes_nothing(model, capsys, name):
+    calls = []
+
+    def counted(*arguments):
+        calls.append(1)
+        return RIGHT[name](*arguments)
+
+    swap(model, **{name: counted})
+    assert f"✓ {name} in the model: correct" in capsys.readouterr().out
+    assert calls, "the learner's function did not run"
+
+
+def test_all_pieces_of_the_model_can_be_swapped_at_once(model, capsys):
+    mine = swap(model, **RIGHT, mlp=right_mlp, encoder_layer=right_layer, embed_patches=right)
+    assert "✓ 19 pieces in the model: correct" in capsys.readouterr().out
+    torch.testing.assert_close(logits(mine), logits(model), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rope_angles": lambda p, *rest: angles(0 * p, *rest)}, "layers.0.self_attn.o_proj"),
+        # These two agree as long as nothing is cached.
+        (
+            {"token_positions": lambda is_real, earlier: is_real.cumsum(1).clamp(min=1)},
+            "with a cache, is language_model.layers.0.self_attn.o_proj (call 2)",
+        ),
+        (
+            {"cache_update": lambda keys, values, start, key, value: (key, value)},
+            "crashed",
+        ),
+        ({"repeat_kv": lambda x, times: x.repeat(1, times, 1, 1)}, "layers.0.self_attn.o_proj"),
+        ({"embed": lambda ids, table: table[ids]}, "differs is language_model"),
+        ({"logits": lambda x, table: x}, "logits must return a Tensor of shape"),
+        ({"merge": lambda text, image, is_image: mix(text, image.flip(1), is_image)}, "layers.0."),
+        (
+            {"prefix_lm_mask": lambda real, suffix, t: visible(real, suffix | True, t)},
+            "layers.0.self_attn.o_proj",
+        ),
+        # The forward never draws: only whole answers show these.
+        ({"distribution": lambda logits, *rest: logits.softmax(-1)}, "drawn with"),
+        (
+            {"distribution": lambda logits, t, k, p: probabilities(logits, t, k, None)},
+            "drawn with",
+        ),
+        (
+            {"distribution": lambda logits, t, k, p: probabilities(logits, t, None, p)},
+            "drawn with",
+        ),
+        (
+            {"continue_tokens": lambda *given: loop(*given[:3], -1, *given[4:])},
+            "first tokens that differ, greedy",
+        ),
+        ({"continue_tokens": lambda *given: loop(*given[:5], 3)}, "number of tokens differs"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_a_wrong_piece_of_the_decoder_is_noticed_where_it_first_shows(model, capsys, wrong, said):
+    swap(model, **wrong)
+    assert said in capsys.readouterr().out
+
+
+def test_a_loop_that_never_stops_is_cut_off(model, capsys):
+    def endless(logits, step, choose, *rest):
+        while True:
+            yield choose(logits)
+
+    swap(model, continue_tokens=endless)
+    assert "✗ continue_tokens in the model: wrong" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def small_processor():
+    return load("small")[1]
+
+
+def fill(rows, filler, side):
+    longest = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        gap = longest - len(row)
+        ids.append([filler] * gap + row if side == "left" else row + [filler] * gap)
+        mask.append([0] * gap + [1] * len(row) if side == "left" else [1] * len(row) + [0] * gap)
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def scaled(picture, side):
+    square = picture.convert("RGB").resize((side, side), 3)
+    return torch.tensor(list(square.getdata())).reshape(side, side, 3).permute(2, 0, 1) / 127.5 - 1
+
+
+OF_LESSON_06 = {
+    "to_pixels": scaled,
+    "prompt_ids": lambda text, encode, image, n, bos: [image] * n + [bos] + encode(text + "\n"),
+    "pad_rows": fill,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata")
+def test_right_pieces_of_the_processor_change_nothing(small_processor, capsys):
+    picture, prompt = next(iter(examples().values())), "caption en"
+    mine = swap(small_processor, **OF_LESSON_06)
+    assert "in the processor: correct" in capsys.readouterr().out
+    assert mine.build_prompt is OF_LESSON_06["prompt_ids"]
+    for name, tensor in small_processor(picture, prompt).items():
+        torch.testing.assert_close(mine(picture, prompt)[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"to_pixels": lambda picture, side: 0 * scaled(picture, side)}, "pixel_values"),
+        ({"prompt_ids": lambda text, encode, *rest: encode(text)}, "input_ids must return"),
+        (
+            {"pad_rows": lambda rows, filler, side: (fill(rows, filler, side)[0],) * 2},
+            "tensor that differs is attention_mask, padded on the left",
+        ),
+        ({"pad_rows": lambda rows, filler, side: fill(rows, filler, "left")}, "on the right"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Image.Image.getdata")
+def test_wrong_pieces_of_the_processor_are_named_by_the_tensor(
+    small_processor, capsys, wrong, said
+):
+    swap(small_processor, **wrong)
+    assert said in capsys.readouterr().out
+    assert small_processor.build_prompt is not wrong.get("prompt_ids")
+
+
+def test_pieces_of_the_model_and_of_the_processor_are_told_apart(model, small_processor):
+    with pytest.raises(KeyError, match="the processor has no piece 'mlp'; it has: to_pixels"):
+        swap(small_processor, mlp=right_mlp)
+    with pytest.raises(KeyError, match="the model has no piece 'to_pixels'"):
+        swap(model, to_pixels=scaled)

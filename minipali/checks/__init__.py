@@ -16,6 +16,10 @@ from minipali.checks.lessons import exercises
 __all__ = ["CheckFailed", "check", "exercise", "hint", "show"]
 
 
+# Called with every outcome that is shown; `minipali.progress` listens here.
+listeners: list[Callable[[Outcome], None]] = []
+
+
 class CheckFailed(AssertionError):
     """Raised in strict mode for every outcome but *correct*."""
 
@@ -48,5 +52,7 @@ def hint(name: str, number: int = 1) -> None:
 def show(outcome: Outcome) -> None:
     """Print an outcome; in strict mode raise CheckFailed unless it is *correct*."""
     print(outcome)
+    for listener in listeners:
+        listener(outcome)
     if outcome.status != CORRECT and os.environ.get("MINIPALI_STRICT") == "1":
         raise CheckFailed(str(outcome))

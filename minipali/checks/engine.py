@@ -40,6 +40,8 @@ class Exercise:
     that every known mistake gives another result; axes: names of the result's axes, for messages;
     checked: what *correct* means, in words. If the result is a tuple, parts names its tensors, and
     axes has theirs, divided by semicolons: "b d; d; d".
+    in_place: parameters that the function shall write into; they count as last parts of the result,
+    with a name and axes of their own.
     """
 
     name: str
@@ -51,6 +53,11 @@ class Exercise:
     checked: str
     tolerance: float = 1e-5
     parts: tuple[str, ...] = ()
+    in_place: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> list[str]:
+        return list(inspect.signature(self.reference).parameters)
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
     results = []
     for number, arguments in enumerate(cases, start=1):
         case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
-        given = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+        given = copied(arguments)
         try:
             result, ran = _watched(attempt, given, _finished_files(exercise))
         except NotImplementedError as error:
@@ -98,20 +105,20 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
             )
         if result is Ellipsis:
             return outcome(NOT_ATTEMPTED, "Replace the `...`.")
-        for parameter, before, after in zip(
-            inspect.signature(exercise.reference).parameters, arguments, given, strict=False
-        ):
-            if isinstance(before, Tensor) and not _same(before, after, 0.0):
+        for parameter, before, after in zip(exercise.parameters, arguments, given, strict=False):
+            if parameter in exercise.in_place or not isinstance(before, Tensor):
+                continue
+            if not _same(before, after, 0.0):
                 return outcome(
                     WRONG,
                     f"{case}: your function changed its input `{parameter}` in place. Work on a new"
                     " tensor (x = x + y, not x += y).",
                 )
-        results.append(result)
+        results.append(with_written(exercise, result, given))
 
     for number, (arguments, result) in enumerate(zip(cases, results, strict=True), start=1):
         case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
-        expected = exercise.reference(*arguments)
+        expected = run(exercise, exercise.reference, arguments)
         complaint = _compare(exercise, result, expected)
         if complaint:
             if number > 1:
@@ -128,12 +135,30 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
     return outcome(CORRECT, f"Checked: {exercise.checked}.")
 
 
+def copied(arguments: tuple) -> list:
+    """Arguments that a function may write into without harm to the case."""
+    return [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+
+
+def with_written(exercise: Exercise, result, given: list):
+    """The result, followed by the tensors that the function was to write into."""
+    if not exercise.in_place or not isinstance(result, tuple):
+        return result
+    return (*result, *(given[exercise.parameters.index(name)] for name in exercise.in_place))
+
+
+def run(exercise: Exercise, function: Callable, arguments: tuple):
+    """What a function makes of a case, on copies of the case's tensors."""
+    given = copied(arguments)
+    return with_written(exercise, function(*given), given)
+
+
 def diagnose(exercise: Exercise, cases: list[tuple], results: list) -> str:
     """The sentence of the known mistake that gives just these results, or "" if none or several."""
     said = set()
     for mistake in exercise.mistakes:
         try:
-            wrong = [mistake.wrong(*arguments) for arguments in cases]
+            wrong = [run(exercise, mistake.wrong, arguments) for arguments in cases]
         except Exception:
             continue
         pairs = zip(results, wrong, strict=True)
@@ -194,7 +219,7 @@ def _unwritten(error: NotImplementedError, attempt: Callable) -> str:
 
 
 def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
-    expected = ", ".join(inspect.signature(exercise.reference).parameters)
+    expected = ", ".join(exercise.parameters)
     if inspect.isclass(attempt):
         return f"Give check an instance of your class: {attempt.__name__}(...)."
     try:
@@ -212,10 +237,9 @@ def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
 
 
 def _describe(exercise: Exercise, arguments: tuple) -> str:
-    names = list(inspect.signature(exercise.reference).parameters)
     parts = [
         f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} = {value}"
-        for name, value in zip(names, arguments, strict=False)
+        for name, value in zip(exercise.parameters, arguments, strict=False)
         if not callable(value)  # a given function has nothing to show
     ]
     if len(parts) > 6:
@@ -308,13 +332,20 @@ def _moved(exercise: Exercise, result: Tensor, expected: Tensor) -> str:
 def _compare_parts(exercise: Exercise, result, expected: tuple) -> str:
     """What is wrong with the first wrong part of a tuple, or ""."""
     if not isinstance(result, tuple) or len(result) != len(expected):
-        parts = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-        return f"it must end with `return {', '.join(exercise.parts)}`; found {parts}."
+        written = len(exercise.in_place)
+        found = type(result).__name__
+        if isinstance(result, tuple):
+            found = f"a tuple of {len(result) - written}"
+        names = exercise.parts[: len(exercise.parts) - written]
+        return f"it must end with `return {', '.join(names)}`; found {found}."
     axes = exercise.axes.split(";")
     for name, got, want, own in zip(exercise.parts, result, expected, axes, strict=True):
         complaint = _compare(replace(exercise, axes=own.strip(), parts=()), got, want)
         if complaint:
-            return f"{name}, part {exercise.parts.index(name) + 1} of the result: {complaint}"
+            number = exercise.parts.index(name) + 1
+            if number > len(exercise.parts) - len(exercise.in_place):
+                return f"{name}, which your function shall write into: {complaint}"
+            return f"{name}, part {number} of the result: {complaint}"
     return ""
 
 

@@ -106,7 +106,7 @@ print(tuple(patches.shape), "first patch of the second row:", 72 // 12)
 # A picture that the model never saw, cut and numbered. Find the patches that hold the dog's nose.
 
 # %%
-figures.patch_grid(
+figures.patches.grid(
     pixels[0],
     12,
     alt="Left: a dog and a car under a grid of 6 by 6 squares. Right: the 36 squares "
@@ -162,7 +162,7 @@ embedded.shape
 # vector of one place with those of all others (cosine 1: same direction, 0: nothing in common):
 
 # %%
-figures.position_similarity(
+figures.patches.position_similarity(
     positions,
     alt="Four maps of 6 by 6 places. Each shows how similar the position vectors of all places are "
     "to one chosen place, marked by a white cross. For three corners the whole border is bright and "
@@ -204,7 +204,7 @@ def strips_not_squares(pixels, patch_size):
 
 shown = [14, 15, 20, 21]
 rows = torch.cat([patches[0, shown], strips_not_squares(pixels, 12)[0, shown]])
-figures.patch_rows(
+figures.patches.rows(
     rows,
     12,
     [f"square {i}" for i in shown] + [f"strip {i}" for i in shown],

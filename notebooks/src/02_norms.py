@@ -91,7 +91,7 @@ centred / (batch.var(dim=0, correction=0) + 1e-5).sqrt()
 # %%
 torch.manual_seed(2)
 example = torch.randint(0, 10, (2, 3, 4)).float()  # (b, n, d)
-figures.norm_axes(example)
+figures.norms.axes(example)
 
 # %% [markdown]
 # This picture holds most of what follows. A column mixes pictures, so in BatchNorm each example
@@ -199,7 +199,7 @@ memory = pool.mean(dim=0), pool.var(dim=0)
 in_eval, _, _ = batch_norm(pool[:1], one, zero, *memory, training=False)
 of_layer = layer_norm(pool[0], one, zero)
 lines = {"BatchNorm in eval mode": in_eval[0, 3].item(), "LayerNorm": of_layer[3].item()}
-figures.batch_size_spread(outputs, lines)
+figures.norms.batch_size_spread(outputs, lines)
 
 # %% [markdown]
 # The same picture, the same feature, and the number depends on who else is in the batch. In small
@@ -260,7 +260,7 @@ for wrong in ({"rms_norm": without_the_one}, {"layer_norm": mean_stays}):
 # What enters and what leaves each norm of the trained model, for one picture and one question.
 
 # %%
-figures.norm_scales(model, processor(picture, "caption en"))
+figures.norms.scales(model, processor(picture, "caption en"))
 
 # %% [markdown]
 # Two things to see.
@@ -333,7 +333,7 @@ def train(norm, rate=0.5, steps=400, start=nn.init.kaiming_normal_):
 
 # %%
 runs = {norm: train(norm) for norm in NORMS}
-figures.norm_training(runs, every=5)
+figures.norms.training(runs, every=5)
 
 # %% [markdown]
 # The line is the median of one feature over the pictures; in the band lie the middle 70 % of them.
@@ -362,7 +362,7 @@ NORMS["BatchNorm, shaken"] = lambda width: [nn.BatchNorm1d(width), Shake()]
 
 # %%
 runs["BatchNorm, shaken"] = train("BatchNorm, shaken")
-figures.norm_training({name: runs[name] for name in runs if name != "LayerNorm"}, every=5)
+figures.norms.training({name: runs[name] for name in runs if name != "LayerNorm"}, every=5)
 
 # %%
 for name, run in runs.items():
@@ -386,7 +386,7 @@ for name, curve in curves.items():
     norm = "none" if own else name
     for rate in (0.02, 0.1, 0.5, 2.5):
         curve[rate] = np.mean(train(norm, rate, steps=200, **own)["loss"][-30:])
-figures.loss_by_rate(curves, guessing=np.log(len(scenes.OBJECTS)))
+figures.norms.loss_by_rate(curves, guessing=np.log(len(scenes.OBJECTS)))
 
 # %% [markdown]
 # Read it slowly; it is richer than either story.

@@ -130,7 +130,7 @@ curves = {
     "1 / sqrt(k)": [entropy(scores[k] * k**-0.5) for k in widths],
     "1 / k": [entropy(scores[k] / k) for k in widths],
 }
-figures.entropy_by_width(widths, curves, keys=36)
+figures.attention.entropy_by_width(widths, curves, keys=36)
 
 # %% [markdown]
 # Without a scale, attention between wide vectors is a choice and no longer an average. Its gradient
@@ -176,7 +176,7 @@ def attend(query, key, value, mask=None):
 words = ["I", "love", "pepperoni", "pizza"]
 free, masked = attention_weights(x, x), attention_weights(x, x, causal)
 tables = {"no mask": free, "causal mask": masked, "mask after the softmax": free * causal}
-figures.attention_tables(tables, words)
+figures.attention.tables(tables, words)
 
 # %% [markdown]
 # In the right table the hidden words have already taken their share, and it is lost. In the middle
@@ -301,7 +301,7 @@ look(picture, "caption en")
 depth, patch = len(model.vision_tower.layers), 14
 rows = {f"layer {i + 1}": list(seen[i][0, :, patch]) for i in (0, 2)}
 told = "A dog and a car; where one patch of the dog's face looks, in each head of two layers."
-figures.attention_over_picture(pixels[0], rows, [f"head {i}" for i in range(5)], told, patch)
+figures.attention.over_picture(pixels[0], rows, [f"head {i}" for i in range(5)], told, patch)
 print("weights in the vision tower:", sum(w.numel() for w in seen[:depth]))
 
 # %% [markdown]
@@ -328,7 +328,7 @@ for side in ("left", "right"):
     answer = processor.decode(look(picture, f"answer en what is on the {side}?").tolist())
     rows[f"on the {side}? answer: {answer}"] = list(to_picture()[:, 0])
 told = "A dog on the left, a car on the right; where the model looks when it answers, by layer."
-figures.attention_over_picture(pixels[0], rows, [f"layer {i}" for i in (1, 2, 3, 4)], told)
+figures.attention.over_picture(pixels[0], rows, [f"layer {i}" for i in (1, 2, 3, 4)], told)
 
 # %% [markdown]
 # One picture can be luck. So we measure. We make new pictures with two objects, one clearly to the

@@ -94,7 +94,7 @@ x = torch.linspace(-4, 4, 8001, dtype=torch.float64)
 gap = gelu(x) - 0.5 * x * (1 + torch.erf(x / 2**0.5))
 print(f"largest difference {gap.abs().max():.6f}, at x = ±{x[gap.abs().argmax()].abs():.2f}")
 print(f"smallest value of GELU {gelu(x).min():.2f}, at x = {x[gelu(x).argmin()]:.2f}")
-figures.bends(x, {"GELU, tanh form": gelu(x), "ReLU": x.relu()}, gap)
+figures.vision.bends(x, {"GELU, tanh form": gelu(x), "ReLU": x.relu()}, gap)
 
 # %% [markdown]
 # ## Build: the MLP and the block
@@ -170,7 +170,7 @@ for layer in trained.layers:
     x = x + a + m
     from_attention.append(rms(a)), from_mlp.append(rms(m)), stream.append(rms(x))
 
-figures.residual_stream(stream, from_attention, from_mlp)
+figures.vision.residual_stream(stream, from_attention, from_mlp)
 
 # %% [markdown]
 # The stream grows, because each layer adds to it. Attention and MLP do not notice: they read it
@@ -231,7 +231,7 @@ for name, block in (("pre-norm", encoder_layer), ("post-norm", post_norm_layer))
     guess = F.layer_norm(x, (64,)).mean(dim=1) @ torch.randn(64, 10) / 8
     F.cross_entropy(guess, torch.arange(8)).backward()
     lengths[name] = [layer.mlp.fc1.weight.grad.norm().item() for layer in layers]
-figures.gradients(lengths)
+figures.vision.gradients(lengths)
 
 # %% [markdown]
 # In the post-norm stack the layers next to the loss get the largest gradients, several times those
@@ -314,7 +314,9 @@ for way, see in (("tower", lambda p: trained(p).mean(dim=1)), ("pixels", lambda 
 print(f"chance  {1 / len(known):4.0%}")
 
 # %%
-figures.neighbours(ask, find, nearest, [known.index(name) for name in ("dog", "car", "umbrella")])
+figures.vision.neighbours(
+    ask, find, nearest, [known.index(name) for name in ("dog", "car", "umbrella")]
+)
 
 # %% [markdown]
 # The tower finds the object again far more often than the pixels do, in another artist's hand, at

@@ -1,0 +1,43 @@
+"""Every figure of the lessons. Each function draws, shows and describes one.
+
+A lesson's own figures are in the module of its name: `figures.norms.axes(...)`. What all lessons
+share is here: `figures.model_map(...)`.
+"""
+
+from minipali.figures import (
+    attention,
+    contrastive,
+    gemma,
+    generation,
+    gqa,
+    kv_cache,
+    norms,
+    paligemma,
+    patches,
+    rope,
+    tokens,
+    training,
+    vision,
+)
+from minipali.figures.common import as_picture, boxes, model_map, pictures, show
+
+__all__ = [
+    "as_picture",
+    "attention",
+    "boxes",
+    "contrastive",
+    "gemma",
+    "generation",
+    "gqa",
+    "kv_cache",
+    "model_map",
+    "norms",
+    "paligemma",
+    "patches",
+    "pictures",
+    "rope",
+    "show",
+    "tokens",
+    "training",
+    "vision",
+]

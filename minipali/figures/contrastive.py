@@ -1,0 +1,1 @@
+"""Figures of lesson 05: similarities, the two losses, and training with them."""

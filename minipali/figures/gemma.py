@@ -1,0 +1,1 @@
+"""Figures of lesson 10: the decoder's parts."""

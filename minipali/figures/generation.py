@@ -1,0 +1,1 @@
+"""Figures of lesson 12: distributions over the next token."""

@@ -1,0 +1,1 @@
+"""Figures of lesson 09: heads that share keys and values."""

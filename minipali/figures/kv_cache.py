@@ -1,0 +1,1 @@
+"""Figures of lesson 08: what a cache costs and saves."""

@@ -1,0 +1,1 @@
+"""Figures of lesson 06: pieces of text, rows of tokens, and pictures made small."""
