@@ -52,6 +52,8 @@ class Gemma(nn.Module):
 
     # The function in use; `minipali.swap` puts a learner's own here.
     rope_angles = staticmethod(rope_angles)
+    # The product with the table; `minipali.narrow` puts one for narrow weights here.
+    head = staticmethod(F.linear)
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -85,4 +87,4 @@ class Gemma(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., v): the dot product with every row of the embedding table."""
-        return F.linear(x, self.embed_tokens.weight)
+        return self.head(x, self.embed_tokens.weight)

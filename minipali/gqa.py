@@ -15,10 +15,12 @@ from minipali.rope import apply_rope
 def repeat_kv(x: Tensor, times: int) -> Tensor:
     """Repeat each key/value head for its group: (b, g, s, k) -> (b, g * times, s, k).
 
-    Heads 0 .. times - 1 of the result are head 0 of x (repeat_interleave, not repeat).
+    Heads 0 .. times - 1 of the result are head 0 of x (as repeat_interleave does it, not repeat).
+    With a single head, as in PaliGemma 3B, nothing is copied: reshape returns a view.
     Source: GQA (Ainslie et al. 2023).
     """
-    return x if times == 1 else x.repeat_interleave(times, dim=1)
+    b, g, s, k = x.shape
+    return x[:, :, None].expand(b, g, times, s, k).reshape(b, g * times, s, k)
 
 
 class GroupedQueryAttention(nn.Module):

@@ -304,7 +304,11 @@ def compare_models(model: PaliGemma, swapped: PaliGemma) -> str:
         return "first layer that differs, with a cache, is {}: {}".format(*found)
 
     # The model is sure of its answers: a high temperature makes what is drawn depend on the rest.
-    for drawn in ({}, {"temperature": 3.0, "top_k": 40, "top_p": 0.9, "seed": 0}):
+    for drawn in (
+        {},
+        {"temperature": 3.0, "top_k": 40, "top_p": 0.9, "seed": 0},
+        *({"temperature": 5.0, "top_k": 3, "top_p": 0.7, "seed": seed} for seed in (1, 2, 3)),
+    ):
         # A loop that does not stop is cut off.
         expected, told = (
             list(itertools.islice(token_steps(m, prefix, 8, **drawn), 12)) for m in (model, swapped)

@@ -57,9 +57,11 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
     def apart(right, wrong):
         if isinstance(right, tuple):
             return any(apart(*both) for both in zip(right, wrong, strict=True))
+        if not isinstance(right, torch.Tensor):  # ids and the like: equal or not
+            return right != wrong
         if right.shape != wrong.shape:
             return True
-        difference = (right - wrong).abs()
+        difference = (right.double() - wrong.double()).abs()
         return bool(difference.isnan().any() or difference.max() > 100 * one.tolerance)
 
     assert any(far(arguments) for arguments in one.cases())
@@ -223,6 +225,17 @@ def two_mistakes(query, key, value, mask):
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1) @ value
+
+
+def test_a_crash_in_a_later_case_does_not_hide_a_mistake_in_an_earlier_one():
+    def unscaled_then_crashing(query, key, value, mask):
+        if mask is not None:
+            raise RuntimeError("later")
+        return (query @ key.mT).softmax(-1) @ value
+
+    outcome = examine(exercise("attend"), unscaled_then_crashing)
+    assert outcome.status == WRONG
+    assert outcome.message.startswith("The scores are not scaled.")
 
 
 def test_of_two_mistakes_at_once_the_first_that_shows_is_named():

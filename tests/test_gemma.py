@@ -1,14 +1,19 @@
 """Lesson 10: the decoder, layer by layer, and whether the comparison would notice a mistake."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_batch, make_pair, outputs_of, tiny_config
+from torch import nn
 
-from minipali import gqa
+from minipali import figures, gqa, load
+from minipali.checks import exercise
+from minipali.checks.engine import CORRECT, CRASHED, WRONG, examine
 from minipali.gemma import GeGLU, Gemma
 from minipali.norms import RMSNorm
 from minipali.paligemma import PaliGemma, prefix_lm_mask
+from minipali.swap import swap
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -134,3 +139,117 @@ def test_the_random_weights_are_large_enough_to_show(mistake, monkeypatch):
         assert (model(**batch)[is_real] - correct).abs().max() < 1e-5
         monkeypatch.setattr(*MISTAKES[mistake])
         assert (model(**batch)[is_real] - correct).abs().max() > 1e-2
+
+
+# --- the lesson's pieces --------------------------------------------------------------------------
+
+
+def embed(input_ids, table):
+    return F.embedding(input_ids, table) * table.shape[1] ** 0.5
+
+
+def geglu(x, gate_weight, up_weight, down_weight):
+    gate = F.gelu(F.linear(x, gate_weight), approximate="tanh")
+    return F.linear(gate * F.linear(x, up_weight), down_weight)
+
+
+def decoder_layer(x, norm1, attention, norm2, mlp):
+    x = x + attention(norm1(x))
+    return x + mlp(norm2(x))
+
+
+def decoder(x, layers, norm):
+    for layer in layers:
+        x = layer(x)
+    return norm(x)
+
+
+def logits(x, table):
+    return F.linear(x, table)
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    return load("small")[0]
+
+
+RIGHT = (embed, geglu, decoder_layer, decoder, logits)
+
+
+def test_a_learners_whole_decoder_runs_and_leaves_every_answer_as_it_was(small_model, capsys):
+    calls = []
+
+    def counted(piece):
+        def call(*arguments):
+            calls.append(piece.__name__)
+            return piece(*arguments)
+
+        return call
+
+    mine = swap(small_model, **{piece.__name__: counted(piece) for piece in RIGHT})
+    assert "correct" in capsys.readouterr().out
+    calls.clear()
+    batch = make_batch([(5, 4), (2, 3)], config=small_model.config)
+    with torch.inference_mode():
+        torch.testing.assert_close(mine(**batch), small_model(**batch), rtol=0, atol=1e-3)
+    layers = small_model.config.text.num_hidden_layers
+    assert calls == ["embed", "decoder", *["decoder_layer", "geglu"] * layers, "logits"]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "place"),
+    [
+        ({"embed": lambda ids, table: table[ids]}, "layers.0."),
+        ({"geglu": lambda x, gate, up, down: geglu(x, up, gate, down)}, "layers.0.mlp:"),
+        ({"decoder_layer": lambda x, n1, a, n2, m: n2(x + a(n1(x)))}, "layers.0:"),
+        ({"decoder": lambda x, layers, norm: decoder(x, layers, lambda x: x)}, "language_model:"),
+        ({"logits": lambda x, table: x @ table.T * 2}, "logits:"),
+    ],
+    ids=["not scaled", "gate and up swapped", "no MLP", "no final norm", "logits doubled"],
+)
+def test_a_wrong_part_of_the_decoder_is_found_in_the_trained_model(
+    small_model, capsys, pieces, place
+):
+    swap(small_model, **pieces)
+    told = capsys.readouterr().out
+    assert "wrong" in told and place in told
+
+
+def test_a_fresh_head_is_named_though_its_weights_are_random():
+    def untied(x, table):
+        return nn.Linear(table.shape[1], table.shape[0], bias=False)(x)
+
+    for _ in range(2):
+        outcome = examine(exercise("logits"), untied)
+        assert outcome.status == WRONG
+        assert outcome.message.startswith("The head is not tied")
+
+
+def test_layers_may_be_called_in_any_honest_way_and_belong_to_the_case():
+    honest = examine(exercise("decoder"), lambda x, layers, norm: norm(nn.Sequential(*layers)(x)))
+    assert honest.status == CORRECT
+
+    def uses_them_up(x, layers, norm):
+        while layers:
+            x = layers.pop(0)(x)
+        return norm(x)
+
+    outcome = examine(exercise("decoder"), uses_them_up)
+    assert outcome.status == CRASHED and "layers = 3 functions" in outcome.message
+
+
+def test_the_figure_of_the_lens_tells_where_a_word_comes_up(monkeypatch):
+    told = []
+
+    def show(figure, alt):
+        told.append(alt)
+        plt.close(figure)
+
+    monkeypatch.setattr(figures.gemma, "show", show)
+    chances = torch.zeros(5, 2, 3)
+    for step, words in enumerate([(0, 0), (0, 1), (2, 1), (2, 1), (2, 2)]):
+        for question, word in enumerate(words):
+            chances[step, question, word] = 0.9
+    figures.gemma.lens(chances, "abc".__getitem__, ["answer en left?", "right?"], "Alt.")
+    assert "left? a at the start, then c after MLP 1;" in told[0]
+    assert "right? a at the start, then b after attention 1, then c after MLP 2." in told[0]

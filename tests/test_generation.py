@@ -7,6 +7,8 @@ from conftest import fresh_model, make_batch, make_ours, make_theirs
 from PIL import Image
 
 from minipali import generation
+from minipali.checks import exercise
+from minipali.checks.engine import CORRECT, WRONG, examine
 from minipali.generation import choose, distribution, generate, stream, token_steps
 from minipali.paligemma import PaliGemma
 
@@ -393,3 +395,97 @@ def test_the_words_of_a_finished_row_end_at_eos(model, processor, says):
     says([*dog, 1, 99, 99], [*cat, 99, 99, 1])
     found = generate(model, processor, [picture()] * 2, ["a", "b"])
     assert found[0] == "a dog" and found[1] == processor.decode([*cat, 99, 99])
+
+
+# --- the learner's own pieces --------------------------------------------------------------------
+
+
+def test_a_distribution_put_on_the_model_is_drawn_from(model, monkeypatch):
+    def only_seven(logits, temperature, top_k, top_p):
+        assert (temperature, top_k, top_p) == (0.7, 9, 0.8)
+        return torch.nn.functional.one_hot(torch.full((len(logits),), 7), logits.shape[1]).float()
+
+    monkeypatch.setattr(model, "distribution", only_seven, raising=False)
+    found = answer_ids(model, make_batch(QUESTIONS), 4, temperature=0.7, top_k=9, top_p=0.8)
+    assert found == [[7] * 4] * 3
+
+
+def test_a_loop_put_on_the_model_gets_the_first_logits_and_a_step(model, monkeypatch):
+    def backwards(logits, step, choose, eos, pad, max_new_tokens):
+        assert (eos, pad, max_new_tokens) == (1, 0, 4)
+        first = choose(logits)
+        following = choose(step(first, torch.ones(len(first), dtype=torch.bool)))
+        return [following, first]  # a list will do
+
+    batch = make_batch(QUESTIONS)
+    expected = answer_ids(model, batch, 4)
+    monkeypatch.setattr(model, "continue_tokens", backwards, raising=False)
+    assert answer_ids(model, batch, 4) == [row[1::-1] for row in expected]
+
+
+def through(steps):
+    """A loop as the exercise hands it to check, its steps side by side."""
+    return lambda *given: torch.stack(list(steps(*given)), dim=1)
+
+
+def honest_loop(logits, step, choose, eos, pad, max_new_tokens):
+    running = torch.ones(len(logits), dtype=torch.bool)
+    for number in range(max_new_tokens):
+        tokens = torch.where(running, choose(logits), pad)
+        yield tokens
+        running = running & (tokens != eos)
+        if number + 1 == max_new_tokens or not running.any():
+            return
+        logits = step(tokens, running)
+
+
+def test_a_loop_may_yield_or_return_a_list():
+    one = exercise("continue_tokens")
+    assert examine(one, through(honest_loop)).status == CORRECT
+    assert examine(one, through(lambda *given: list(honest_loop(*given)))).status == CORRECT
+
+
+def test_a_loop_without_an_end_is_ended_and_told_so():
+    def endless(logits, step, choose, eos, pad, max_new_tokens):
+        yield from honest_loop(logits, step, choose, eos, pad, 10**9)
+
+    def deaf(logits, step, choose, eos, pad, max_new_tokens):
+        running = torch.ones(len(logits), dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            tokens = torch.where(running, choose(logits), pad)
+            yield tokens
+            running = running & (tokens != eos)
+            logits = step(tokens, running)
+
+    one = exercise("continue_tokens")
+    assert "end after max_new_tokens?" in examine(one, through(endless)).message
+    assert "Stop when all rows have said eos" in examine(one, through(deaf)).message
+
+
+@pytest.mark.parametrize("way", ["look again", "look and forget", "the same image again"])
+def test_a_second_look_is_named_whatever_becomes_of_it(way):
+    def attempt(pixels, prompt, look, read, choose, usable, eos, pad, max_new_tokens):
+        image = look(pixels)
+
+        def step(tokens, running):
+            seen = image if way == "the same image again" else look(pixels)
+            seen = None if way == "look and forget" else seen
+            return read(tokens[:, None], seen)[:, :usable]
+
+        logits = read(prompt, image)[:, :usable]
+        return through(honest_loop)(logits, step, choose, eos, pad, max_new_tokens)
+
+    outcome = examine(exercise("answer"), attempt)
+    assert outcome.status == WRONG
+    assert outcome.message.startswith("The picture is used again after the first call")
+
+
+def test_cutting_off_the_columns_that_are_no_text_masks_them_too():
+    def attempt(pixels, prompt, look, read, choose, usable, eos, pad, max_new_tokens):
+        def step(tokens, running):
+            return read(tokens[:, None], None)[:, :usable]
+
+        logits = read(prompt, look(pixels))[:, :usable]
+        return through(honest_loop)(logits, step, choose, eos, pad, max_new_tokens)
+
+    assert examine(exercise("answer"), attempt).status == CORRECT

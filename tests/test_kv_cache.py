@@ -4,7 +4,10 @@ import pytest
 import torch
 from conftest import make_batch, make_theirs, tiny_config
 
+from minipali.checks import exercise
+from minipali.checks.engine import CORRECT, CRASHED, WRONG, examine
 from minipali.kv_cache import KVCache
+from minipali.swap import swap
 
 TEXT = tiny_config().text  # 2 key/value heads of 10, 3 layers
 
@@ -160,3 +163,134 @@ def test_without_types_later_tokens_are_suffix_and_first_ones_prefix(model):
         first = model(ids[:, :13], pixels, kv_cache=cache)
         later = model(ids[:, 13:], kv_cache=cache)
     torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=1e-5)
+
+
+# The lesson's pieces inside a model, and its loop.
+
+
+def restarting(is_real, earlier):
+    return is_real.cumsum(dim=1).clamp(min=1)
+
+
+def forgetful(keys, values, start, key, value):
+    """What is returned is right, but nothing is kept."""
+    return (
+        torch.cat((keys[:, :, :start], key), dim=2),
+        torch.cat((values[:, :, :start], value), dim=2),
+    )
+
+
+def joined(keys, values, start, key, value):
+    """Right, and as little like the package's as possible."""
+    for buffer, new in ((keys, key), (values, value)):
+        for i in range(new.shape[2]):
+            buffer.select(2, start + i).copy_(new[:, :, i])
+    return tuple(buffer.narrow(2, 0, start + key.shape[2]).clone() for buffer in (keys, values))
+
+
+def counted_one_by_one(is_real, earlier):
+    rows = []
+    for row, before in zip(is_real.tolist(), earlier.flatten().tolist(), strict=True):
+        rows.append([max(1, before + sum(row[: i + 1])) for i in range(len(row))])
+    return torch.tensor(rows)
+
+
+def test_swap_takes_right_pieces_and_notices_wrong_ones_in_the_second_call(model, capsys):
+    swap(model, cache_update=joined, token_positions=counted_one_by_one)
+    assert "correct" in capsys.readouterr().out
+    for piece in ({"cache_update": forgetful}, {"token_positions": restarting}):
+        swap(model, **piece)
+        said = capsys.readouterr().out
+        assert "wrong" in said and "with a cache" in said and "(call 2)" in said
+
+
+def test_every_layer_of_a_new_cache_has_buffers_of_its_own(model):
+    cache = model.new_cache(2, 5)
+    places = {x.data_ptr() for x in (*cache.keys, *cache.values)}
+    assert len(places) == 2 * model.config.text.num_hidden_layers
+
+
+def without_cache(prompt, is_real, steps, layers, embed, project, rotate, attend, finish, head):
+    """The loop of the exercise with everything computed again; project limits what it takes, so
+    the tokens go through it in two parts."""
+    all_logits, first = [], prompt.shape[1]
+    for _ in range(steps):
+        positions, x = counted_one_by_one(is_real, torch.zeros(len(prompt), 1)), embed(prompt)
+        for i in range(layers):
+            parts = zip(*(project(i, part) for part in x.split(first, dim=1)), strict=True)
+            query, key, value = (torch.cat(part, dim=2) for part in parts)
+            # Queries of the prompt see the prompt, later ones what is not later than they are.
+            place = torch.arange(prompt.shape[1])
+            mask = is_real[:, None, None] & (place <= place[:, None].clamp(min=first - 1))
+            query, key = rotate(query, positions), rotate(key, positions)
+            x = finish(i, x, attend(query, key, value, mask))
+        all_logits.append(head(x[:, -1]))
+        new = all_logits[-1].argmax(dim=-1, keepdim=True)
+        prompt = torch.cat((prompt, new), dim=1)
+        is_real = torch.cat((is_real, torch.ones_like(new, dtype=torch.bool)), dim=1)
+    return torch.stack(all_logits, dim=1)
+
+
+def test_the_exercises_loop_is_the_loop_without_a_cache():
+    for case in exercise("decode").cases():
+        expected = without_cache(*case)
+        torch.testing.assert_close(exercise("decode").reference(*case), expected)
+        best = expected.topk(2, dim=-1).values
+        assert (best[..., 0] - best[..., 1]).min() > 0.1  # rounding cannot change a choice
+
+
+def looping(again=False, double=False, one_list=False, mask="grown"):
+    """A loop with lists that are concatenated, and one thing changed that cannot go unnoticed."""
+
+    def decode(prompt, is_real, steps, layers, embed, project, rotate, attend, finish, head):
+        keys, values, all_logits = {}, {}, []
+        ids, new, seen = prompt, prompt, is_real
+        positions = restarting(is_real, None)
+        for _ in range(steps):
+            x = embed(ids if again else new)
+            for i in range(layers):
+                query, key, value = project(i, x)
+                query, key = rotate(query, positions), rotate(key, positions)
+                place = 0 if one_list else i
+                for kept, part in ((keys, key), (values, value)):
+                    old = [kept[place]] if place in kept else [part] * double
+                    kept[place] = torch.cat((*old, part), dim=2)
+                shown = {"grown": seen, "prompt": is_real}.get(mask)
+                shown = None if shown is None else shown[:, None, None]
+                x = finish(i, x, attend(query, keys[place], values[place], shown))
+            all_logits.append(head(x[:, -1]))
+            new = all_logits[-1].argmax(dim=-1, keepdim=True)
+            ids = torch.cat((ids, new), dim=1)
+            seen = torch.cat((seen, torch.ones_like(new, dtype=torch.bool)), dim=1)
+            positions = positions[:, -1:] + 1
+        return torch.stack(all_logits, dim=1)
+
+    return decode
+
+
+@pytest.mark.parametrize(
+    ("changed", "status", "said"),
+    [
+        ({}, CORRECT, "all logits"),
+        ({"again": True}, CRASHED, "project got 6 tokens at once (the prompt has 5)"),
+        ({"double": True}, CRASHED, "attend got 10 keys and a mask for 5"),
+        ({"one_list": True}, CRASHED, "attend got 10 keys and a mask for 5"),
+        ({"mask": "prompt"}, CRASHED, "attend got 6 keys and a mask for 5"),
+        ({"mask": None}, CRASHED, "attend got no mask"),
+    ],
+)
+def test_the_given_functions_refuse_what_a_cached_loop_never_asks(changed, status, said):
+    outcome = examine(exercise("decode"), looping(**changed))
+    assert outcome.status == status
+    assert said in outcome.message
+
+
+def test_a_buffer_written_beyond_its_new_places_is_noticed():
+    def clears_the_rest(keys, values, start, key, value):
+        keys[:, :, start:], values[:, :, start:] = 0, 0
+        return joined(keys, values, start, key, value)
+
+    outcome = examine(exercise("cache_update"), clears_the_rest)
+    assert outcome.status == WRONG
+    assert "keys, which your function shall write into" in outcome.message
+    assert examine(exercise("cache_update"), joined).status == CORRECT

@@ -1,9 +1,18 @@
 """Lesson 07: rotary positions."""
 
+import copy
+import math
+
 import pytest
 import torch
 
+from minipali import load
+from minipali.checks import exercise
+from minipali.checks.engine import CORRECT, WRONG, examine
+from minipali.gqa import GroupedQueryAttention
 from minipali.rope import apply_rope, rope_angles
+from minipali.scenes import examples
+from minipali.swap import swap
 
 B, H, T, K = 2, 3, 5, 8
 POSITIONS = torch.tensor([[0, 1, 2, 3, 4], [7, 9, 100, 1100, 8191]])
@@ -99,3 +108,120 @@ def test_angles_stay_in_float32_when_the_model_is_bfloat16():
         POSITIONS[..., None].bfloat16() * (10000.0 ** -(torch.arange(4) / 4)).bfloat16()
     ).cos()
     assert (coarse.float() - cos).abs().max() > 0.5
+
+
+# --- in the trained model, and in the checks ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load("small")
+
+
+def neighbours(x, cos, sin):
+    """The interleaved layout of the paper, written out pair by pair."""
+    turned = x.clone()
+    for i in range(x.shape[-1] // 2):
+        c, s = cos[:, None, :, i], sin[:, None, :, i]
+        turned[..., 2 * i] = x[..., 2 * i] * c - x[..., 2 * i + 1] * s
+        turned[..., 2 * i + 1] = x[..., 2 * i + 1] * c + x[..., 2 * i] * s
+    return turned
+
+
+def test_the_trained_model_sees_distances_alone_but_not_without_positions(small, capsys):
+    model, _ = small
+    swap(model, rope_angles=lambda p, k, theta: rope_angles(p + 1000, k, theta))
+    assert "every layer agrees" in capsys.readouterr().out
+    swap(model, rope_angles=lambda p, k, theta: rope_angles(2 * p, k, theta))
+    assert "no longer the same" in capsys.readouterr().out
+
+
+def test_the_other_layout_needs_both_rows_of_queries_and_of_keys_reordered(small, capsys):
+    model, processor = small
+    batch = processor(examples()["three_apples"], "caption en")
+    other = swap(model, apply_rope=neighbours)
+    assert "no longer the same" in capsys.readouterr().out
+    order = [head * 48 + half + i for head in range(4) for i in range(24) for half in (0, 24)]
+
+    def reordered(*names):
+        fitted = copy.deepcopy(other)
+        for module in fitted.modules():
+            if isinstance(module, GroupedQueryAttention):
+                for weight in (getattr(module, name).weight for name in names):
+                    weight.data = weight.data[order[: len(weight)]]
+        with torch.inference_mode():
+            return (fitted(**batch) - model(**batch)).abs().max()
+
+    assert reordered("q_proj", "k_proj") < 1e-3
+    assert reordered("q_proj") > 1
+    assert reordered("q_proj", "k_proj", "v_proj") > 1
+
+
+def other_signs(positions, head_dim, theta):
+    """The wrong sign, computed by logarithms: large angles differ from those of other ways."""
+    angles = positions[..., None] * torch.exp(
+        math.log(theta) * torch.arange(0, head_dim, 2) / head_dim
+    )
+    return angles.cos(), angles.sin()
+
+
+def one_head_for_all(query, key, value, positions, heads, kv_heads, theta):
+    b, t, wide = query.shape
+    k = wide // heads
+    angles = rope_angles(positions, k, theta)
+    split = [x.reshape(b, t, -1, k).transpose(1, 2) for x in (query, key, value)]
+    return apply_rope(split[0], *angles), apply_rope(split[1][:, :1], *angles), split[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt", "said"),
+    [
+        ("rope_angles", other_signs, "The exponent has the wrong sign"),
+        (
+            "rope_angles",
+            lambda p, k, theta: rope_angles(p, k, 10000.0),
+            "Case 1 of 3 (positions (3, 5), head_dim = 10, theta = 100.0): cos, part 1",
+        ),
+        ("rope_angles", lambda p, k, theta: rope_angles(p + 1, k, theta), "of the values are not"),
+        ("rope_angles", lambda p, k, theta: rope_angles(p[0], k, theta), "(b t pair)"),
+        ("apply_rope", lambda x, cos, sin: x * torch.cat((cos, cos), -1)[:, None], "are not"),
+        ("apply_rope", lambda x, cos, sin: apply_rope(x, cos, sin)[..., :4], "axis 3 (k) must"),
+        ("rotate_heads", one_head_for_all, "key, part 2 of the result: the shape is wrong"),
+        (
+            "rotate_heads",
+            lambda *given: exercise("rotate_heads").reference(*given[:-1], 10000.0),
+            "query, part 1 of the result",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_that_are_in_no_list_are_rejected_with_a_useful_sentence(
+    monkeypatch, name, attempt, said
+):
+    monkeypatch.setattr("minipali.checks.engine._finished_files", lambda exercise: set())
+    outcome = examine(exercise(name), attempt)
+    assert outcome.status == WRONG
+    assert said in outcome.message
+
+
+@pytest.mark.parametrize(
+    "speeds",
+    [
+        lambda k, theta: torch.exp(-math.log(theta) * torch.arange(0, k, 2) / k),
+        lambda k, theta: theta ** (-2 * torch.arange(k // 2) / k),
+        lambda k, theta: theta ** (-2 * torch.arange(k // 2).double() / k),
+    ],
+)
+def test_any_way_of_computing_the_angles_in_float32_or_better_is_correct(speeds):
+    def angles(positions, head_dim, theta):
+        found = positions[..., None] * speeds(head_dim, theta)
+        return found.cos().float(), found.sin().float()
+
+    assert examine(exercise("rope_angles"), angles).status == CORRECT
+
+
+def test_turning_by_complex_numbers_is_correct():
+    def turn(x, cos, sin):
+        turned = torch.complex(*x.chunk(2, -1)) * torch.complex(cos, sin)[:, None]
+        return torch.cat((turned.real, turned.imag), -1)
+
+    assert examine(exercise("apply_rope"), turn).status == CORRECT

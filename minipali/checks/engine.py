@@ -98,6 +98,9 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
         except NotImplementedError as error:
             return outcome(NOT_ATTEMPTED, _unwritten(error, attempt))
         except Exception as error:
+            # A mistake that shows in an earlier case is often the reason, and says more.
+            if complaint := _first_wrong(exercise, cases, results, only_known=True):
+                return outcome(WRONG, complaint)
             return outcome(CRASHED, f"{case}: {_crash(error)}")
         if ran:
             return outcome(
@@ -116,23 +119,33 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
                 )
         results.append(with_written(exercise, result, given))
 
-    for number, (arguments, result) in enumerate(zip(cases, results, strict=True), start=1):
-        case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
-        expected = run(exercise, exercise.reference, arguments)
-        complaint = _compare(exercise, result, expected)
-        if complaint:
-            if number > 1:
-                before = "Case 1 is" if number == 2 else f"Cases 1 to {number - 1} are"
-                complaint += f" {before} right."
-            # Two mistakes at once match none in every case, but the first wrong case may show one.
-            here = slice(number - 1, number)
-            named = diagnose(exercise, cases, results) or diagnose(
-                exercise, cases[here], results[here]
-            )
-            return outcome(
-                WRONG, f"{named} {case}: {complaint}" if named else f"{case}: {complaint}"
-            )
+    if complaint := _first_wrong(exercise, cases, results):
+        return outcome(WRONG, complaint)
     return outcome(CORRECT, f"Checked: {exercise.checked}.")
+
+
+def _first_wrong(
+    exercise: Exercise, cases: list[tuple], results: list, only_known: bool = False
+) -> str:
+    """What is wrong with the first wrong one of the results there are, or ""."""
+    for number, result in enumerate(results, start=1):
+        arguments = cases[number - 1]
+        complaint = _compare(exercise, result, run(exercise, exercise.reference, arguments))
+        if not complaint:
+            continue
+        if number > 1:
+            before = "Case 1 is" if number == 2 else f"Cases 1 to {number - 1} are"
+            complaint += f" {before} right."
+        # Two mistakes at once match none in every case, but the first wrong case may show one.
+        here = slice(number - 1, number)
+        named = diagnose(exercise, cases[: len(results)], results) or diagnose(
+            exercise, cases[here], results[here]
+        )
+        case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
+        if named:
+            return f"{named} {case}: {complaint}"
+        return "" if only_known else f"{case}: {complaint}"
+    return ""
 
 
 def copied(arguments: tuple) -> list:
@@ -291,9 +304,12 @@ def _compare(exercise: Exercise, result, expected) -> str:
     bad = (~result.isfinite()) & expected.isfinite()
     if bad.any():
         where = tuple(bad.nonzero()[0].tolist())
-        return f"the result has {result[where].item()} at {_place(exercise, where)}."
+        place = f" at {_place(exercise, where)}" if where else ""
+        return f"the result has {result[where].item()}{place}."
     difference = (result.double() - expected.double()).abs()
     if not _same(result, expected, exercise.tolerance):
+        if result.ndim == 0:
+            return f"the result must be {expected.item():.6g}, found {result.item():.6g}."
         where = tuple(
             torch.stack(torch.unravel_index(difference.argmax(), difference.shape)).tolist()
         )
