@@ -76,8 +76,11 @@ class PaliGemma(nn.Module):
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of up to `max_length` tokens, padding included."""
-        weight = self.language_model.embed_tokens.weight
-        return KVCache(self.config.text, batch, max_length, weight.dtype, weight.device)
+        # What the layers compute in, which need not be what the weights are kept in.
+        token = self.language_model.embed(
+            torch.zeros(1, 1, dtype=torch.long, device=self.language_model.norm.weight.device)
+        )
+        return KVCache(self.config.text, batch, max_length, token.dtype, token.device)
 
     def hidden_states(
         self,

@@ -45,11 +45,12 @@ class PatchEmbedding(nn.Module):
                 f"pixels must have shape (batch, {channels}, {self.image_size}, {self.image_size}),"
                 f" found {tuple(pixels.shape)}; resize the pictures first (the processor does)"
             )
-        patches = self.patch_embedding(
-            pixels.to(self.patch_embedding.weight.dtype)
-        )  # (b, d, ny, nx)
-        patches = rearrange(patches, "b d ny nx -> b (ny nx) d")
+        patches = rearrange(self.embed(pixels), "b d ny nx -> b (ny nx) d")
         return patches + self.position_embedding.weight
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(b, c, y, x) -> (b, d, ny, nx), without positions."""
+        return self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype))
 
 
 def affine_map(embedding: PatchEmbedding) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ A model folder is laid out as the published ones: `config.json`, `tokenizer.mode
 in `model.safetensors`, or in several shards with a `model.safetensors.index.json`.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minipali import config as configs
+from minipali import narrow
 from minipali.config import PaliGemmaConfig
 from minipali.hub import download
 from minipali.paligemma import PaliGemma
@@ -342,6 +344,7 @@ def load(
     dtype: "float32", "bfloat16" or "float16"; None keeps what the files hold.
     device: where the weights go; None is the CPU, where they stay in the files and are paged in
     when they are used, unless the dtype is converted. So leave the files alone while it is in use.
+    A processor without fast bfloat16 computes in float32 with weights of 16 bits (minipali.narrow).
     Raises WeightsError, ConfigError or HubError, naming the file and the key, before any model is
     returned; MemoryError if the weights do not fit.
     """
@@ -354,11 +357,14 @@ def load(
     _check(found, folder, model)
 
     stored = DTYPES[found.entries[found.used[EMBEDDING][1]]["dtype"]]
-    if device is None or torch.device(device).type == "cpu":
+    on_cpu = device is None or torch.device(device).type == "cpu"
+    if on_cpu:
         _check_memory(model, wanted or stored)
     _check_tied(folder, found)
     weights = _read(folder, found, wanted, device)
     model.load_state_dict(weights, strict=True, assign=True)
+    if on_cpu and narrow.is_slow(wanted or stored):
+        narrow.widen(model)
     return model.eval(), processor
 
 
@@ -512,24 +518,40 @@ def save(model: PaliGemma, processor: Processor, folder: str | Path) -> None:
     Raises WeightsError if the folder holds something else, the model is not a plain PaliGemma, or
     the disk is full.
     """
-    folder = Path(folder).resolve()
     weights = _weights_to_save(model)
     if processor.config != model.config:
         raise WeightsError("model and processor must have the same config: load them together")
+    sizes = {key: weight.nbytes for key, weight in weights.items()}
+    with finished(folder, sum(sizes.values())) as part:
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        write_beside(part, processor, dtype)
+        for name, keys in write_index(part, sizes, SHARD_BYTES).items():
+            shard = {key: weights[key].contiguous() for key in keys}
+            save_file(shard, part / name, metadata={"format": "pt"})
+            shutil.copymode(part / "config.json", part / name)  # save_file's own is owner-only
+
+
+@contextlib.contextmanager
+def finished(folder: str | Path, size: int):
+    """A new folder to write a model into, which takes the place of `folder` when all is written.
+
+    If anything fails, the old folder stays as it was. Raises WeightsError if it holds no model of
+    ours, or if fewer than `size` bytes are free.
+    """
+    folder = Path(folder).resolve()
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    total = sum(weight.nbytes for weight in weights.values())
     free = shutil.disk_usage(folder.parent).free
-    if total > free:
+    if size > free:
         raise WeightsError(
-            f"{folder.parent} must have {total / 1e9:.1f} GB free for the weights, found"
+            f"{folder.parent} must have {size / 1e9:.1f} GB free for the weights, found"
             f" {free / 1e9:.1f} GB: choose another disk"
         )
     part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        _write(model, processor, weights, part)
+        yield part
         _replace(folder, part)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -573,9 +595,9 @@ def _check_replaceable(folder: Path) -> None:
     )
 
 
-def _write(model: PaliGemma, processor: Processor, weights: dict[str, Tensor], part: Path) -> None:
-    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    texts = {"config.json": configs.to_dict(model.config, dtype)}
+def write_beside(part: Path, processor: Processor, dtype: str) -> None:
+    """Everything in a model folder but the weights."""
+    texts = {"config.json": configs.to_dict(processor.config, dtype)}
     texts |= processor_files(processor)
     for name, content in texts.items():
         _write_json(part / name, content)
@@ -587,25 +609,29 @@ def _write(model: PaliGemma, processor: Processor, weights: dict[str, Tensor], p
             if (source / name).is_file():
                 shutil.copyfile(source / name, part / name)
 
-    shards: list[dict[str, Tensor]] = [{}]
+
+def write_index(part: Path, sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """Divide keys among files of at most `limit` bytes, and write the index if it takes several.
+
+    sizes: key -> bytes. Returns file name -> its keys, in order; the files are for the caller.
+    """
+    shards: list[list[str]] = [[]]
     filled = 0
-    for key, weight in weights.items():
-        if shards[-1] and filled + weight.nbytes > SHARD_BYTES:
-            shards.append({})
+    for key, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
             filled = 0
-        shards[-1][key] = weight.contiguous()
-        filled += weight.nbytes
+        shards[-1].append(key)
+        filled += size
     count = len(shards)
     names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     names = [SINGLE] if count == 1 else names
-    for name, shard in zip(names, shards, strict=True):
-        save_file(shard, part / name, metadata={"format": "pt"})
-        shutil.copymode(part / "config.json", part / name)  # save_file's own is owner-only
+    files = dict(zip(names, shards, strict=True))
     if count > 1:
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        total = sum(weight.nbytes for weight in weights.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        weight_map = {key: name for name, keys in files.items() for key in keys}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         _write_json(part / INDEX, index)
+    return files
 
 
 def _write_json(file: Path, content: dict) -> None:
@@ -629,3 +655,9 @@ def _replace(folder: Path, part: Path) -> None:
         if not weights and not (folder / path.name).exists():
             path.rename(folder / path.name)
     shutil.rmtree(old)
+
+
+if __name__ == "__main__":
+    from minipali.synthetic import main
+
+    main()

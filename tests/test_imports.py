@@ -30,7 +30,7 @@ LESSONS = [
 ]
 BESIDE = {
     "config", "scenes", "evaluation", "figures", "progress", "swap", "checks", "cli", "hub",
-    "tokenizer_files",
+    "tokenizer_files", "synthetic", "narrow",
 }  # fmt: skip
 # Imports inside a function that look ahead on purpose: the command of lesson 13 saves its model.
 AHEAD = {"training": {"weights"}}

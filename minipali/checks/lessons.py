@@ -18,6 +18,9 @@ STEMS = (
     "gemma",
     "paligemma",
     "generation",
+    "training",
+    "weights",
+    "locations",
 )
 
 

@@ -11,6 +11,7 @@ from minipali.figures import (
     generation,
     gqa,
     kv_cache,
+    locations,
     norms,
     paligemma,
     patches,
@@ -18,6 +19,7 @@ from minipali.figures import (
     tokens,
     training,
     vision,
+    weights,
 )
 from minipali.figures.common import as_picture, boxes, model_map, pictures, show
 
@@ -30,6 +32,7 @@ __all__ = [
     "generation",
     "gqa",
     "kv_cache",
+    "locations",
     "model_map",
     "norms",
     "paligemma",
@@ -40,4 +43,5 @@ __all__ = [
     "tokens",
     "training",
     "vision",
+    "weights",
 ]

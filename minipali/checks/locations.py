@@ -1,0 +1,3 @@
+"""Lesson 15."""
+
+EXERCISES = ()

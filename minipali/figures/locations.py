@@ -1,0 +1,1 @@
+"""Figures of lesson 15: boxes and masks."""

@@ -1,0 +1,1 @@
+"""Figures of lesson 14: bytes of a file, and what is in the model."""
