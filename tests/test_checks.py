@@ -1,5 +1,7 @@
 """The exercises' checks: right answers pass, mistakes are named, nothing is borrowed."""
 
+import re
+
 import pytest
 import torch
 
@@ -225,6 +227,22 @@ def two_mistakes(query, key, value, mask):
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1) @ value
+
+
+@pytest.mark.parametrize("grow", ["row.append(filler)", "row += [filler]", "row.insert(0, filler)"])
+def test_lists_and_pictures_are_inputs_too(grow):
+    scope = {}
+    exec(f"def pad(rows, filler, side):\n for row in rows:\n  {grow}\n return rows, rows", scope)
+    outcome = examine(exercise("pad_rows"), scope["pad"])
+    assert outcome.status == WRONG and "changed its input `rows` in place" in outcome.message
+
+    def shrinks(picture, side):
+        picture.thumbnail((side, side))
+        return picture
+
+    outcome = examine(exercise("to_pixels"), shrinks)
+    assert outcome.status == WRONG and "changed its input `picture` in place" in outcome.message
+    assert re.search(r"picture: [A-Z]+, \d+ x \d+ pixels", outcome.message)
 
 
 def test_a_crash_in_a_later_case_does_not_hide_a_mistake_in_an_earlier_one():

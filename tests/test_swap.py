@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from minipali import load
 from minipali.checks import CheckFailed
 from minipali.scenes import examples
-from minipali.swap import HOOKS, PIECES, swap
+from minipali.swap import HOOKS, OF_PROCESSOR, PIECES, swap
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +449,7 @@ def test_right_pieces_of_the_processor_change_nothing(small_processor, capsys):
     ("wrong", "said"),
     [
         ({"to_pixels": lambda picture, side: 0 * scaled(picture, side)}, "pixel_values"),
-        ({"prompt_ids": lambda text, encode, *rest: encode(text)}, "input_ids must return"),
+        ({"prompt_ids": lambda text, encode, *rest: encode(text)}, "shape of input_ids, padded on"),
         (
             {"pad_rows": lambda rows, filler, side: (fill(rows, filler, side)[0],) * 2},
             "tensor that differs is attention_mask, padded on the left",
@@ -461,8 +461,10 @@ def test_right_pieces_of_the_processor_change_nothing(small_processor, capsys):
 def test_wrong_pieces_of_the_processor_are_named_by_the_tensor(
     small_processor, capsys, wrong, said
 ):
-    swap(small_processor, **wrong)
+    mine = swap(small_processor, **wrong)
     assert said in capsys.readouterr().out
+    kept = {getattr(mine, OF_PROCESSOR[name]) is piece for name, piece in wrong.items()}
+    assert kept == {True}, "what is wrong, but can run, stays in, so that the damage can be seen"
     assert small_processor.build_prompt is not wrong.get("prompt_ids")
 
 

@@ -13,8 +13,18 @@ from conftest import tiny_config
 from PIL import Image
 
 from minipali import tokens
+from minipali.checks import exercise
+from minipali.checks.engine import CORRECT, examine
 from minipali.config import preset
-from minipali.tokens import IGNORE, PictureError, Processor, open_picture, to_pixels
+from minipali.tokens import (
+    IGNORE,
+    PictureError,
+    Processor,
+    open_picture,
+    pad_rows,
+    prompt_ids,
+    to_pixels,
+)
 
 SIDE = 72  # of the small model
 
@@ -227,6 +237,24 @@ def test_an_empty_prompt_is_image_tokens_bos_newline(ours):
     ids = ours(noise(), "")["input_ids"]
     assert ids.tolist() == [[1792] * 36 + [2, 5]]
     assert ours.token(5) == "\n"
+
+
+def test_a_row_is_image_tokens_bos_prompt_newline():
+    def encode(text):
+        return [ord(character) for character in text]
+
+    assert prompt_ids(" a", encode, 900, 3, 2) == [900, 900, 900, 2, 32, 97, 10]
+    assert prompt_ids("", encode, 7, 1, 4) == [7, 4, 10]
+
+
+def test_the_mask_follows_the_lengths_even_where_the_filler_is_a_token():
+    rows = [[7, 1, 7], [5]]
+    ids, mask = pad_rows(rows, 7, "left")
+    assert ids.tolist() == [[7, 1, 7], [7, 7, 5]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    ids, mask = pad_rows(rows, 7, "right")
+    assert ids.tolist() == [[7, 1, 7], [5, 7, 7]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == torch.long
+    assert rows == [[7, 1, 7], [5]]
 
 
 def test_labels_are_the_suffix_and_eos_alone(ours):
@@ -552,3 +580,28 @@ def test_picture_objects_without_pixels_with_too_many_or_of_an_odd_kind_are_refu
 
 def test_picture_errors_are_value_errors():
     assert issubclass(PictureError, ValueError)
+
+
+# --- the exercise's checks -----------------------------------------------------------------------
+
+
+def test_a_newline_may_be_encoded_with_the_prompt_or_by_itself():
+    def apart(prompt, encode, image_token, num_patches, bos):
+        return [image_token] * num_patches + [bos] + encode(prompt) + encode("\n")
+
+    assert examine(exercise("prompt_ids"), apart).status == CORRECT
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    (lambda square: square[..., :2], "axis 0 (c) must be 3, found 2"),
+    (lambda square: square[..., ::-1].copy(), "Case 1 of 4"),  # blue, green, red
+    (lambda square: square // 2 * 2, "Case 1 of 4"),
+])  # fmt: skip
+def test_pixels_that_are_wrong_in_other_ways_are_rejected_too(wrong, said):
+    def attempt(picture, side):
+        white = Image.new("RGBA", picture.size, "white")
+        rgb = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+        square = np.array(rgb.resize((side, side), Image.Resampling.BICUBIC))
+        return torch.from_numpy(wrong(square)).permute(2, 0, 1) / 255 * 2 - 1
+
+    assert said in examine(exercise("to_pixels"), attempt).message

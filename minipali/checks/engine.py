@@ -4,6 +4,7 @@ The contract of every exercise is weights and inputs in, outputs out; names insi
 learner's own.
 """
 
+import copy
 import functools
 import inspect
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 NOT_ATTEMPTED = "not attempted"
@@ -20,6 +22,7 @@ CRASHED = "crashed"
 WRONG = "wrong"
 REFUSED = "refused"
 CORRECT = "correct"
+DATA = (list, Image)  # arguments, beside tensors, that a function could write into
 _MARKS = {CORRECT: "✓", NOT_ATTEMPTED: "…"}
 
 
@@ -109,13 +112,13 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
         if result is Ellipsis:
             return outcome(NOT_ATTEMPTED, "Replace the `...`.")
         for parameter, before, after in zip(exercise.parameters, arguments, given, strict=False):
-            if parameter in exercise.in_place or not isinstance(before, Tensor):
+            if parameter in exercise.in_place or not isinstance(before, (Tensor, *DATA)):
                 continue
             if not _same(before, after, 0.0):
                 return outcome(
                     WRONG,
-                    f"{case}: your function changed its input `{parameter}` in place. Work on a new"
-                    " tensor (x = x + y, not x += y).",
+                    f"{case}: your function changed its input `{parameter}` in place. Make a"
+                    " new one instead (x = x + y, not x += y).",
                 )
         results.append(with_written(exercise, result, given))
 
@@ -150,7 +153,10 @@ def _first_wrong(
 
 def copied(arguments: tuple) -> list:
     """Arguments that a function may write into without harm to the case."""
-    return [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+    return [
+        a.clone() if isinstance(a, Tensor) else copy.deepcopy(a) if isinstance(a, DATA) else a
+        for a in arguments
+    ]
 
 
 def with_written(exercise: Exercise, result, given: list):
@@ -250,8 +256,16 @@ def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
 
 
 def _describe(exercise: Exercise, arguments: tuple) -> str:
+
+    def described(name: str, value) -> str:
+        if isinstance(value, Tensor):
+            return f"{name} {tuple(value.shape)}"
+        if isinstance(value, Image):
+            return f"{name}: {value.mode}, {value.width} x {value.height} pixels"
+        return f"{name} = {value}"
+
     parts = [
-        f"{name} {tuple(value.shape)}" if isinstance(value, Tensor) else f"{name} = {value}"
+        described(name, value)
         for name, value in zip(exercise.parameters, arguments, strict=False)
         if not callable(value)  # a given function has nothing to show
     ]
