@@ -75,7 +75,8 @@ def values(key: str, shape: tuple[int, ...], random: torch.Generator):
     """The numbers of one tensor, piece by piece.
 
     Their sizes are such that no layer's output explodes or vanishes: a matrix keeps the size of
-    what goes in, a norm's factor is near 1 (Gemma stores it less 1), a table's rows have length 1.
+    what goes in, and a norm's factor is near 1 (Gemma stores it less 1). The rows of a table are
+    short, or the head, which is the table too, would only repeat the last token.
     """
     total, centre = math.prod(shape), 0.0
     if len(shape) == 1:
@@ -83,7 +84,7 @@ def values(key: str, shape: tuple[int, ...], random: torch.Generator):
         if key.startswith("vision_tower") and "norm" in key and key.endswith("weight"):
             centre = 1.0
     elif key.endswith(("embed_tokens.weight", "position_embedding.weight")):
-        spread = shape[-1] ** -0.5
+        spread = 0.1 * shape[-1] ** -0.5
     else:
         spread = math.prod(shape[1:]) ** -0.5
     for start in range(0, total, PIECE):
@@ -100,14 +101,14 @@ def tokenizer(config: PaliGemmaConfig) -> bytes:
     have = small.sentencepiece.GetPieceSize()
     if have > wanted:
         raise WeightsError(f"there must be room for {have} pieces of text, found {wanted}")
-    unused = b""
+    unused = []
     for number in range(have, wanted):
         piece = f"<unused{number}>".encode()
-        inside = (
-            b"\x0a" + bytes([len(piece)]) + piece + b"\x15" + struct.pack("<f", 0) + b"\x18\x05"
-        )
-        unused += b"\x0a" + bytes([len(inside)]) + inside
-    return (SMALL / "tokenizer.model").read_bytes() + unused
+        # Field 1 is the text, 2 the score (a float), 3 the kind: 5 is "unused".
+        inside = b"\x0a" + bytes([len(piece)]) + piece
+        inside += b"\x15" + struct.pack("<f", 0) + b"\x18\x05"
+        unused.append(b"\x0a" + bytes([len(inside)]) + inside)
+    return (SMALL / "tokenizer.model").read_bytes() + b"".join(unused)
 
 
 def main() -> None:

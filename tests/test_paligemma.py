@@ -1,11 +1,16 @@
 """Lesson 11: the whole model, and who sees whom."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import fresh_model, make_batch, make_pair, make_theirs, our_key
+from PIL import Image
 
+from minipali.checks.paligemma import EXERCISES
 from minipali.config import preset
+from minipali.figures import paligemma as figures
 from minipali.paligemma import PaliGemma, merge, prefix_lm_mask
+from minipali.swap import swap
 from minipali.training import suffix_loss
 
 RAGGED = [(5, 4), (2, 7), (6, 0), (1, 1)]  # (prompt, suffix) of each row
@@ -282,3 +287,74 @@ def test_gradients_of_a_training_step_equal_transformers(pair2):
     for name, gradient in expected.items():
         found = mine[our_key(name)].grad
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_dividing_the_picture_and_multiplying_everything_gives_the_same_row(model):
+    """The scheme of older implementations, which big_vision and this package do not use."""
+    batch = make_batch([(4, 2), (2, 1)])
+    ids, is_image = batch["input_ids"], batch["input_ids"] == model.config.image_token_id
+    root = model.config.text.hidden_size**0.5
+    with torch.no_grad():
+        image = model.image_features(batch["pixel_values"])
+        raw = model.language_model.embed_tokens(ids)
+        expected = merge(raw, image / root, is_image) * root
+        found = merge(model.language_model.embed(ids), image, is_image)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+PIECES = [(one, mistake) for one in EXERCISES for mistake in one.mistakes]
+
+
+@pytest.mark.parametrize(
+    ("one", "mistake"), PIECES, ids=[f"{one.name}-{mistake.name}" for one, mistake in PIECES]
+)
+def test_a_mistake_inside_the_model_is_noticed(model, one, mistake, monkeypatch, capsys):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    swap(model, **{one.name: mistake.wrong})
+    assert "wrong. Your code runs, but the model is no longer the same" in capsys.readouterr().out
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Alt texts of the figures that a test draws."""
+    texts = []
+
+    def keep(figure, alt):
+        plt.close(figure)
+        texts.append(" ".join(alt.split()))
+
+    monkeypatch.setattr(figures, "show", keep)
+    return texts
+
+
+def test_the_figure_of_masks_counts_what_differs_from_the_right_one(drawn):
+    right = prefix_lm_mask(torch.ones(1, 5).bool(), torch.tensor([[0, 0, 0, 1, 1]]).bool())[0, 0]
+    full, causal = torch.ones(5, 5).bool(), torch.ones(5, 5).tril().bool()
+    tokens = ["<image>", "<image>", "\n", "▁yes", "<eos>"]
+    figures.masks({"full": full, "causal": causal, "right": right}, tokens)
+    [said] = drawn
+    assert "tokens img img \\n yes <eos>," in said
+    assert "full: 25 of 25 visible, 7 too many" in said
+    assert "causal: 15 of 25 visible, 3 missing" in said
+    assert said.endswith("right: 18 of 25 visible.")
+
+
+def test_the_figure_of_rows_reads_padding_and_words(processor, drawn):
+    pictures = [Image.new("RGB", (30, 20)), Image.new("RGB", (9, 9))]
+    figures.rows(processor, processor(pictures, ["caption en", "detect cat and dog"]))
+    [said] = drawn
+    n = processor.config.vision.num_patches
+    assert f"0 places of padding, {n} patches, then <bos> detect cat and dog \\n" in said
+    assert f" places of padding, {n} patches, then <bos> caption en \\n" in said
+
+
+def test_the_figure_of_damage_marks_only_a_clear_loss(drawn):
+    right = torch.ones(3, 40)
+    right[2, ::2] = 0
+    wrong = right.clone()
+    wrong[0, :20] = 0  # half of a task lost
+    wrong[1, :2] = 0  # two of forty: chance
+    wrong[2] = 1  # gained
+    figures.damage({"right": right, "wrong": wrong}, ["naming", "places", "caption"])
+    assert "right: naming 100, places 100, caption 50." in drawn[0]
+    assert "wrong: naming 50 (worse), places 95, caption 100." in drawn[0]
