@@ -441,8 +441,9 @@ def honest_loop(logits, step, choose, eos, pad, max_new_tokens):
 
 def test_a_loop_may_yield_or_return_a_list():
     one = exercise("continue_tokens")
+    assert examine(one, honest_loop).status == CORRECT
+    assert examine(one, lambda *given: list(honest_loop(*given))).status == CORRECT
     assert examine(one, through(honest_loop)).status == CORRECT
-    assert examine(one, through(lambda *given: list(honest_loop(*given)))).status == CORRECT
 
 
 def test_a_loop_without_an_end_is_ended_and_told_so():

@@ -24,6 +24,7 @@ LESSONS = [
     "training",
     "weights",
     "locations",
+    "masks",  # lesson 15 too
     "lora",
     "quantization",
     "gemma2",

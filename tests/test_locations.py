@@ -1,9 +1,13 @@
 """Lesson 15: boxes to tokens and back."""
 
+import random
+
 import pytest
 from PIL import Image
 
-from minipali import locations
+from minipali import load, locations
+from minipali.checks import exercise
+from minipali.checks.locations import EXERCISES, try_boxes
 from minipali.locations import box_tokens, detect, draw_boxes, overlap, read_boxes
 
 
@@ -61,3 +65,62 @@ def test_drawing_leaves_the_picture_and_survives_any_box():
     assert drawn.size == picture.size
     assert picture.getcolors() == [(2400, (0, 128, 0))]
     assert len(drawn.getcolors()) > 2
+
+
+def test_the_exercises_ask_for_what_the_package_does():
+    numbers = random.Random(0)
+    to_tokens, to_box, same = (
+        exercise(name).reference for name in ("box_to_tokens", "tokens_to_box", "overlap")
+    )
+    for _ in range(50):
+        height, width = numbers.randint(5, 900), numbers.randint(5, 900)
+        y, x = (sorted(numbers.uniform(0, side) for _ in range(2)) for side in (height, width))
+        a = [y[0], x[0], y[1], x[1]]
+        b = [0.2 * height, 0.3 * width, 0.8 * height, 0.9 * width]
+        fractions = [edge / side for edge, side in zip(a, (height, width) * 2, strict=True)]
+        written = "".join(f"<loc{number:04d}>" for number in to_tokens(a, height, width))
+        assert written == box_tokens(fractions)
+        [(_, read)] = read_boxes(written)
+        back = [edge * side for edge, side in zip(read, (height, width) * 2, strict=True)]
+        assert to_box(to_tokens(a, height, width), height, width) == pytest.approx(back)
+        assert same(a, b) == pytest.approx(overlap(a, b))
+
+
+def stub(*given):
+    raise NotImplementedError
+
+
+def crash(*given):
+    raise RuntimeError("no")
+
+
+@pytest.fixture(scope="module")
+def small():
+    return load("small")
+
+
+def test_the_trained_models_boxes_are_measured_with_a_learners_functions(small, capsys):
+    right = [one.reference for one in EXERCISES]
+    assert try_boxes(*small, *right, each=20)
+    package, mine, tokens, outcome = capsys.readouterr().out.splitlines()
+    assert package.removeprefix("package") == mine.removeprefix("mine   ")
+    assert ": correct." in outcome
+    for place in range(3):
+        others = [*right]
+        others[place] = stub
+        assert not try_boxes(*small, *others, each=4)
+        assert "not attempted" in capsys.readouterr().out
+        others[place] = crash
+        assert not try_boxes(*small, *others, each=4)
+        assert "crashed. RuntimeError: no" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "mistake"),
+    [(0, "times 1024"), (1, "divided by 1024"), (1, "x read first"), (2, "boxes apart")],
+)
+def test_quiet_mistakes_are_noticed_on_the_trained_models_boxes(small, capsys, place, mistake):
+    pieces = [one.reference for one in EXERCISES]
+    pieces[place] = next(m.wrong for m in EXERCISES[place].mistakes if m.name == mistake)
+    assert not try_boxes(*small, *pieces, each=40)
+    assert ": wrong." in capsys.readouterr().out

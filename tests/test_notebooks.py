@@ -166,6 +166,37 @@ def test_all_committed_notebooks_are_up_to_date():
     assert len(made) >= 4
 
 
+def test_the_course_map_lists_every_lesson_with_its_minutes():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in LESSONS:
+        prose = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        minutes = re.search(r"Time: (\d+) minutes", prose)[1]
+        [row] = re.findall(rf"^\| \[[^]]+\]\(notebooks/{path.name}\) \|.*$", readme, re.MULTILINE)
+        assert row.split(" | ")[3] == minutes, path.stem
+
+
+def test_the_notes_page_has_the_table_of_every_lesson_and_is_up_to_date():
+    page = (ROOT / "docs" / "notes.md").read_text(encoding="utf-8")
+    assert page == build_notebooks.notes_page()
+    for path in LESSONS:
+        part = page.split(f"(../notebooks/{path.name})")[1].split("\n## ")[0]
+        assert part.count("\n| ") >= 2 and "|---|---|" in part, path.stem
+
+
+def test_the_glossary_leads_from_each_term_to_a_lesson_that_uses_it():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| .+ \| \[(\d\d)\]\((.+?)\) \|$", page, re.MULTILINE)
+    assert len(rows) == page.count("\n| **") >= 60
+    terms = [term.lower() for term, _, _ in rows]
+    assert terms == sorted(terms), "in the order of the alphabet"
+    for term, number, link in rows:
+        path = (ROOT / "docs" / link).resolve()
+        assert path.name.startswith(number) and path.exists(), term
+        prose = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells)
+        used = re.split(r"[(,]", term)[0].strip()
+        assert re.search(re.escape(used), prose, re.IGNORECASE), f"{term} is not in {path.stem}"
+
+
 HEADINGS = ("Where we are", "Goals", "Predict", "By hand", "Build", "Break it", "See it", "Check",
             "In the real model", "Your turn", "Take away")  # fmt: skip
 
@@ -183,6 +214,7 @@ def test_a_lesson_keeps_to_the_template(path):
         assert re.search(rf"^## {heading}", prose, re.MULTILINE), heading
     assert prose.count("<details>") >= 2, "a self-test with folded answers"
     assert "**Sources.**" in prose
+    assert f"{build_notebooks.NOTES}\n" in prose
     assert re.search(r"Time: \d+ minutes", prose)
     assert not re.search(r"\b(simply|obviously|of course|trivial)", prose, re.IGNORECASE)
     # Calm reading: 200 words a minute, and half a minute for each cell of code.

@@ -7,6 +7,7 @@
 notebooks/src/NN_name.py   -> notebooks/NN_name.ipynb   executed, with outputs
 exercises/src/NN_name.py   -> exercises/NN_name.ipynb   solutions cut out, no outputs
                            -> solutions/NN_name.ipynb   whole, no outputs
+notebooks/src/*.py         -> docs/notes.md             the lessons' tables of what the notes say
 """
 
 import argparse
@@ -102,6 +103,28 @@ def plan(only: list[str]) -> list[tuple[Path, NotebookNode, bool]]:
     return made
 
 
+NOTES = "### What the notes say, and what is true"
+
+
+def notes_page() -> str:
+    """One page of what the lessons say about the notes, each table under its lesson's title."""
+    parts = [
+        "# What the notes say, and what is true",
+        "This course grew from a student's notes on PaliGemma. They ask the right questions, and"
+        " some of their answers are common mistakes. Here are all of them, as the lessons put them"
+        " right. The page is made from the lessons by `python course.py build`.",
+    ]
+    for source in sorted((ROOT / "notebooks" / "src").glob("*.py")):
+        prose = [c.source for c in jupytext.read(source, fmt="py:percent").cells]
+        title = prose[0].splitlines()[0].removeprefix("# ")
+        for cell in prose:
+            if NOTES in cell:
+                table = cell.split(NOTES, 1)[1].split("\n## ", 1)[0]
+                rows = [line for line in table.splitlines() if line.startswith("|")]
+                parts += [f"## [{title}](../notebooks/{source.stem}.ipynb)", "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
 def bare(made: NotebookNode) -> list[tuple]:
     """What must agree between a source and its notebook: everything but the outputs."""
     return [(c.id, c.cell_type, c.source, dict(c.metadata)) for c in made.cells]
@@ -185,7 +208,15 @@ def main() -> int:
         path.parent.mkdir(exist_ok=True)
         nbformat.write(cells, path)
         print(f"made {name}")
+    page = ROOT / "docs" / "notes.md"
+    if not given.only and not given.check:
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(notes_page(), encoding="utf-8", newline="\n")
+        print(f"made {page.relative_to(ROOT)}")
     if given.check:
+        if not given.only and (not page.exists() or page.read_text("utf-8") != notes_page()):
+            print(f"{page.relative_to(ROOT)}: differs from the lessons")
+            failures += 1
         for path in [] if given.only else stray(made):
             print(f"{path.relative_to(ROOT)}: no source makes it; delete it or add its source")
             failures += 1

@@ -8,9 +8,11 @@ import copy
 import functools
 import inspect
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Number
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ CRASHED = "crashed"
 WRONG = "wrong"
 REFUSED = "refused"
 CORRECT = "correct"
+STDLIB = Path(sysconfig.get_path("stdlib"))
 DATA = (list, Image)  # arguments, beside tensors, that a function could write into
 _MARKS = {CORRECT: "✓", NOT_ATTEMPTED: "…"}
 
@@ -44,7 +47,8 @@ class Exercise:
     checked: what *correct* means, in words. If the result is a tuple, parts names its tensors, and
     axes has theirs, divided by semicolons: "b d; d; d".
     in_place: parameters that the function shall write into; they count as last parts of the result,
-    with a name and axes of their own.
+    with a name and axes of their own. steps: an attempt may also yield, or return a list of, the
+    tensors (b,) of each step; they are put side by side.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Exercise:
     tolerance: float = 1e-5
     parts: tuple[str, ...] = ()
     in_place: tuple[str, ...] = ()
+    steps: bool = False
 
     @property
     def parameters(self) -> list[str]:
@@ -98,6 +103,8 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
         given = copied(arguments)
         try:
             result, ran = _watched(attempt, given, _finished_files(exercise))
+            if exercise.steps and isinstance(result, list) and result:
+                result = torch.stack(result, dim=1)
         except NotImplementedError as error:
             return outcome(NOT_ATTEMPTED, _unwritten(error, attempt))
         except Exception as error:
@@ -225,6 +232,8 @@ def _watched(attempt: Callable, given: list, finished: set[str]) -> tuple[object
     sys.setprofile(watch)
     try:
         result = attempt(*given)
+        if isinstance(result, Iterator):  # a generator runs when it is asked
+            result = list(result)
     finally:
         sys.setprofile(before)
     return result, ran
@@ -278,7 +287,9 @@ def _crash(error: Exception) -> str:
     line = ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         # The innermost line that is the learner's: not in a library, not in this package.
-        if "site-packages" not in frame.filename and "minipali" not in Path(frame.filename).parts:
+        file = Path(frame.filename)
+        library = STDLIB in file.parents or {"site-packages", "minipali"} & set(file.parts)
+        if not library:
             line = f" in line {frame.lineno} of its cell: {frame.line}" if frame.line else ""
             break
     return f"{type(error).__name__}: {error}{line}"
@@ -290,7 +301,8 @@ def _compare(exercise: Exercise, result, expected) -> str:
         return "your function returned None. Is a `return` missing?"
     if exercise.parts:
         return _compare_parts(exercise, result, expected)
-    if not isinstance(result, type(expected)):
+    numbers = isinstance(result, Number) and isinstance(expected, Number)
+    if not numbers and not isinstance(result, type(expected)):
         found = type(result).__name__
         more = " torch.from_numpy makes a tensor of it." if found == "ndarray" else ""
         return f"the result must be a {type(expected).__name__}, found a {found}.{more}"
@@ -395,6 +407,6 @@ def _same(a, b, tolerance: float) -> bool:
         )
     if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(_same(x, y, tolerance) for x, y in zip(a, b, strict=True))
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+    if isinstance(a, Number) and isinstance(b, Number):  # NumPy's too
         return abs(a - b) <= tolerance * max(1.0, abs(b))
     return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)

@@ -268,6 +268,7 @@ CONTINUE_TOKENS = Exercise(
     reference=continue_tokens,
     cases=_loop_cases,
     axes="b t",
+    steps=True,
     checked=(
         "every token on 3 batches of 1 to 3 rows that end early, late or never, with two different"
         " eos and pad; step gets the tokens just chosen and who is still running"

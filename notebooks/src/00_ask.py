@@ -264,7 +264,11 @@ for name in ("small", "paligemma-3b-224"):
 # SigLIP: Zhai et al. 2023, [arXiv 2303.15343](https://arxiv.org/abs/2303.15343). Gemma: Gemma Team
 # 2024, [arXiv 2403.08295](https://arxiv.org/abs/2403.08295).
 #
-# **What the notes say.** This course grew from a student's notes. They say that contrastive
-# learning fuses picture and text and feeds the result to Gemma. It does not: contrastive learning
-# only trains the vision tower beforehand (lesson 05). The fusion happens in Gemma's attention, over
-# image tokens and text tokens in one sequence (lesson 11).
+# ### What the notes say, and what is true
+#
+# This course grew from a student's notes. Each lesson ends with a table like this one. All of them
+# together are on [one page](../docs/notes.md).
+#
+# | the notes say | true |
+# |---|---|
+# | contrastive learning fuses picture and text, and the result is fed to Gemma | contrastive learning only trains the vision tower beforehand (lesson 05); the fusion happens in Gemma's attention, over image tokens and text tokens in one sequence (lesson 11) |

@@ -117,8 +117,9 @@ figures.patches.grid(
 # ## Build: embed
 #
 # Each patch now becomes a vector of the model's width `d` by an affine map: multiply by a matrix,
-# add a bias. We take the **trained** weights from the model. They are stored as a convolution of
-# shape (d, c, 12, 12); flattened, each of the `d` filters is one row of the matrix.
+# add a bias. This map is called the **patch embedding**. We take the **trained** weights from the
+# model. They are stored as a convolution of shape (d, c, 12, 12); flattened, each of the `d` filters
+# is one row of the matrix.
 
 # %%
 layer = model.vision_tower.embeddings
@@ -149,8 +150,8 @@ print("largest difference:", f"{(same - vectors).abs().max():.0e}")
 # ## Build: place
 #
 # The affine map sees one patch and nothing else. A piece of green in the upper left corner gives
-# the same vector as the same green at the bottom. So a table is added: one learned vector for each
-# place. Row 7 of the table always goes to patch 7.
+# the same vector as the same green at the bottom. So a table is added, the **position embedding**:
+# one learned vector for each place. Row 7 of the table always goes to patch 7.
 
 # %%
 positions = layer.position_embedding.weight  # (n, d)
