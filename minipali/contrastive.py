@@ -101,11 +101,12 @@ def siglip_loss_ring(
     """`siglip_loss` over all ranks of a process group, one block of sentences at a time.
 
     Each rank holds i pictures and j sentences (the same numbers on every rank). The sentences
-    travel round the ring; no rank ever holds more than one foreign block, because the sigmoid needs
-    no sum over a whole row. labels: (i, ranks * j), columns in the order of the ranks; by default
-    picture i of a rank belongs to its sentence i. The mean over the ranks of the result is
-    `siglip_loss` of everything together, which is what DistributedDataParallel's averaged gradient
-    follows. Source: Zhai et al. 2023, section 3.3.
+    travel round the ring, and a rank computes with one foreign block at a time, because the sigmoid
+    needs no sum over a whole row. (For the backward pass autograd keeps the blocks.) labels: (i,
+    ranks * j), columns in the order of the ranks; by default picture i of a rank belongs to its
+    sentence i. The mean over the ranks of the result is `siglip_loss` of everything together, which
+    is what DistributedDataParallel's averaged gradient follows. Source: Zhai et al. 2023, section
+    3.3.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     if labels is None:

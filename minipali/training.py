@@ -10,13 +10,16 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,26 +27,29 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from minipali import scenes
-from minipali.config import PaliGemmaConfig, preset
-from minipali.contrastive import Contrastive, TextTower
+from minipali.checks import show
+from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
+from minipali.config import PaliGemmaConfig, VisionConfig, preset
+from minipali.contrastive import Contrastive, TextTower, similarities
 from minipali.evaluation import accuracies, zero_shot
 from minipali.figures.training import curve
 from minipali.paligemma import PaliGemma
-from minipali.tokens import IGNORE, Processor
+from minipali.tokens import IGNORE, Processor, pad_rows
 from minipali.vision import VisionTower
 
 SMALL_TOKENIZER = Path(__file__).parent / "assets" / "small" / "tokenizer.model"
 
 
-def suffix_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of the next token, at the places whose label is not IGNORE.
+def suffix_loss(logits: Tensor, labels: Tensor, ignore: int = IGNORE) -> Tensor:
+    """Mean cross entropy of the next token, at the places whose label is not `ignore`.
 
-    logits: (b, t, v); labels: (b, t), a copy of input_ids with IGNORE outside the suffix. The
+    logits: (b, t, v); labels: (b, t), a copy of input_ids with `ignore` outside the suffix. The
     logits at one place predict the token at the next, so the two are shifted against each other.
-    Source: PaliGemma (Beyer et al. 2024), section 3.2.
+    Every token counts the same, as in transformers; big_vision averages within each row first, so
+    that every row does. Source: PaliGemma (Beyer et al. 2024), section 3.2.
     """
     predicted, wanted = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-    return F.cross_entropy(predicted, wanted, ignore_index=IGNORE)
+    return F.cross_entropy(predicted, wanted, ignore_index=ignore)
 
 
 def initialise(model: nn.Module) -> None:
@@ -108,10 +114,17 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     return x.mT if tall else x
 
 
-def optimizers(model: nn.Module, matrix_lr: float, other_lr: float, gentle: float = 1.0):
+def optimizers(
+    model: nn.Module,
+    matrix_lr: float,
+    other_lr: float,
+    gentle: float = 1.0,
+    fused: bool | None = None,
+):
     """Muon for the matrices inside blocks, AdamW for tables, norms, biases and the outer maps.
 
-    gentle: factor on the rates of the vision tower, for a tower that has learned already.
+    gentle: factor on the rates of the vision tower, for a tower that has learned already; fused:
+    one call for all of AdamW's tensors, which saves time where they are small.
     """
     groups = {(kind, slow): [] for kind in ("matrix", "table", "other") for slow in (False, True)}
     for name, p in model.named_parameters():
@@ -130,7 +143,9 @@ def optimizers(model: nn.Module, matrix_lr: float, other_lr: float, gentle: floa
     }
     return [
         Muon(made["matrix"], lr=matrix_lr, weight_decay=0.02),
-        torch.optim.AdamW(made["table"] + made["other"], betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(
+            made["table"] + made["other"], betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+        ),
     ]
 
 
@@ -284,6 +299,342 @@ class ContrastiveStage:
             self.names,
             torch.from_numpy(np.stack([patch_labels(scene, self.side) for scene in made])),
         )
+
+
+# --- lesson 05: two small towers in seconds -------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NamingTask:
+    """Pictures of one object each, and one sentence for each object.
+
+    sentences: ids and mask, (objects, t) each; pictures: (objects, each, c, y, x) by the training
+    artists; new: the same by the validation artist, whom nothing is trained on.
+    """
+
+    names: tuple[str, ...]
+    sentences: tuple[Tensor, Tensor]
+    pictures: Tensor
+    new: Tensor
+    vocab_size: int
+
+
+def naming_task(
+    processor: Processor, names: tuple[str, ...] = scenes.OBJECTS[:12], each: int = 200
+) -> NamingTask:
+    """`each` pictures of every name, and 20 by the new artist, coloured as drawn."""
+    rng = np.random.default_rng(30_000)
+
+    def drawn(artists: dict, each: int, strength: float) -> Tensor:
+        made = [
+            scenes.compose(rng, artists, names=[name], strength=strength * rng.random() ** 0.5)
+            for name in names
+            for _ in range(each)
+        ]
+        return rearrange(scenes.pixel_values(made), "(o each) c y x -> o each c y x", each=each)
+
+    ids = [processor.encode(scenes.with_article(name)) for name in names]
+    padded = processor.pad([[] for _ in ids], ids, side="right")
+    return NamingTask(
+        names,
+        (padded["input_ids"], padded["attention_mask"]),
+        drawn(scenes.TRAINING_ARTISTS, each, strength=1.0),
+        drawn(scenes.VALIDATION_ARTIST, 20, strength=0.0),
+        processor.config.text.vocab_size,
+    )
+
+
+@dataclass
+class TowerRun:
+    """Two trained towers and the log of their training: pictures seen, loss, zero-shot accuracy."""
+
+    towers: Contrastive
+    seen: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        return self.accuracies[-1]
+
+
+@torch.inference_mode()
+def name_scores(towers: Contrastive, pictures: Tensor, sentences: tuple[Tensor, Tensor]) -> Tensor:
+    """Cosine of every picture with every sentence: (b, c, y, x) and (j, t), (j, t) -> (b, j)."""
+    return similarities(towers.embed_pictures(pictures), towers.text_tower(*sentences))
+
+
+def new_artist_table(towers: Contrastive, task: NamingTask) -> Tensor:
+    """Mean cosine of the new artist's pictures of each object with each sentence: (i, j)."""
+    scores = name_scores(towers, task.new.flatten(0, 1), task.sentences)
+    return scores.unflatten(0, task.new.shape[:2]).mean(dim=1)
+
+
+def new_artist_accuracy(towers: Contrastive, task: NamingTask) -> float:
+    """Share of the new artist's pictures whose most similar sentence is the right one."""
+    scores = name_scores(towers, task.new.flatten(0, 1), task.sentences)
+    right = torch.arange(len(task.names)).repeat_interleave(task.new.shape[1])
+    return (scores.argmax(dim=1) == right).float().mean().item()
+
+
+def train_towers(
+    loss: Callable,
+    task: NamingTask,
+    batch: int = 12,
+    bias: float | None = None,
+    pictures: int = 3600,
+    seed: int = 0,
+    scale: float = 10.0,
+) -> TowerRun:
+    """Train a vision tower and a text tower from random weights until they saw `pictures`.
+
+    loss: called as loss(image, text, log_scale) if bias is None, else as loss(image, text,
+    log_scale, bias) with a learned bias that starts there. Each batch holds `batch` different
+    objects, so that every pair off the diagonal is truly a wrong one.
+    """
+    torch.manual_seed(seed)
+    vision = VisionConfig(64, 128, 2, 2, image_size=scenes.SIDE, patch_size=12)
+    text = TextTower(task.vocab_size, width=64, heads=2, layers=1, max_length=16)
+    towers = Contrastive(VisionTower(vision), text, start_bias=bias or 0.0)
+    initialise(towers)
+    learned = [towers.log_scale] if bias is None else [towers.log_scale, towers.bias]
+    nn.init.constant_(towers.log_scale, math.log(scale))
+    makers = optimizers(towers, matrix_lr=0.01, other_lr=3e-3, fused=True)
+    rates = [[group["lr"] for group in maker.param_groups] for maker in makers]
+    run, steps, losses = TowerRun(towers), pictures // batch, []
+    every = -(-steps // 8)  # so that the log has about eight points
+    for step in tqdm(range(steps), desc=f"batch {batch}, seed {seed}", mininterval=2, leave=False):
+        objects = torch.randperm(len(task.names))[:batch]
+        chosen = task.pictures[objects, torch.randint(task.pictures.shape[1], (batch,))]
+        mirrored = torch.rand(batch, 1, 1, 1) < 0.5
+        image = towers.embed_pictures(torch.where(mirrored, chosen.flip(-1), chosen))
+        words = text(*(part[objects] for part in task.sentences))
+        value = loss(image, words, *learned)
+        if not value.isfinite():
+            raise FloatingPointError(f"the loss is {value.item()} in step {step + 1} of {steps}")
+        towers.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(towers.parameters(), 1.0)
+        factor = schedule(step, steps, warmup=min(100, steps // 10 + 1))
+        for maker, own in zip(makers, rates, strict=True):
+            for group, rate in zip(maker.param_groups, own, strict=True):
+                group["lr"] = rate * factor
+            maker.step()
+        losses.append(value.item())
+        if len(losses) == every or step + 1 == steps:
+            run.seen.append((step + 1) * batch)
+            run.losses.append(float(np.mean(losses)))
+            run.accuracies.append(new_artist_accuracy(towers, task))
+            losses = []
+    return run
+
+
+def try_loss(
+    name: str, loss: Callable, task: NamingTask, floor: float, bias: float | None = None, **given
+) -> TowerRun | None:
+    """`train_towers` with a learner's loss; displays whether it learned, and returns the run.
+
+    *correct* if zero-shot accuracy on the new artist reaches `floor`, from 0 to 1.
+    """
+
+    def outcome(status: str, message: str) -> None:
+        show(Outcome(f"training with {name}", status, message))
+
+    try:
+        run = train_towers(loss, task, bias=bias, **given)
+    except NotImplementedError:
+        return outcome(NOT_ATTEMPTED, f"Write `{name}` first.")
+    except Exception as error:
+        return outcome(CRASHED, f"{type(error).__name__}: {error}")
+    found = f"Zero-shot accuracy on the new artist {run.accuracy:.0%}, the floor is {floor:.0%}"
+    if run.towers.log_scale.item() == torch.tensor(math.log(given.get("scale", 10.0))).item():
+        outcome(
+            WRONG,
+            f"{found}, but log_scale never moved: no gradient reached it. Use torch's exp on the"
+            " tensor; math.exp, float() and .item() cut the gradient off.",
+        )
+    elif run.accuracy < floor:
+        chance = 1 / len(task.names)
+        outcome(WRONG, f"{found}. Guessing gives {chance:.0%}. What does your `check` say?")
+    else:
+        outcome(CORRECT, f"{found}.")
+    return run
+
+
+# --- lesson 13: a new decoder learns to speak, in seconds -----------------------------------------
+
+
+@dataclass(frozen=True)
+class SpeakingTask:
+    """Pictures of one object each, as the trained tower sees them, and what is asked about them.
+
+    features: (pictures, n, d), computed once, because the tower does not learn here; prefix: the
+    question's ids; answers: the names' ids, without eos; new_features, new_answers: the same for
+    the validation artist, whom nothing is trained on.
+    """
+
+    prefix: list[int]
+    features: Tensor
+    answers: list[list[int]]
+    new_features: Tensor
+    new_answers: list[list[int]]
+    eos: int
+    pad: int
+
+
+def speaking_task(
+    model: PaliGemma, processor: Processor, number: int = 1500, new: int = 300
+) -> SpeakingTask:
+    """`number` pictures by the training artists and `new` by the validation artist."""
+    rng = np.random.default_rng(31_000)
+
+    @torch.inference_mode()
+    def looked_at(artists: dict, number: int, strength: float):
+        made = [
+            scenes.compose(rng, artists, 1, strength=strength * rng.random() ** 0.5)
+            for _ in range(number)
+        ]
+        parts = [made[start : start + 100] for start in range(0, number, 100)]
+        seen = torch.cat([model.vision_tower(scenes.pixel_values(part)) for part in parts])
+        return seen, [processor.encode(scene.things[0].name) for scene in made]
+
+    features, answers = looked_at(scenes.TRAINING_ARTISTS, number, strength=1.0)
+    new_features, new_answers = looked_at(scenes.VALIDATION_ARTIST, new, strength=0.0)
+    prefix = processor.prompt_ids("answer en what is this?")
+    config = processor.config
+    # A copy is an ordinary tensor again, which a model that learns may use.
+    return SpeakingTask(
+        prefix, features.clone(), answers, new_features.clone(), new_answers,
+        config.eos_token_id, config.pad_token_id,
+    )  # fmt: skip
+
+
+def row_labels(
+    prefix: list[int], suffix: list[int], eos: int, ignore: int = IGNORE
+) -> tuple[list[int], list[int]]:
+    """One training row: its ids, and its labels, which are `ignore` on the prefix."""
+    answer = suffix + [eos]
+    return prefix + answer, [ignore] * len(prefix) + answer
+
+
+def speaking_batch(
+    task: SpeakingTask, chosen: list[int], new: bool = False, labels_of: Callable = row_labels
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What a `Speaker` takes, and the labels (b, t), for the chosen pictures; padded on the right.
+
+    labels_of: makes ids and labels of a row, as `row_labels` does.
+    """
+    features, answers = (
+        (task.new_features, task.new_answers) if new else (task.features, task.answers)
+    )
+    rows = [labels_of(list(task.prefix), list(answers[i]), task.eos, IGNORE) for i in chosen]
+    ids, mask = pad_rows([row for row, _ in rows], task.pad, "right")
+    labels, _ = pad_rows([row for _, row in rows], IGNORE, "right")
+    is_suffix = torch.arange(ids.shape[1]) >= len(task.prefix)
+    inputs = {"input_ids": ids, "attention_mask": mask, "features": features[chosen]}
+    return inputs | {"token_type_ids": (is_suffix & (mask == 1)).long()}, labels
+
+
+class Speaker(nn.Module):
+    """A model whose pictures went through the vision tower before."""
+
+    def __init__(self, model: PaliGemma):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """inputs as `speaking_batch` makes them -> logits (b, t, v)."""
+        rest = {name: tensor for name, tensor in inputs.items() if name != "features"}
+        image = self.model.multi_modal_projector(inputs["features"])
+        x = self.model.hidden_states(**rest, image_features=image)
+        return self.model.language_model.logits(x)
+
+
+def tiny_model(model: PaliGemma, seed: int = 0, tower: VisionConfig | None = None) -> PaliGemma:
+    """A new model with random weights: a decoder of 2 layers of width 64, and the given tower.
+
+    tower: its sizes, by default those of the model's own.
+    """
+    torch.manual_seed(seed)
+    text = replace(
+        model.config.text, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16
+    )
+    fresh = PaliGemma(replace(model.config, text=text, vision=tower or model.config.vision))
+    initialise(fresh)
+    return fresh
+
+
+def fresh_decoder(model: PaliGemma, seed: int = 0) -> PaliGemma:
+    """The model's vision tower, frozen, with a new projector and a new small decoder."""
+    fresh = tiny_model(model, seed)
+    fresh.vision_tower.load_state_dict(model.vision_tower.state_dict())
+    fresh.vision_tower.requires_grad_(False)
+    return fresh
+
+
+@torch.inference_mode()
+def right_share(model: PaliGemma, task: SpeakingTask) -> float:
+    """Share of the new artist's pictures that are named right, eos included.
+
+    The answer is given and every token of it compared with the best one: if all agree, then the
+    greedy answer, which follows the same path, is the right one.
+    """
+    inputs, labels = speaking_batch(task, list(range(len(task.new_answers))), new=True)
+    best, wanted = Speaker(model)(inputs)[:, :-1].argmax(dim=-1), labels[:, 1:]
+    return ((best == wanted) | (wanted == IGNORE)).all(dim=1).float().mean().item()
+
+
+def try_training(
+    labels_of: Callable,
+    loss: Callable,
+    train: Callable,
+    model: PaliGemma,
+    task: SpeakingTask,
+    floor: float,
+    seed: int = 0,
+) -> PaliGemma | None:
+    """Train a new decoder with a learner's labels, loss and loop; display whether it learned.
+
+    labels_of(prefix, suffix, eos, ignore), loss(logits, labels, ignore) and train(module,
+    optimizer, batches, held_out, loss, epochs, max_norm) are the pieces of exercise 13. *correct*
+    if the share of the new artist's pictures that are named right reaches `floor`. Returns the
+    trained model.
+    """
+    pieces = (labels_of, loss, train)
+
+    def outcome(status: str, message: str) -> None:
+        show(Outcome("training with your pieces", status, message))
+
+    try:
+        learner = fresh_decoder(model, seed)
+        order = np.random.default_rng(seed).permutation(len(task.answers))[:1440].reshape(90, 16)
+        batches = [speaking_batch(task, row.tolist(), labels_of=labels_of) for row in order]
+        held_out = speaking_batch(task, list(range(100)), new=True, labels_of=labels_of)
+        parameters = [p for p in learner.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95), fused=True)
+        losses, _ = train(
+            Speaker(learner), optimizer, batches, held_out, lambda x, y: loss(x, y, IGNORE), 2, 1.0
+        )
+        share, last = right_share(learner.eval(), task), float(losses[-10:].mean())
+    except NotImplementedError as error:
+        names = [getattr(piece, "__name__", "") for piece in pieces]
+        where = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        missing = next((name for name in reversed(where) if name in names), "your functions")
+        return outcome(NOT_ATTEMPTED, f"Write `{missing}` first.")
+    except Exception as error:
+        return outcome(CRASHED, f"{type(error).__name__}: {error}")
+    found = f"{share:.0%} of the new artist's pictures are named right, the floor is {floor:.0%}"
+    if share >= floor:
+        outcome(CORRECT, f"{found}. The loss ended at {last:.2f}.")
+    elif last < 0.3:
+        outcome(
+            WRONG,
+            f"{found}. But the loss ended at {last:.2f}: the model learned something, and it is not"
+            " to answer. What do your labels ask it to say, and where? See what `check` says.",
+        )
+    else:
+        outcome(WRONG, f"{found}, and the loss ended at {last:.2f}. What does your `check` say?")
+    return learner
 
 
 class Generative(nn.Module):

@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from minipali import scenes, training
+from minipali.checks import CheckFailed
 from minipali.config import preset
-from minipali.contrastive import siglip_loss
+from minipali.contrastive import clip_loss, siglip_loss, similarities
 from minipali.paligemma import PaliGemma
 from minipali.tokens import IGNORE, Processor
 from minipali.training import (
@@ -24,14 +25,18 @@ from minipali.training import (
     ContrastiveStage,
     GenerativeStage,
     Muon,
+    NamingTask,
     Recipe,
     World,
     load_checkpoint,
+    naming_task,
     orthogonalise,
     run,
     save_checkpoint,
     schedule,
     suffix_loss,
+    train_towers,
+    try_loss,
 )
 
 TINY = replace(
@@ -292,3 +297,106 @@ def test_the_command_trains_a_model_that_loads(tmp_path, monkeypatch):
     assert (tmp_path / "curve.png").stat().st_size > 1000
     stages = [line["stage"] for line in training.read_log(tmp_path / "log.jsonl")]
     assert stages == ["contrastive", "generative"]
+
+
+# --- lesson 05: two small towers in seconds ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def colours(processor):
+    """A task that is learned in some steps: every object is one colour, in all its pictures."""
+    shades = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
+    pictures = shades[:, None, :, None, None].expand(4, 3, 3, 72, 72).clone()
+    ids = torch.arange(10, 22).reshape(4, 3)
+    return NamingTask(("a", "b", "c", "d"), (ids, torch.ones_like(ids)), pictures, pictures, 1856)
+
+
+EASY = {"batch": 4, "pictures": 240}
+
+
+def test_a_naming_task_keeps_objects_sentences_and_artists_together(processor, monkeypatch):
+    made = []
+
+    def compose(rng, artists, names, strength):
+        made.append((artists, strength > 0))
+        shade = {"dog": 255, "key": 0}[names[0]]
+        return scenes.Scene(np.full((72, 72, 3), shade, np.uint8), "white", ())
+
+    monkeypatch.setattr(scenes, "compose", compose)
+    task = naming_task(processor, ("key", "dog"), each=3)
+    assert task.pictures.shape == (2, 3, 3, 72, 72) and task.new.shape == (2, 20, 3, 72, 72)
+    for pictures in (task.pictures, task.new):
+        assert (pictures[0] == -1).all() and (pictures[1] == 1).all()
+    ids, mask = task.sentences
+    told = [
+        processor.decode(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True)
+    ]
+    assert told == ["a key", "a dog"]
+    trained_on = [artists for artists, augmented in made if augmented]
+    assert len(trained_on) == 6 and all(
+        artists == scenes.TRAINING_ARTISTS for artists in trained_on
+    )
+    tested = [artists for artists, augmented in made if not augmented]
+    assert len(tested) == 40 and all(artists == scenes.VALIDATION_ARTIST for artists in tested)
+
+
+@pytest.mark.parametrize(("loss", "bias"), [(clip_loss, None), (siglip_loss, -1.0)])
+def test_towers_learn_an_easy_task_with_either_loss(colours, loss, bias):
+    trained = train_towers(loss, colours, bias=bias, **EASY)
+    assert trained.accuracy == 1.0
+    assert trained.losses[-1] < 0.5 * trained.losses[0]
+    assert trained.seen[-1] == 240 and len(trained.seen) == len(trained.accuracies) >= 8
+    assert (trained.towers.bias.item() != 0.0) == (bias is not None)
+
+
+def test_a_batch_holds_different_objects_with_their_own_sentences(colours):
+    seen = []
+
+    def spy(image, text, log_scale):
+        seen.append(similarities(text, text).detach())
+        return clip_loss(image, text, log_scale)
+
+    train_towers(spy, colours, batch=3, pictures=30)
+    assert len(seen) == 10
+    for alike in seen:
+        assert alike.shape == (3, 3) and (alike - 2 * torch.eye(3)).max() < 0.999
+    first, second = (train_towers(clip_loss, colours, batch=3, pictures=30) for _ in range(2))
+    assert first.losses == second.losses
+
+
+def test_the_new_artists_pictures_are_never_trained_on(colours):
+    blank = replace(colours, new=torch.zeros_like(colours.new))
+    trained = train_towers(clip_loss, blank, **EASY)
+    assert trained.accuracy == 0.25  # all alike, so one sentence gets them all
+
+
+def unwritten(image, text, log_scale):
+    raise NotImplementedError
+
+
+def scale_cut_off(image, text, log_scale):
+    return clip_loss(image, text, log_scale.item())
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (clip_loss, "✓ training with clip_loss: correct. Zero-shot accuracy on the new artist"),
+        (lambda i, t, s: clip_loss(i, t.roll(1, 0), s), "0%, the floor is 80%. Guessing gives 25%"),
+        (scale_cut_off, "no gradient reached it"),
+        (unwritten, "not attempted. Write `clip_loss` first."),
+        (lambda i, t, s: clip_loss(i, t, s) * float("nan"), "FloatingPointError: the loss is nan in"
+         " step 1 of 60"),
+        (lambda i, t, s: clip_loss(i, t, s).detach(), "crashed. RuntimeError"),
+    ],
+)  # fmt: skip
+def test_a_learners_loss_is_told_whether_it_teaches(colours, monkeypatch, capsys, loss, said):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    try_loss("clip_loss", loss, colours, floor=0.8, **EASY)
+    assert said in capsys.readouterr().out
+    monkeypatch.setenv("MINIPALI_STRICT", "1")
+    if "correct" in said:
+        assert try_loss("clip_loss", loss, colours, floor=0.8, **EASY).accuracy == 1.0
+    else:
+        with pytest.raises(CheckFailed, match="training with clip_loss"):
+            try_loss("clip_loss", loss, colours, floor=0.8, **EASY)

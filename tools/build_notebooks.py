@@ -65,6 +65,7 @@ def notebook(source: Path, name: str, change=lambda code: code) -> NotebookNode:
 def execute(made: NotebookNode, folder: Path) -> None:
     """Run all cells in a fresh kernel, from the folder that the notebook lies in."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a bar that moves has no place on paper
     client = NotebookClient(
         made, timeout=600, resources={"metadata": {"path": str(folder)}}, record_timing=False
     )
