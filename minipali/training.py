@@ -607,9 +607,14 @@ def try_training(
 
     try:
         learner = fresh_decoder(model, seed)
-        order = np.random.default_rng(seed).permutation(len(task.answers))[:1440].reshape(90, 16)
-        batches = [speaking_batch(task, row.tolist(), labels_of=labels_of) for row in order]
-        held_out = speaking_batch(task, list(range(100)), new=True, labels_of=labels_of)
+        whole = len(task.answers) // 16
+        order = np.random.default_rng(seed).permutation(len(task.answers))[: 16 * whole]
+        batches = [
+            speaking_batch(task, row.tolist(), labels_of=labels_of)
+            for row in order.reshape(whole, 16)
+        ]
+        some = list(range(min(100, len(task.new_answers))))
+        held_out = speaking_batch(task, some, new=True, labels_of=labels_of)
         parameters = [p for p in learner.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.95), fused=True)
         losses, _ = train(

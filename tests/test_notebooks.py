@@ -210,6 +210,8 @@ def test_a_lesson_keeps_to_the_template(path):
     assert len(cells) <= 40
     assert statistics.median(lines) <= 6
     assert max(lines) <= 25
+    # Text behind "# %% [markdown]" would become a title that no reader sees.
+    assert not any("title" in cell.metadata for cell in cells)
     for heading in HEADINGS:
         assert re.search(rf"^## {heading}", prose, re.MULTILINE), heading
     assert prose.count("<details>") >= 2, "a self-test with folded answers"

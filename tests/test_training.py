@@ -34,9 +34,12 @@ from minipali.training import (
     run,
     save_checkpoint,
     schedule,
+    speaking_batch,
+    speaking_task,
     suffix_loss,
     train_towers,
     try_loss,
+    try_training,
 )
 
 TINY = replace(
@@ -66,6 +69,8 @@ def test_suffix_loss_is_the_mean_over_suffix_tokens_alone():
         exponentials = [math.exp(value) for value in logits[row, place].tolist()]
         by_hand.append(-math.log(exponentials[token] / sum(exponentials)))
     assert suffix_loss(logits, labels).item() == pytest.approx(sum(by_hand) / 4, abs=1e-6)
+    marked = labels.where(labels != IGNORE, 6)
+    assert suffix_loss(logits, marked, ignore=6).item() == pytest.approx(sum(by_hand) / 4, abs=1e-6)
 
 
 def test_the_generative_loss_is_the_suffix_loss_of_the_plain_model(processor):
@@ -400,3 +405,109 @@ def test_a_learners_loss_is_told_whether_it_teaches(colours, monkeypatch, capsys
     else:
         with pytest.raises(CheckFailed, match="training with clip_loss"):
             try_loss("clip_loss", loss, colours, floor=0.8, **EASY)
+
+
+@pytest.fixture(scope="module")
+def speaking():
+    """The shipped model, its processor, and a small task for a new decoder behind its tower."""
+    from minipali import load
+
+    model, processor = load("small")
+    return model, processor, speaking_task(model, processor, number=70, new=50)
+
+
+def test_a_speaking_batch_is_what_the_processor_makes_of_the_same_rows(speaking):
+    _, processor, task = speaking
+    long = replace(task, answers=[[7, 8, 9], *task.answers[1:]])
+    inputs, labels = speaking_batch(long, [3, 0])
+    eos = [processor.config.eos_token_id]
+    expected = processor.pad(
+        [processor.prompt_ids("answer en what is this?")] * 2,
+        [task.answers[3] + eos, [7, 8, 9] + eos],
+        side="right",
+    )
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        assert torch.equal(inputs[name], expected[name]), name
+    assert torch.equal(labels, expected["labels"])
+    assert torch.equal(inputs["features"], task.features[[3, 0]])
+
+
+def test_a_speaker_sees_what_the_whole_model_sees(speaking):
+    model, processor, task = speaking
+    rng = np.random.default_rng(31_000)
+    made = [
+        scenes.compose(rng, scenes.TRAINING_ARTISTS, 1, strength=rng.random() ** 0.5)
+        for _ in range(70)
+    ]
+    assert [processor.decode(ids) for ids in task.answers] == [s.things[0].name for s in made]
+    inputs, _ = speaking_batch(task, [0, 5, 69])
+    plain = {name: tensor for name, tensor in inputs.items() if name != "features"}
+    for one in (model, training.fresh_decoder(model)):
+        whole = one(**plain, pixel_values=scenes.pixel_values([made[i] for i in (0, 5, 69)]))
+        torch.testing.assert_close(training.Speaker(one)(inputs), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_the_share_of_right_names_is_that_of_greedy_answers(speaking):
+    model, processor, task = speaking
+    told = []
+    for features in task.new_features:
+        batch = processor.pad([task.prefix], [[]])
+        del batch["labels"]
+        batch["image_features"] = model.multi_modal_projector(features[None])
+        x = model.hidden_states(**batch)
+        told.append([int(model.language_model.logits(x[:, -1]).argmax())])
+    assert all(len(answer) == 1 for answer in task.new_answers)  # so one step is the whole name
+    greedy = np.mean([a == b for a, b in zip(told, task.new_answers, strict=True)])
+    assert 0.5 < greedy < 1
+    assert training.right_share(model, task) == pytest.approx(greedy)
+
+
+def test_a_fresh_decoder_learns_behind_a_tower_that_does_not(speaking):
+    model, _, _ = speaking
+    fresh = training.fresh_decoder(model)
+    for p, q in zip(fresh.vision_tower.parameters(), model.vision_tower.parameters(), strict=True):
+        assert torch.equal(p, q) and not p.requires_grad
+    assert all(p.requires_grad for p in fresh.language_model.parameters())
+    other = training.fresh_decoder(model, seed=1)
+    table = fresh.language_model.embed_tokens.weight
+    assert not torch.equal(table, other.language_model.embed_tokens.weight)
+
+
+def steps_alone(module, optimizer, batches, held_out, loss, epochs, max_norm):
+    losses = []
+    for x, y in batches * epochs:
+        losses.append(loss(module(x), y))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    return torch.stack(losses).detach(), torch.zeros(epochs)
+
+
+def a_wonderful_loss(*given):
+    return torch.zeros(20), torch.zeros(2)
+
+
+def unwritten_labels(prefix, suffix, eos, ignore):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("labels_of", "train", "floor", "said"),
+    [
+        (training.row_labels, steps_alone, 0.0, "correct. "),
+        (training.row_labels, steps_alone, 1.1, "What does your `check` say?"),
+        (training.row_labels, a_wonderful_loss, 1.1, "the loss ended at 0.00: the model learned"),
+        (unwritten_labels, steps_alone, 0.0, "not attempted. Write `unwritten_labels` first."),
+        (lambda *given: None, steps_alone, 0.0, "crashed. TypeError"),
+    ],
+)
+def test_a_learners_pieces_are_told_whether_they_teach(
+    speaking, monkeypatch, capsys, labels_of, train, floor, said
+):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    model, _, task = speaking
+    learner = try_training(labels_of, suffix_loss, train, model, task, floor)
+    assert said in capsys.readouterr().out
+    if train is steps_alone and labels_of is training.row_labels:
+        start = training.fresh_decoder(model).language_model.embed_tokens.weight
+        assert not torch.equal(learner.language_model.embed_tokens.weight, start)
