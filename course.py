@@ -37,7 +37,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp.json"
 
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120"]
-NBVAL += ["-n", "2", "--dist", "loadfile"]
+PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # What pytest runs one after the other: title, folders, options, environment. In the solutions
 # every check must say "correct"; in the exercises, where nothing is solved yet, none can.
 PARTS = [
@@ -224,6 +224,8 @@ def pytest_steps(arguments):
     for title, folders, fixed, variables in PARTS:
         named = [p for p in paths if Path(p).parts[0].split("::")[0] in folders]
         if named or not paths:
+            # What is named is little, and is watched: one process, in order.
+            fixed = fixed if paths else [*fixed, *PARALLEL]
             command = ["-m", "pytest", *fixed, *options, *(named or folders)]
             steps.append((title, command, {"OMP_NUM_THREADS": "1", **variables}))
     return steps

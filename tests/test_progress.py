@@ -9,7 +9,7 @@ import pytest
 
 from minipali import load
 from minipali.checks.engine import CORRECT, NOT_ATTEMPTED, WRONG
-from minipali.checks.lessons import by_lesson
+from minipali.checks.lessons import by_lesson, exercises
 from minipali.progress import (
     DRAWING,
     checked_functions,
@@ -82,6 +82,13 @@ def test_my_pieces_are_those_that_pass_and_fit(tmp_path):
     assert list(my_pieces(model, tmp_path)) == ["rms_norm"]
     assert my_pieces(model, tmp_path, last=1) == {}
     assert my_pieces(processor, tmp_path) == {}
+
+
+def test_the_solutions_hold_every_piece_of_lessons_01_to_10():
+    model, processor = load("small")
+    early = {one.name for some in list(by_lesson().values())[:10] for one in some}
+    for whole, names in ((model, {*PIECES, *HOOKS}), (processor, set(OF_PROCESSOR))):
+        assert set(my_pieces(whole, ROOT / "solutions")) == names & early
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +173,10 @@ def test_the_command_draws_counts_and_names_what_is_missing(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["progress", "--folder", str(tmp_path / "nowhere")])
     assert main() == 2
     assert "there must be exercises" in capsys.readouterr().err
+
+
+def test_the_functions_of_all_solutions_are_those_that_the_lessons_ask_for():
+    found = {}
+    for stem in by_lesson():
+        found |= checked_functions(ROOT / "solutions" / f"{stem}.ipynb")
+    assert set(found) == set(exercises())
