@@ -1,0 +1,144 @@
+"""PaliGemma 3B at its real size, with random weights. Minutes, 13 GB of disk, 20 GB of memory:
+
+    python course.py test tests/test_real_size.py -m slow
+
+MINIPALI_SYNTHETIC names a folder that `python -m minipali.weights synthetic` has written, if there
+is one already.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minipali import load
+from minipali.config import preset
+from minipali.generation import token_steps
+from minipali.narrow import widen
+from minipali.scenes import examples
+from minipali.synthetic import write_synthetic
+from minipali.weights import INDEX, accounts, read_header
+
+pytestmark = pytest.mark.slow
+
+WEIGHTS = 2_923_466_480  # as the published index of the model at 224 px says
+BYTES = 2 * WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    given = os.environ.get("MINIPALI_SYNTHETIC")
+    if given:
+        yield Path(given)
+        return
+    made = tmp_path_factory.mktemp("real") / "3b"
+    write_synthetic(made, preset("paligemma-3b-224"))
+    yield made
+    shutil.rmtree(made)
+
+
+def test_it_has_the_published_files_names_and_sizes(folder):
+    index = json.loads((folder / INDEX).read_text())
+    assert index["metadata"]["total_size"] == BYTES
+    assert len(index["weight_map"]) == 603
+    assert len(set(index["weight_map"].values())) == 3
+    assert str(accounts(folder)) == (
+        "603 keys: 603 used, 0 tied, 0 unused, 0 unexpected; 0 missing"
+    )
+
+
+def renamed(folder: Path, other: Path, name) -> None:
+    """The same weights under other keys."""
+    other.mkdir()
+    for path in folder.iterdir():
+        if ".safetensors" not in path.name:
+            shutil.copy(path, other)
+    weight_map = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        header = {name(key): entry for key, entry in read_header(path).items()}
+        weight_map |= dict.fromkeys(header, path.name)
+        text = json.dumps(header).encode()
+        with open(path, "rb") as old, open(other / path.name, "wb") as new:
+            new.write(len(text).to_bytes(8, "little") + text)
+            old.seek(8 + int.from_bytes(old.read(8), "little"))
+            shutil.copyfileobj(old, new, 2**24)
+    (other / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+LAYOUTS = {
+    "transformers 4.52 to 5.0, in memory": lambda key: (
+        "model." + key.replace("language_model.model.", "language_model.")
+    ),
+    "transformers 5.23, in memory": lambda key: (
+        "model."
+        + key.replace("language_model.model.", "language_model.").replace("vision_model.", "")
+    ),
+    "transformers 5.23, saved anew": lambda key: key.replace("vision_model.", ""),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_loads_to_the_same_weights(folder, tmp_path, layout):
+    renamed(folder, tmp_path / "renamed", LAYOUTS[layout])
+    keys = json.loads((tmp_path / "renamed" / INDEX).read_text())["weight_map"]
+    assert keys.keys() != json.loads((folder / INDEX).read_text())["weight_map"].keys()
+    expected, found = (load(one)[0].state_dict() for one in (folder, tmp_path / "renamed"))
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    del found
+    shutil.rmtree(tmp_path / "renamed")
+
+
+LOAD_AND_ANSWER = """
+import resource, sys
+from minipali import load, generate
+from minipali.scenes import examples
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+model, processor = load(sys.argv[1])
+loaded = peak()
+generate(model, processor, examples()["dog_and_car_test_artist"], "caption en", max_new_tokens=2)
+print(before, loaded, peak())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory in Linux's units")
+def test_memory_grows_only_with_what_is_used(folder):
+    command = [sys.executable, "-c", LOAD_AND_ANSWER, str(folder)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    before, loaded, answered = map(int, told.split())
+    assert loaded - before < 0.1 * BYTES
+    assert answered <= 1.15 * BYTES
+
+
+@torch.inference_mode()
+def test_logits_and_greedy_tokens_equal_transformers_in_float32(folder):
+    transformers = pytest.importorskip("transformers")
+    model, processor = load(folder)
+    widen(model)  # computes in float32 with the bfloat16 weights, on any processor
+    theirs = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    ).eval()
+    for name, prompt in (("dog_and_car_test_artist", "caption en"), ("cat_and_ball", "detect cat")):
+        batch = processor(examples()[name], prompt)
+        found = model(**batch)
+        torch.testing.assert_close(found, theirs(**batch).logits, rtol=0, atol=1e-5)
+        tokens = torch.stack(list(token_steps(model, batch, 8)), dim=1)
+        told = theirs.generate(**batch, max_new_tokens=8, do_sample=False)
+        assert torch.equal(tokens, told[:, batch["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize("side", [448, 896])
+def test_larger_pictures_load_by_config_alone(tmp_path, side):
+    write_synthetic(tmp_path / "model", preset(f"paligemma-3b-{side}"))
+    model, processor = load(tmp_path / "model")
+    batch = processor(examples()["cat_and_ball"], "caption en")
+    assert (batch["input_ids"] == 257152).sum() == (side // 14) ** 2
+    if side == 448:  # at 896 px the answer takes many minutes
+        assert len(list(token_steps(model, batch, 1))) == 1
+    shutil.rmtree(tmp_path / "model")
