@@ -56,18 +56,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
 
 
-def many_rows(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
-    """x W^T in float32, (b, d) and (n, d) -> (b, n); scale: (n,), a factor for each row of W."""
+def many_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T in the dtype of x, a block of W at a time: (b, d) and (n, d) -> (b, n)."""
     n, d = weight.shape
     height = max(1, BLOCK // d)
-    if not hasattr(_own, "wide") or _own.wide.numel() < height * d:
-        _own.wide = torch.empty(max(BLOCK, height * d))
+    wide = getattr(_own, "wide", None)
+    if wide is None or wide.dtype != x.dtype or wide.numel() < height * d:
+        wide = _own.wide = torch.empty(max(BLOCK, height * d), dtype=x.dtype)
     y = x.new_empty(len(x), n)
     for start in range(0, n, height):
         block = weight[start : start + height]
-        wide = _own.wide[: block.numel()].view_as(block).copy_(block)
-        y[:, start : start + height] = x @ wide.T
-    return y if scale is None else y * scale
+        y[:, start : start + height] = x @ wide[: block.numel()].view_as(block).copy_(block).T
+    return y
 
 
 class WideLinear(nn.Linear):
@@ -156,7 +156,9 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         # The kernel is fast for bfloat16 alone.
         y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale.bfloat16()).float()
     else:
-        y = many_rows(rows.float(), weight, scale)
+        # Whole numbers up to 127 are exact in bfloat16 as well.
+        kind = torch.float32 if is_slow(torch.bfloat16) else torch.bfloat16
+        y = many_rows(rows.to(kind), weight).float() * scale
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -178,8 +180,9 @@ def quantize(model: PaliGemma) -> PaliGemma:
 
     The vision tower stays: it runs once a picture, and its products have many rows.
     """
-    widen(model)
     decoder = model.language_model
+    if is_slow(decoder.norm.weight.dtype):
+        widen(model)
     for layer in decoder.layers:
         for part in (layer.self_attn, layer.mlp):
             for name, module in list(part.named_children()):

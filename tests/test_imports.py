@@ -6,29 +6,10 @@ from pathlib import Path
 import pytest
 
 import minipali.config
+from minipali.checks.lessons import STEMS
 
 FOLDER = Path(minipali.config.__file__).parent
-LESSONS = [
-    "patches",
-    "norms",
-    "attention",
-    "vision",
-    "contrastive",
-    "tokens",
-    "rope",
-    "kv_cache",
-    "gqa",
-    "gemma",
-    "paligemma",
-    "generation",
-    "training",
-    "weights",
-    "locations",
-    "masks",  # lesson 15 too
-    "lora",
-    "quantization",
-    "gemma2",
-]
+LESSONS = [*STEMS, "masks", "lora", "quantization", "gemma2"]  # masks: lesson 15 too
 BESIDE = {
     "config", "scenes", "evaluation", "figures", "progress", "swap", "checks", "cli", "hub",
     "tokenizer_files", "synthetic", "narrow",

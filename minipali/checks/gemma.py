@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from minipali.attention import attend
 from minipali.checks.engine import Exercise, Mistake
+from minipali.checks.vision import no_residual_at_mlp, old_residual, parallel, post_norm
 
 
 def embed(input_ids: Tensor, table: Tensor) -> Tensor:
@@ -275,11 +276,6 @@ GEGLU = Exercise(
 )
 
 
-def _norm_after(x, norm1, attention, norm2, mlp):
-    x = norm1(x + attention(x))
-    return norm2(x + mlp(x))
-
-
 def _norm_on_the_outputs(x, norm1, attention, norm2, mlp):
     x = x + norm1(attention(x))
     return x + norm2(mlp(x))
@@ -300,19 +296,6 @@ def _no_residual_at_attention(x, norm1, attention, norm2, mlp):
     return x + mlp(norm2(x))
 
 
-def _no_residual_at_mlp(x, norm1, attention, norm2, mlp):
-    x = x + attention(norm1(x))
-    return mlp(norm2(x))
-
-
-def _old_residual(x, norm1, attention, norm2, mlp):
-    return x + mlp(norm2(x + attention(norm1(x))))
-
-
-def _parallel(x, norm1, attention, norm2, mlp):
-    return x + attention(norm1(x)) + mlp(norm2(x))
-
-
 DECODER_LAYER = Exercise(
     name="decoder_layer",
     reference=decoder_layer,
@@ -325,7 +308,7 @@ DECODER_LAYER = Exercise(
     mistakes=(
         Mistake(
             "norm after",
-            _norm_after,
+            post_norm,
             "The norms come after the sums, as in the first transformer (2017). Gemma is pre-norm:"
             " norm what attention and the MLP *read*, and leave the sum as it is.",
         ),
@@ -356,19 +339,19 @@ DECODER_LAYER = Exercise(
         ),
         Mistake(
             "no residual at the MLP",
-            _no_residual_at_mlp,
+            no_residual_at_mlp,
             "You return what the MLP gives, without the stream. It must be added: return x +"
             " mlp(norm2(x)).",
         ),
         Mistake(
             "old residual",
-            _old_residual,
+            old_residual,
             "The second sum starts from the x that came in, so what attention added is lost. After"
             " attention the stream is the new sum; the MLP's result is added to that.",
         ),
         Mistake(
             "parallel",
-            _parallel,
+            parallel,
             "Attention and MLP both read the x that came in, side by side. Gemma's MLP reads the"
             " stream after attention has added its part.",
         ),

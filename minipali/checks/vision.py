@@ -163,7 +163,7 @@ MLP = Exercise(
 )
 
 
-def _post_norm(x, norm1, attention, norm2, mlp):
+def post_norm(x, norm1, attention, norm2, mlp):
     x = norm1(x + attention(x))
     return norm2(x + mlp(x))
 
@@ -178,7 +178,7 @@ def _mlp_without_norm(x, norm1, attention, norm2, mlp):
     return x + mlp(x)
 
 
-def _no_residual_at_mlp(x, norm1, attention, norm2, mlp):
+def no_residual_at_mlp(x, norm1, attention, norm2, mlp):
     x = x + attention(norm1(x))
     return mlp(norm2(x))
 
@@ -195,11 +195,11 @@ def _normed_stream(x, norm1, attention, norm2, mlp):
     return x + mlp(x)
 
 
-def _old_residual(x, norm1, attention, norm2, mlp):
+def old_residual(x, norm1, attention, norm2, mlp):
     return x + mlp(norm2(x + attention(norm1(x))))
 
 
-def _parallel(x, norm1, attention, norm2, mlp):
+def parallel(x, norm1, attention, norm2, mlp):
     return x + attention(norm1(x)) + mlp(norm2(x))
 
 
@@ -215,7 +215,7 @@ ENCODER_LAYER = Exercise(
     mistakes=(
         Mistake(
             "post-norm",
-            _post_norm,
+            post_norm,
             "This is the post-norm block of the first transformer (2017): it norms each sum. SigLIP"
             " is pre-norm: norm what attention and the MLP *read*, and leave the sum as it is.",
         ),
@@ -233,7 +233,7 @@ ENCODER_LAYER = Exercise(
         ),
         Mistake(
             "no residual at the MLP",
-            _no_residual_at_mlp,
+            no_residual_at_mlp,
             "You return what the MLP gives, without the stream. It must be added: return x +"
             " mlp(norm2(x)).",
         ),
@@ -251,13 +251,13 @@ ENCODER_LAYER = Exercise(
         ),
         Mistake(
             "old residual",
-            _old_residual,
+            old_residual,
             "The second sum starts from the x that came in, so what attention added is lost. After"
             " attention the stream is the new sum; the MLP's result is added to that.",
         ),
         Mistake(
             "parallel",
-            _parallel,
+            parallel,
             "Attention and MLP both read the x that came in, side by side. Some models do that;"
             " SigLIP's MLP reads the stream after attention has added its part.",
         ),
