@@ -1,0 +1,84 @@
+"""What the benchmarks share: variants by turns in one process, ratios, and the machine."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+RESULTS = Path(__file__).parent / "results"
+
+# Threads that wait actively take the processor from each other where it is shared.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Make torch behave as on a processor with AVX2 alone, without bfloat16 instructions.
+AS_AVX2 = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+
+
+def restart_as_avx2() -> None:
+    """Start this program again with AVX2 alone; torch reads these settings when it is imported."""
+    if not set(AS_AVX2.items()) <= set(os.environ.items()):
+        os.environ.update(AS_AVX2)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def by_turns(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant, `rounds` times, in turn, so that a busy moment hits all alike.
+
+    The first round warms up and is not counted.
+    """
+    took = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            if number:
+                took[name].append(time.perf_counter() - start)
+    return took
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times as long: the median over the rounds of their ratios."""
+    return median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def machine() -> dict:
+    """The processor, and how fast it reads memory and multiplies, measured now."""
+    import torch
+
+    numbers = torch.ones(2**28)  # 1 GiB, far more than any cache
+    left, right = torch.randn(256, 2048), torch.randn(2048, 8192)
+    narrow = right.bfloat16()
+    took = by_turns(
+        {
+            "read": lambda: numbers.sum(),
+            "float32": lambda: left @ right,
+            "bfloat16": lambda: left.bfloat16() @ narrow,
+        },
+        rounds=5,
+    )
+    work = 2 * 256 * 2048 * 8192
+    return {
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "reads GB/s": round(numbers.nbytes / median(took["read"]) / 1e9, 1),
+        "float32 GFLOP/s": round(work / median(took["float32"]) / 1e9, 1),
+        "bfloat16 GFLOP/s": round(work / median(took["bfloat16"]) / 1e9, 1),
+    }
+
+
+def write(name: str, result: dict) -> None:
+    """Print a result and keep it as JSON."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)

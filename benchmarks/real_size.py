@@ -1,0 +1,185 @@
+"""PaliGemma 3B at its real size against transformers: loading, prefill, decoding.
+
+    python -m minipali.weights synthetic build/3b        random weights, 5.8 GB
+    python benchmarks/real_size.py build/3b [--as-avx2]
+
+Needs 24 GB of memory, most of it for transformers' float32 copy (leave it out: --without-float32).
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+from measuring import by_turns, machine, ratio, restart_as_avx2, write
+
+TOKENS = 6  # decoded in a turn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the 3B model against transformers.")
+    parser.add_argument("folder", help="a model folder; weights may be random")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--as-avx2", action="store_true", help="hide newer instructions from torch")
+    parser.add_argument("--without-float32", action="store_true")
+    parser.add_argument("--load-only", choices=LOADERS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.as_avx2:
+        restart_as_avx2()
+    if given.load_only:
+        LOADERS[given.load_only](given.folder)
+        return
+    result = {"machine": machine(), "loading": loading(given.folder, given.rounds)}
+    result |= running(given.folder, given.rounds, not given.without_float32)
+    write("real_size_avx2" if given.as_avx2 else "real_size", result)
+
+
+# --- loading: each in a process of its own, because memory once taken is not given back ----------
+
+
+def load_ours(folder: str):
+    import minipali
+
+    return minipali.load(folder)[0]
+
+
+def load_theirs(folder: str, dtype: str = "bfloat16"):
+    import torch
+    from transformers import PaliGemmaForConditionalGeneration
+
+    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype))
+    return model.eval()
+
+
+def timed(load, run):
+    """Seconds to load, seconds to load and give the first token, and the peak of memory."""
+
+    def measure(folder: str) -> None:
+        prompt = example(folder)
+        start = time.perf_counter()
+        model = load(folder)
+        loaded = time.perf_counter() - start
+        run(model, prompt)
+        told = time.perf_counter() - start
+        print(loaded, told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+    return measure
+
+
+def example(folder: str) -> dict:
+    from minipali import config, scenes
+    from minipali.tokens import Processor
+
+    processor = Processor(f"{folder}/tokenizer.model", config.read(f"{folder}/config.json"))
+    return processor(scenes.examples()["dog_and_car_test_artist"], "caption en")
+
+
+def first_token_ours(model, prompt) -> None:
+    from minipali.generation import token_steps
+
+    next(token_steps(model, prompt, 1))
+
+
+def first_token_theirs(model, prompt) -> None:
+    import torch
+
+    with torch.inference_mode():
+        model(**prompt, logits_to_keep=1, use_cache=True)
+
+
+LOADERS = {
+    "ours": timed(load_ours, first_token_ours),
+    "transformers": timed(load_theirs, first_token_theirs),
+}
+
+
+def loading(folder: str, rounds: int) -> dict:
+    found = {name: [] for name in LOADERS}
+    for _ in range(rounds):
+        for name in LOADERS:
+            command = [sys.executable, __file__, folder, "--load-only", name]
+            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[name].append([float(word) for word in told.split()[-3:]])
+    ours, theirs = (list(zip(*found[name], strict=True)) for name in ("ours", "transformers"))
+    return {
+        "seconds": {name: [round(one[0], 2) for one in runs] for name, runs in found.items()},
+        "time of ours / transformers'": round(1 / ratio(theirs[0], ours[0]), 3),
+        "with the first token": round(1 / ratio(theirs[1], ours[1]), 3),
+        "peak GB after the first token": {
+            "ours": round(max(ours[2]) / 1e6, 2), "transformers": round(max(theirs[2]) / 1e6, 2),
+        },
+    }  # fmt: skip
+
+
+# --- prefill and decoding: one process, by turns -------------------------------------------------
+
+
+def running(folder: str, rounds: int, with_float32: bool) -> dict:
+    import torch
+
+    from minipali.narrow import quantize
+
+    prompt = example(folder)
+    ours = {"ours": load_ours(folder), "ours, int8": quantize(load_ours(folder))}
+    theirs = {"transformers": load_theirs(folder)}
+    if with_float32:
+        theirs["transformers, float32"] = load_theirs(folder, "float32")
+    state = {}
+
+    def prefill_ours(name):
+        model, length = ours[name], prompt["input_ids"].shape[1]
+        cache = model.new_cache(1, length + TOKENS)
+        x = model.hidden_states(**prompt, kv_cache=cache)
+        state[name] = cache, model.language_model.logits(x[:, -1])
+
+    def prefill_theirs(name):
+        out = theirs[name](**prompt, logits_to_keep=1, use_cache=True)
+        state[name] = out.past_key_values, out.logits[:, -1]
+
+    def decode_ours(name, look_again=False):
+        """look_again: the vision tower at every token, and logits everywhere at the prefill."""
+        model, (cache, logits) = ours[name], state[name]
+        length = cache.length
+        for _ in range(TOKENS):
+            if look_again:
+                model.image_features(prompt["pixel_values"])
+            token = logits.argmax(dim=-1, keepdim=True)
+            logits = model(token, kv_cache=cache)[:, -1]
+        cache.length = length  # forget these tokens again
+
+    def decode_theirs(name):
+        model, (cache, logits) = theirs[name], state[name]
+        length = cache.get_seq_length()
+        for _ in range(TOKENS):
+            token = logits.argmax(dim=-1, keepdim=True)
+            logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1]
+        cache.crop(length - cache.get_seq_length())  # a negative number: so many from the end
+
+    with torch.inference_mode():
+        prefill = {name: lambda name=name: prefill_ours(name) for name in ours}
+        prefill |= {name: lambda name=name: prefill_theirs(name) for name in theirs}
+        first = by_turns(prefill, rounds)
+        decode = {name: lambda name=name: decode_ours(name) for name in ours}
+        decode |= {name: lambda name=name: decode_theirs(name) for name in theirs}
+        decode["ours, looking again"] = lambda: decode_ours("ours", look_again=True)
+        rest = by_turns(decode, rounds)
+    return {
+        "prefill": table(first, "ours"),
+        "decoding": table(rest, "ours", TOKENS),
+    }
+
+
+def table(took: dict[str, list[float]], base: str, parts: int = 1) -> dict:
+    """Seconds of each, and how many times as long as `base` it takes."""
+    return {
+        name: {
+            "seconds": round(min(seconds) / parts, 5),
+            f"times {base}": round(ratio(seconds, took[base]), 2),
+        }
+        for name, seconds in took.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
