@@ -266,7 +266,11 @@ def test_two_processes_have_the_gradient_of_one(processor, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     command += [str(script), str(result), str(here)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    for _ in range(3):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        # Once in many runs gloo's threads abort a process on its way out. That is torch's own.
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-3000:]
     together = torch.load(result, weights_only=True)
     for kind, found in zip(STAGES, together, strict=True):
