@@ -36,8 +36,14 @@ PIECE = 2**22  # numbers that are made at a time
 def write_synthetic(folder: str | Path, config: PaliGemmaConfig, seed: int = 0) -> None:
     """Write a model folder with random bfloat16 weights, a few megabytes at a time.
 
-    Raises WeightsError if the folder holds something else or the disk is too full.
+    Raises WeightsError if the folder holds anything, a model too, or the disk is too full.
     """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(
+            f"{folder} must be new or an empty folder, so that random numbers replace nothing:"
+            " choose another one"
+        )
     places = {
         published_name(name): tuple(weight.shape)
         for name, weight in _empty_model(config).state_dict().items()
@@ -116,12 +122,15 @@ def main() -> None:
         prog="python -m minipali.weights", description=__doc__.splitlines()[0]
     )
     parser.add_argument("what", choices=["synthetic"])
-    parser.add_argument("folder", type=Path, help="where the model goes; must be new or a model")
+    parser.add_argument("folder", type=Path, help="where the model goes; must be new or empty")
     parser.add_argument(
         "--preset", default="paligemma-3b-224", choices=PRESETS, help="default paligemma-3b-224"
     )
     given = parser.parse_args()
-    write_synthetic(given.folder, preset(given.preset))
+    try:
+        write_synthetic(given.folder, preset(given.preset))
+    except (WeightsError, OSError) as error:
+        parser.exit(2, f"minipali: error: {error}\n")
     print(f"A model with random weights is in {given.folder}.")
 
 

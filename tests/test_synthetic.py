@@ -100,7 +100,7 @@ def test_a_full_disk_and_a_folder_of_something_else_leave_all_as_it_was(tmp_path
     other = tmp_path / "letters"
     other.mkdir()
     (other / "to_anna.txt").write_text("Dear Anna")
-    with pytest.raises(WeightsError, match="holds something else"):
+    with pytest.raises(WeightsError, match="must be new or an empty folder"):
         write_synthetic(other, preset("small"))
     monkeypatch.setattr(
         "minipali.weights.shutil.disk_usage", lambda path: type("Disk", (), {"free": 1000})
@@ -117,3 +117,8 @@ def test_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "random weights" in done.stdout
     assert load(tmp_path / "m")[0].config == preset("small")
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    again = subprocess.run([*command, "--preset", "small"], capture_output=True, text=True)
+    assert again.returncode == 2 and "Traceback" not in again.stderr
+    assert again.stderr.startswith("minipali: error:") and "must be new" in again.stderr
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
