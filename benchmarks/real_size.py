@@ -4,13 +4,16 @@
     python benchmarks/real_size.py build/3b [--as-avx2]
 
 Needs 24 GB of memory, most of it for transformers' float32 copy (leave it out: --without-float32).
+With --hkproj FOLDER, a clone of https://github.com/hkproj/pytorch-paligemma answers in its place.
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from measuring import by_turns, machine, ratio, restart_as_avx2, write
 
@@ -23,6 +26,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--as-avx2", action="store_true", help="hide newer instructions from torch")
     parser.add_argument("--without-float32", action="store_true")
+    parser.add_argument("--hkproj", metavar="FOLDER", help="a clone of hkproj/pytorch-paligemma")
     parser.add_argument("--load-only", choices=LOADERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.as_avx2:
@@ -30,9 +34,14 @@ def main() -> None:
     if given.load_only:
         LOADERS[given.load_only](given.folder)
         return
-    result = {"machine": machine(), "loading": loading(given.folder, given.rounds)}
-    result |= running(given.folder, given.rounds, not given.without_float32)
-    write("real_size_avx2" if given.as_avx2 else "real_size", result)
+    result = {"machine": machine()}
+    if given.hkproj:
+        result |= running(given.folder, given.rounds, hkproj=given.hkproj)
+    else:
+        result["loading"] = loading(given.folder, given.rounds)
+        result |= running(given.folder, given.rounds, with_float32=not given.without_float32)
+    name = "hkproj" if given.hkproj else "real_size"
+    write(f"{name}_avx2" if given.as_avx2 else name, result)
 
 
 # --- loading: each in a process of its own, because memory once taken is not given back ----------
@@ -115,14 +124,15 @@ def loading(folder: str, rounds: int) -> dict:
 # --- prefill and decoding: one process, by turns -------------------------------------------------
 
 
-def running(folder: str, rounds: int, with_float32: bool) -> dict:
+def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = "") -> dict:
     import torch
 
+    from minipali.cpu import suited_to
     from minipali.narrow import quantize
 
     prompt = example(folder)
     ours = {"ours": load_ours(folder), "ours, int8": quantize(load_ours(folder))}
-    theirs = {"transformers": load_theirs(folder)}
+    theirs = {} if hkproj else {"transformers": load_theirs(folder)}
     if with_float32:
         theirs["transformers, float32"] = load_theirs(folder, "float32")
     state = {}
@@ -140,12 +150,13 @@ def running(folder: str, rounds: int, with_float32: bool) -> dict:
     def decode_ours(name, look_again=False):
         """look_again: the vision tower at every token, and logits everywhere at the prefill."""
         model, (cache, logits) = ours[name], state[name]
-        length = cache.length
+        length, dtype = cache.length, model.language_model.norm.weight.dtype
         for _ in range(TOKENS):
             if look_again:
                 model.image_features(prompt["pixel_values"])
             token = logits.argmax(dim=-1, keepdim=True)
-            logits = model(token, kv_cache=cache)[:, -1]
+            with suited_to(model.config.text, dtype, tokens=1):  # as `minipali.generation` does
+                logits = model(token, kv_cache=cache)[:, -1]
         cache.length = length  # forget these tokens again
 
     def decode_theirs(name):
@@ -159,15 +170,57 @@ def running(folder: str, rounds: int, with_float32: bool) -> dict:
     with torch.inference_mode():
         prefill = {name: lambda name=name: prefill_ours(name) for name in ours}
         prefill |= {name: lambda name=name: prefill_theirs(name) for name in theirs}
+        if hkproj:
+            prefill["hkproj"], again = hkproj_steps(folder, hkproj, prompt)
         first = by_turns(prefill, rounds)
         decode = {name: lambda name=name: decode_ours(name) for name in ours}
         decode |= {name: lambda name=name: decode_theirs(name) for name in theirs}
+        if hkproj:
+            decode["hkproj"] = again
         decode["ours, looking again"] = lambda: decode_ours("ours", look_again=True)
         rest = by_turns(decode, rounds)
     return {
         "prefill": table(first, "ours"),
         "decoding": table(rest, "ours", TOKENS),
     }
+
+
+def hkproj_steps(folder: str, code: str, prompt: dict):
+    """Its prefill and its decoding, as its inference.py calls the model: in float32."""
+    import torch
+    from safetensors.torch import load_file
+
+    sys.path.insert(0, code)
+    from modeling_gemma import KVCache, PaliGemmaConfig, PaliGemmaForConditionalGeneration
+
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config["text_config"].pop("pad_token_id", None)  # it passes that on itself
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**config)).eval()
+    for shard in sorted(Path(folder).glob("*.safetensors")):
+        model.load_state_dict(load_file(shard), strict=False)
+    model.tie_weights()
+    state = {}
+
+    def call(tokens, seen, cache):
+        mask = torch.ones(1, seen)
+        return model(tokens, prompt["pixel_values"], mask, cache)["logits"][:, -1]
+
+    def prefill():
+        cache = KVCache()
+        state["cache"] = cache
+        tokens = prompt["input_ids"]
+        state["logits"] = call(tokens, tokens.shape[1], cache)
+
+    def decode():
+        cache, logits = state["cache"], state["logits"]
+        length = cache.num_items()
+        for number in range(TOKENS):
+            token = logits.argmax(dim=-1, keepdim=True)
+            logits = call(token, length + number + 1, cache)
+        for held in (cache.key_cache, cache.value_cache):
+            held[:] = [tensor[:, :, :length] for tensor in held]  # forget these tokens again
+
+    return prefill, decode
 
 
 def table(took: dict[str, list[float]], base: str, parts: int = 1) -> dict:

@@ -4,6 +4,7 @@ python benchmarks/small_size.py
 """
 
 import argparse
+import copy
 
 from measuring import by_turns, machine, restart_as_avx2, write
 from real_size import table
@@ -13,10 +14,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the small model against transformers.")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--as-avx2", action="store_true", help="hide newer instructions from torch")
+    parser.add_argument("--without-compile", action="store_true", help="there is no C++ compiler")
     given = parser.parse_args()
     if given.as_avx2:
         restart_as_avx2()
-    result = {"machine": machine(), "decoding": decoding(given.rounds)}
+    result = {"machine": machine(), "decoding": decoding(given.rounds, not given.without_compile)}
     result["training step"] = training(given.rounds)
     write("small_size_avx2" if given.as_avx2 else "small_size", result)
 
@@ -34,7 +36,7 @@ def both():
     return model, theirs, processor
 
 
-def decoding(rounds: int, tokens: int = 40) -> dict:
+def decoding(rounds: int, with_compile: bool, tokens: int = 40) -> dict:
     """Greedy, with end of text switched off on both sides, so that both write `tokens` tokens."""
     import torch
 
@@ -45,16 +47,23 @@ def decoding(rounds: int, tokens: int = 40) -> dict:
     prompt = processor(examples()["dog_and_car_test_artist"], "caption en")
     never = {"eos_token_id": None, "max_new_tokens": tokens, "do_sample": False}
 
-    def ours():
-        model.continue_tokens = endless
-        told["ours"] = torch.stack(list(token_steps(model, prompt, tokens)), dim=1)
+    model.continue_tokens = endless
+    models = {"ours": model}
+    if with_compile:
+        models["ours, compiled"] = copy.deepcopy(model)
+        models["ours, compiled"].language_model.compile(dynamic=True)
+
+    def ours(name):
+        told[name] = torch.stack(list(token_steps(models[name], prompt, tokens)), dim=1)
 
     def generate():
         told["transformers"] = theirs.generate(**prompt, **never)[:, -tokens:]
 
     told = {}
-    took = by_turns({"ours": ours, "transformers": generate}, rounds)
-    assert torch.equal(told["ours"], told["transformers"]), "both must write the same"
+    variants = {name: lambda name=name: ours(name) for name in models}
+    took = by_turns(variants | {"transformers": generate}, rounds)
+    for name in models:
+        assert torch.equal(told[name], told["transformers"]), f"{name} must write the same"
     return table(took, "ours", tokens)
 
 

@@ -200,7 +200,7 @@ def swap(whole: PaliGemma | Processor, **pieces: Callable) -> PaliGemma | Proces
 
     The pieces of lesson 06 go into a processor instead: swap(processor, to_pixels=mine).
     It runs both on pictures and questions and displays whether they agree; if not, the first place
-    where they differ. A piece that is not written yet, or that crashes, is left out of the copy.
+    where they differ. If a piece is not written yet or crashes, none of those given is in the copy.
     What you pass in stays as it is. Raises KeyError for a piece that does not exist.
     """
     known = OF_PROCESSOR if isinstance(whole, Processor) else {**PIECES, **HOOKS}

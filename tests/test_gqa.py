@@ -54,6 +54,38 @@ def test_heads_times_head_dim_need_not_be_the_width(kv_heads):
     }
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("masked", [True, False])
+def test_one_new_token_sees_the_same_without_repeating(kv_heads, masked):
+    model = make_ours(kv_heads)
+    layer = model.language_model.layers[0].self_attn
+    x, earlier = (torch.randn(3, t, 24, generator=torch.Generator().manual_seed(t)) for t in (1, 6))
+    visible = torch.rand(3, 1, 1, 7, generator=torch.Generator().manual_seed(0)) < 0.6
+    visible[..., -1] = True
+    positions = torch.arange(7).expand(3, 7)
+    past, now = (rope_angles(p, 10, 500.0) for p in (positions[:, :6], positions[:, 6:]))
+    seen, found = [], {}
+
+    def watched(query, key, value, mask):
+        seen.append((tuple(query.shape), tuple(key.shape), mask is None or tuple(mask.shape)))
+        return type(layer).attend(query, key, value, mask)
+
+    layer.attend = watched
+    for name, repeat in (("without", repeat_kv), ("with", lambda x, times: in_order(x, times))):
+        layer.repeat_kv = repeat
+        cache = model.new_cache(3, 7)
+        for step, angles, mask in ((earlier, past, None), (x, now, visible if masked else None)):
+            cache.extend(torch.ones(step.shape[:2], dtype=torch.bool))
+            found[name] = layer(step, angles, mask, cache)
+    torch.testing.assert_close(found["without"], found["with"], rtol=0, atol=1e-6)
+    group = 4 // kv_heads
+    assert seen[1] == (
+        (3, kv_heads, group, 10), (3, kv_heads, 7, 10), (3, 1, group, 7) if masked else True
+    )  # fmt: skip
+    assert seen[3][:2] == ((3, 4, 1, 10), (3, 4, 7, 10))
+
+
 # --- the lesson and the exercise ------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The import graph is the syllabus: a lesson's module needs only modules of earlier lessons."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ FOLDER = Path(minipali.config.__file__).parent
 LESSONS = [*STEMS, "masks", "lora", "quantization", "gemma2"]  # masks: lesson 15 too
 BESIDE = {
     "config", "scenes", "evaluation", "figures", "progress", "swap", "checks", "cli", "hub",
-    "tokenizer_files", "synthetic", "narrow",
+    "tokenizer_files", "synthetic", "narrow", "cpu",
 }  # fmt: skip
 # Imports inside a function that look ahead on purpose: the command of lesson 13 saves its model.
 AHEAD = {"training": {"weights"}}
@@ -43,7 +44,7 @@ def imported_by(stem: str) -> set[str]:
 @pytest.mark.parametrize("stem", [stem for stem in LESSONS if stem in PRESENT])
 def test_a_lesson_imports_only_what_came_before(stem):
     allowed = set(LESSONS[: LESSONS.index(stem)])
-    allowed |= {"config"} if LESSONS.index(stem) < LESSONS.index("training") else BESIDE
+    allowed |= {"config", "cpu"} if LESSONS.index(stem) < LESSONS.index("training") else BESIDE
     assert imported_by(stem) <= allowed | AHEAD.get(stem, set())
 
 
@@ -68,3 +69,11 @@ def test_the_reader_of_imports_sees_all_their_forms(tmp_path, monkeypatch):
     )
     monkeypatch.setattr("test_imports.FOLDER", tmp_path)
     assert imported_by("example") == {"minipali itself", "rope", "norms", "gqa", "gemma", "checks"}
+
+
+def test_the_map_for_contributors_names_every_module_beside_the_lessons():
+    text = (FOLDER.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {
+        name.rstrip("/").removesuffix(".py") for name in re.findall(r"`([a-z_]+(?:\.py|/))`", text)
+    }
+    assert PRESENT - set(STEMS) - {"__init__", "__main__"} <= named

@@ -197,7 +197,7 @@ def main() -> int:
     for path, cells, executed in made:
         name = path.relative_to(ROOT)
         if has_answers(path, cells) and not os.environ.get("CI"):
-            print(f"{name} holds your answers and is left as it is.")
+            print(f"{name} holds answers and is left as it is; delete it to have it made anew.")
             continue
         if given.check:
             for complaint in complaints(path, cells, executed):
