@@ -36,6 +36,9 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp.json"
 
+# The lessons' models are small. More threads bring them hardly anything, and take many times as
+# long while another program keeps a processor busy. A cell may still call torch.set_num_threads.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120"]
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # What pytest runs one after the other: title, folders, options, environment. In the solutions
@@ -197,7 +200,8 @@ def doctor(arguments):
 
 
 def lab(arguments):
-    return run(PYTHON, "-m", "jupyterlab", *(arguments or ["notebooks/00_ask.ipynb"]))
+    opened = arguments or ["notebooks/00_ask.ipynb"]
+    return run(PYTHON, "-m", "jupyterlab", *opened, **ONE_THREAD)
 
 
 def progress(arguments):
@@ -205,7 +209,7 @@ def progress(arguments):
 
 
 def build(arguments):
-    return run(PYTHON, "tools/build_notebooks.py", *arguments)
+    return run(PYTHON, "tools/build_notebooks.py", *arguments, **ONE_THREAD)
 
 
 def setup(arguments):
@@ -227,7 +231,7 @@ def pytest_steps(arguments):
             # What is named is little, and is watched: one process, in order.
             fixed = fixed if paths else [*fixed, *PARALLEL]
             command = ["-m", "pytest", *fixed, *options, *(named or folders)]
-            steps.append((title, command, {"OMP_NUM_THREADS": "1", **variables}))
+            steps.append((title, command, {**ONE_THREAD, **variables}))
     return steps
 
 

@@ -283,6 +283,15 @@ def test_solutions_alone_are_strict(course):
         assert {"--nbval-lax", "--nbval-current-env", "loadfile"} <= set(steps[title][0])
 
 
+@pytest.mark.parametrize("verb", ["lab", "build"])
+def test_notebooks_get_one_thread(course, monkeypatch, verb):
+    """With more, cells take many times as long while another program runs."""
+    seen = []
+    monkeypatch.setattr(course, "run", lambda *command, **variables: seen.append(variables) or 0)
+    assert course.VERBS[verb][0]([]) == 0
+    assert seen == [{"OMP_NUM_THREADS": "1"}]
+
+
 def test_named_files_run_alone(course):
     (course.ROOT / "tests").mkdir()
     (course.ROOT / "tests" / "test_x.py").touch()

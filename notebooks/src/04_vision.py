@@ -365,6 +365,8 @@ tuple(resnet(pixels).shape)  # (b, n, d), like a tower
 # %%
 from minipali.scenes import TRAINING_ARTISTS
 
+torch.set_num_threads(1)  # models so small that more threads only wait for each other
+
 
 def labelled(artists, number, strength):
     labels = rng.integers(8, size=number)
