@@ -46,7 +46,7 @@ def test_settings_suit_the_call_and_are_undone(two_threads, name, dtype, tokens,
     assert settings() == (2, True)
 
 
-def test_the_size_of_a_call_is_that_of_the_weights():
+def test_the_size_of_a_call_is_that_of_the_weights(two_threads):
     """What decides is a formula; here are the weights it stands for (norms are not products)."""
     config = preset("paligemma-3b-224").text
     with torch.device("meta"):
@@ -54,7 +54,6 @@ def test_the_size_of_a_call_is_that_of_the_weights():
     for limit, threads in ((weights, 2), (weights + 1, 1)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cpu, "SMALL_CALL", limit)
-            torch.set_num_threads(2)
             with cpu.suited_to(config, torch.float32, 1):
                 assert torch.get_num_threads() == threads
 

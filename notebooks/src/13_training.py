@@ -475,8 +475,7 @@ for way, factor in {"mean of means": 1.0, "weighted": 2 * here / both}.items():
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     dist.all_reduce(gradient)
     save_file({"gradient": gradient / 2}, folder + f"/{way} {rank}")
-dist.barrier()  # nobody leaves before all are done
-dist.destroy_process_group()
+dist.barrier(), dist.destroy_process_group()  # nobody leaves before all are done
 """
 
 # %%
