@@ -1,5 +1,7 @@
 """Lesson 09: grouped-query attention."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_batch, make_ours, make_pair
@@ -58,7 +60,7 @@ def test_heads_times_head_dim_need_not_be_the_width(kv_heads):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("masked", [True, False])
 def test_one_new_token_sees_the_same_without_repeating(kv_heads, masked):
-    model = make_ours(kv_heads)
+    model = copy.deepcopy(make_ours(kv_heads))
     layer = model.language_model.layers[0].self_attn
     x, earlier = (torch.randn(3, t, 24, generator=torch.Generator().manual_seed(t)) for t in (1, 6))
     visible = torch.rand(3, 1, 1, 7, generator=torch.Generator().manual_seed(0)) < 0.6
