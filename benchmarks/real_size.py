@@ -29,6 +29,10 @@ def main() -> None:
     parser.add_argument("--hkproj", metavar="FOLDER", help="a clone of hkproj/pytorch-paligemma")
     parser.add_argument("--load-only", choices=LOADERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.hkproj and not (Path(given.hkproj) / "modeling_gemma.py").exists():
+        parser.error(
+            f"{given.hkproj} must be a clone of hkproj/pytorch-paligemma: no modeling_gemma.py"
+        )
     if given.as_avx2:
         restart_as_avx2()
     if given.load_only:
