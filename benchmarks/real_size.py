@@ -131,7 +131,6 @@ def loading(folder: str, rounds: int) -> dict:
 def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = "") -> dict:
     import torch
 
-    from minipali.cpu import suited_to
     from minipali.narrow import quantize
 
     prompt = example(folder)
@@ -154,13 +153,12 @@ def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = 
     def decode_ours(name, look_again=False):
         """look_again: the vision tower at every token, and logits everywhere at the prefill."""
         model, (cache, logits) = ours[name], state[name]
-        length, dtype = cache.length, model.language_model.norm.weight.dtype
+        length = cache.length
         for _ in range(TOKENS):
             if look_again:
                 model.image_features(prompt["pixel_values"])
             token = logits.argmax(dim=-1, keepdim=True)
-            with suited_to(model.config.text, dtype, tokens=1):  # as `minipali.generation` does
-                logits = model(token, kv_cache=cache)[:, -1]
+            logits = model(token, kv_cache=cache)[:, -1]
         cache.length = length  # forget these tokens again
 
     def decode_theirs(name):

@@ -1,12 +1,10 @@
 """Lesson 12. From logits to text: choose a token, append it, repeat until eos."""
 
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from minipali.cpu import suited_to
 from minipali.paligemma import PaliGemma
 from minipali.tokens import Processor
 
@@ -110,7 +108,6 @@ def token_steps(
     """
     check_options(max_new_tokens, temperature, top_k, top_p)
     config, device = model.config, next(model.parameters()).device
-    on_cpu = functools.partial(suited_to, config.text, model.language_model.norm.weight.dtype)
     batch = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
     is_real = batch["attention_mask"].bool()
     rows, length = is_real.shape
@@ -135,18 +132,16 @@ def token_steps(
 
     def step(tokens: Tensor, running: Tensor) -> Tensor:
         ids, mask = tokens[:, None], running[:, None]
-        with on_cpu(tokens=rows):
-            x = model.hidden_states(ids, attention_mask=mask, kv_cache=cache)
-            return next_logits(x[:, -1])
+        x = model.hidden_states(ids, attention_mask=mask, kv_cache=cache)
+        return next_logits(x[:, -1])
 
     def pick(logits: Tensor) -> Tensor:
         return choose(logits, temperature, top_k, top_p, generator, likely)
 
     place = torch.arange(length, device=device)
     last = torch.where(is_real, place, 0).amax(dim=1)  # the last real token, wherever padding is
-    with on_cpu(tokens=rows * length):
-        x = model.hidden_states(**batch, kv_cache=cache)
-        logits = next_logits(x[torch.arange(rows, device=device), last])
+    x = model.hidden_states(**batch, kv_cache=cache)
+    logits = next_logits(x[torch.arange(rows, device=device), last])
     yield from loop(logits, step, pick, config.eos_token_id, config.pad_token_id, max_new_tokens)
 
 

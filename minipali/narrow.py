@@ -1,19 +1,18 @@
-"""Narrow weights on a CPU: kept in 16 or 8 bits, computed with in 32.
-
-What `benchmarks/` measures decides how a product is computed here.
+"""Narrow weights on a CPU: kept in 16 or 8 bits, multiplied in the way that is fastest here.
 
 - Many rows (a picture, a prompt): a processor without instructions for bfloat16 is several times
   slower in it than in float32. So the weights are widened first, a block at a time, into memory
   that is used again and again: new memory for each product costs more than the widening.
 - One row (each new token): every weight is read once and used once, so the time is that of reading
-  memory. Fewer bytes are faster: bfloat16 takes about half the time of float32, and int8 half of
-  that.
+  memory, if the right function of torch is called. Fewer bytes are faster.
 
-`load` calls `widen` where it helps. `quantize` is for the user to call: it changes the weights.
+Which way is fastest depends on the processor, so `fastest` measures, once in a process. `load`
+calls `suit`; `quantize` is for the user to call: it changes the weights. `benchmarks/` compares.
 """
 
-import functools
 import threading
+import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -26,43 +25,36 @@ BLOCK = 2**22  # numbers that are widened at a time: 16 MB of float32
 _own = threading.local()  # each thread widens into memory of its own
 
 
-@functools.cache
-def is_slow(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies faster in float32 than in this dtype of 16 bits.
+# --- x W^T in several ways: (b, d) and (n, d) -> (b, n), in any dtype -----------------------------
 
-    torch uses bfloat16 instructions where there are some, and does float16 in small steps.
+Way = Callable[[Tensor, Tensor], Tensor]
+
+
+def rounded(x: Tensor, weight: Tensor) -> Tensor:
+    """With x in W's dtype, as torch and transformers do it."""
+    return F.linear(x.to(weight.dtype), weight)
+
+
+def as_column(x: Tensor, weight: Tensor) -> Tensor:
+    """For one row alone: the same product as W x, for which torch calls other code."""
+    return torch.mv(weight, x[0].to(weight.dtype))[None]
+
+
+def widened(x: Tensor, weight: Tensor) -> Tensor:
+    """With W in the dtype of x, which is at least as wide: nothing is rounded before the product.
+
+    A block of W at a time, so that it never takes more memory than `BLOCK` numbers.
     """
-    if dtype == torch.bfloat16:
-        try:
-            return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        except (AttributeError, RuntimeError):  # a torch without oneDNN
-            return True
-    return dtype == torch.float16
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b for a narrow W, without rounding x: float32 (..., d), (n, d) -> float32 (..., n).
-
-    Only the single row of a decoding step is rounded to W's dtype, for speed.
-    """
-    bias = None if bias is None else bias.float()
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return F.linear(x, weight.float(), bias)
-    rows = x.flatten(0, -2)
-    if len(rows) == 1:
-        y = F.linear(rows.to(weight.dtype), weight).float()
-    else:
-        y = many_rows(rows, weight)
-    return (y if bias is None else y + bias).unflatten(0, x.shape[:-1])
-
-
-def many_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T in the dtype of x, a block of W at a time: (b, d) and (n, d) -> (b, n)."""
+    if x.device.type != "cpu":
+        return F.linear(x, weight.to(x.dtype))
     n, d = weight.shape
     height = max(1, BLOCK // d)
     wide = getattr(_own, "wide", None)
     if wide is None or wide.dtype != x.dtype or wide.numel() < height * d:
-        wide = _own.wide = torch.empty(max(BLOCK, height * d), dtype=x.dtype)
+        # Memory that was made in inference mode could not be used outside it.
+        with torch.inference_mode(False):
+            wide = torch.empty(max(BLOCK, height * d), dtype=x.dtype, device="cpu")
+        _own.wide = wide
     y = x.new_empty(len(x), n)
     for start in range(0, n, height):
         block = weight[start : start + height]
@@ -70,7 +62,65 @@ def many_rows(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-class WideLinear(nn.Linear):
+CHOSEN: dict[tuple[torch.dtype, bool], Way] = {}
+
+
+def fastest(dtype: torch.dtype, one_row: bool) -> Way:
+    """How this processor multiplies with weights of this dtype in the least time.
+
+    Measured in about a tenth of a second when it is first asked for, and kept while the process
+    lives, so that a product always has the same digits. The ways take turns, and the best time of
+    each counts: what else the machine does then disturbs all alike. The first of the ways gives
+    place only to one that is clearly faster.
+    """
+    if (dtype, one_row) not in CHOSEN:
+        ways = (rounded, as_column) if one_row else (widened, rounded)
+        # So large that threads which wait for each other do not decide.
+        x = torch.ones(1 if one_row else 64, 2048, dtype=torch.float32, device="cpu")
+        weight = torch.ones(4096 if one_row else 1024, 2048, dtype=dtype, device="cpu")
+        took = {way: [] for way in ways}
+        end = time.perf_counter() + 0.05
+        while len(took[ways[0]]) < 3 or time.perf_counter() < end:
+            for way in ways:
+                start = time.perf_counter()
+                way(x, weight)
+                took[way].append(time.perf_counter() - start)
+        best = {way: min(seconds) for way, seconds in took.items()}
+        best[ways[0]] *= 0.9
+        # Of two threads that measure at once, the first to end decides.
+        CHOSEN.setdefault((dtype, one_row), min(ways, key=best.get))
+    return CHOSEN[dtype, one_row]
+
+
+def is_slow(dtype: torch.dtype) -> bool:
+    """Whether a model with weights of this dtype should compute in float32 on this processor.
+
+    float16 always should: its largest number is 65,504, which activations can pass.
+    """
+    if dtype == torch.bfloat16:
+        return fastest(dtype, one_row=False) is widened
+    return dtype == torch.float16
+
+
+# --- weights of 16 bits --------------------------------------------------------------------------
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b for a narrow W, in the dtype of x: (..., d), (n, d) -> (..., n).
+
+    Only the single row of a decoding step is rounded to W's dtype, for speed.
+    """
+    bias = None if bias is None else bias.to(x.dtype)
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    one = x.numel() == x.shape[-1]
+    if learns or x.device.type != "cpu" or (x.dtype == weight.dtype and not one):
+        return F.linear(x, weight.to(x.dtype), bias)
+    way = fastest(weight.dtype, one_row=True) if one else widened
+    y = way(x.flatten(0, -2), weight).to(x.dtype).unflatten(0, x.shape[:-1])
+    return y if bias is None else y + bias
+
+
+class NarrowLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
@@ -94,21 +144,35 @@ class WidePatchEmbedding(PatchEmbedding):
 
 
 WIDE = {
-    nn.Linear: WideLinear,
+    nn.Linear: NarrowLinear,
     nn.LayerNorm: WideLayerNorm,
     nn.Embedding: WideEmbedding,
     PatchEmbedding: WidePatchEmbedding,
 }
 
 
-def widen(model: PaliGemma) -> PaliGemma:
-    """Let a model with narrow weights compute in float32; the weights stay as they are.
+def suit(model: PaliGemma) -> PaliGemma:
+    """Let a model on a CPU compute as fast as its weights allow; one in float32 does already.
 
-    Only the classes of its modules change, so that it can be copied and saved as before.
+    The weights stay as they are. Only the classes of its modules change, so that it can be copied
+    and saved as before.
     """
+    dtype = model.language_model.norm.weight.dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return model
+    fastest(dtype, one_row=True)  # measured now, and not while somebody waits for the second token
+    return widen(model) if is_slow(dtype) else _become(model, {nn.Linear: NarrowLinear})
+
+
+def widen(model: PaliGemma) -> PaliGemma:
+    """Let a model with narrow weights compute in float32, in the way of `suit`."""
+    return _become(model, WIDE)
+
+
+def _become(model: PaliGemma, classes: dict[type, type]) -> PaliGemma:
     for module in model.modules():
-        if type(module) in WIDE:
-            module.__class__ = WIDE[type(module)]
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
     model.language_model.head = linear
     return model
 
@@ -121,8 +185,8 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
-        rounded, scale = to_int8(weight)
-        self.register_buffer("weight", rounded)
+        whole, scale = to_int8(weight)
+        self.register_buffer("weight", whole)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach().float())
 
@@ -139,40 +203,44 @@ def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     table needs little more memory than its int8 form.
     """
     n, d = weight.shape
-    rounded, scale = torch.empty(n, d, dtype=torch.int8), torch.empty(n)
+    whole = torch.empty(n, d, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(n, dtype=torch.float32, device=weight.device)
     height = max(1, BLOCK // d)
     for start in range(0, n, height):
         rows = slice(start, start + height)
         wide = weight[rows].detach().float()
         scale[rows] = wide.abs().amax(dim=1).clamp(min=1e-12) / 127
-        rounded[rows] = (wide / scale[rows, None]).round().to(torch.int8)
-    return rounded, scale
+        whole[rows] = (wide / scale[rows, None]).round().to(torch.int8)
+    return whole, scale
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x W^T for W = scale * whole numbers: (..., d) -> float32 (..., n)."""
     rows = x.flatten(0, -2)
-    if len(rows) == 1:
+    if len(rows) == 1 and x.device.type == "cpu":
         # The kernel is fast for bfloat16 alone.
         y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale.bfloat16()).float()
     else:
-        # Whole numbers up to 127 are exact in bfloat16 as well.
-        kind = torch.float32 if is_slow(torch.bfloat16) else torch.bfloat16
-        y = many_rows(rows.to(kind), weight).float() * scale
+        # Whole numbers up to 127 are exact in every dtype that x can have.
+        y = widened(rows, weight).float() * scale
     return y.unflatten(0, x.shape[:-1])
 
 
 class Int8Embedding(nn.Module):
-    """The table of tokens in int8. As the head it is the largest matrix of a decoding step."""
+    """The table of tokens in int8. As the head it is the largest matrix of a decoding step.
 
-    def __init__(self, weight: Tensor):
+    dtype: of the vectors that it gives.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype):
         super().__init__()
-        rounded, scale = to_int8(weight)
-        self.register_buffer("weight", rounded)
+        self.dtype = dtype
+        whole, scale = to_int8(weight)
+        self.register_buffer("weight", whole)
         self.register_buffer("scale", scale)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.weight[ids].float() * self.scale[ids, None]
+        return (self.weight[ids] * self.scale[ids, None]).to(self.dtype)
 
 
 def quantize(model: PaliGemma) -> PaliGemma:
@@ -181,13 +249,14 @@ def quantize(model: PaliGemma) -> PaliGemma:
     The vision tower stays: it runs once a picture, and its products have many rows.
     """
     decoder = model.language_model
-    if is_slow(decoder.norm.weight.dtype):
-        widen(model)
+    if decoder.norm.weight.device.type == "cpu":
+        suit(model)
     for layer in decoder.layers:
         for part in (layer.self_attn, layer.mlp):
             for name, module in list(part.named_children()):
                 setattr(part, name, Int8Linear(module.weight, module.bias))
-    table = Int8Embedding(decoder.embed_tokens.weight)
+    wide, table = isinstance(decoder.embed_tokens, WideEmbedding), decoder.embed_tokens.weight
+    table = Int8Embedding(table, torch.float32 if wide else table.dtype)
     decoder.embed_tokens = table
     decoder.head = lambda x, weight: int8_linear(x, weight, table.scale)
     return model.requires_grad_(False)

@@ -345,7 +345,8 @@ def load(
     dtype: "float32", "bfloat16" or "float16"; None keeps what the files hold.
     device: where the weights go; None is the CPU, where they stay in the files and are paged in
     when they are used, unless the dtype is converted. So leave the files alone while it is in use.
-    A processor without fast bfloat16 computes in float32 with weights of 16 bits (minipali.narrow).
+    There weights of 16 bits are multiplied as is fastest on this processor, which is measured
+    once: without fast bfloat16 the model computes in float32 with them (minipali.narrow).
     Raises WeightsError, ConfigError or HubError, naming the file and the key, before any model is
     returned; MemoryError if the weights do not fit.
     """
@@ -364,8 +365,8 @@ def load(
     _check_tied(folder, found)
     weights = _read(folder, found, wanted, device)
     model.load_state_dict(weights, strict=True, assign=True)
-    if on_cpu and narrow.is_slow(wanted or stored):
-        narrow.widen(model)
+    if on_cpu:
+        narrow.suit(model)
     return model.eval(), processor
 
 

@@ -13,7 +13,7 @@ FOLDER = Path(minipali.config.__file__).parent
 LESSONS = [*STEMS, "masks", "lora", "quantization", "gemma2"]  # masks: lesson 15 too
 BESIDE = {
     "config", "scenes", "evaluation", "figures", "progress", "swap", "checks", "cli", "hub",
-    "tokenizer_files", "synthetic", "narrow", "cpu",
+    "tokenizer_files", "synthetic", "narrow",
 }  # fmt: skip
 # Imports inside a function that look ahead on purpose: the command of lesson 13 saves its model.
 AHEAD = {"training": {"weights"}}
@@ -44,7 +44,7 @@ def imported_by(stem: str) -> set[str]:
 @pytest.mark.parametrize("stem", [stem for stem in LESSONS if stem in PRESENT])
 def test_a_lesson_imports_only_what_came_before(stem):
     allowed = set(LESSONS[: LESSONS.index(stem)])
-    allowed |= {"config", "cpu"} if LESSONS.index(stem) < LESSONS.index("training") else BESIDE
+    allowed |= {"config"} if LESSONS.index(stem) < LESSONS.index("training") else BESIDE
     assert imported_by(stem) <= allowed | AHEAD.get(stem, set())
 
 
