@@ -49,10 +49,53 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
+def table(took: dict[str, list[float]], base: str, parts: int = 1) -> dict:
+    """Seconds of each, and how many times as long as `base` it takes."""
+    return {
+        name: {
+            "seconds": round(min(seconds) / parts, 5),
+            f"times {base}": round(ratio(seconds, took[base]), 3),
+        }
+        for name, seconds in took.items()
+    }
+
+
+# What a processor may have for narrow numbers, by the names that Linux gives.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "bf16")
+
+
+def processor() -> tuple[str, list[str]]:
+    """Its name, and which of INSTRUCTIONS it has, as far as the system tells (Linux does)."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    facts = {key.strip(): value for key, _, value in (line.partition(": ") for line in lines)}
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    flags = facts.get("flags", facts.get("Features", "")).split()
+    return name, [flag for flag in INSTRUCTIONS if flag in flags]
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage: there the parent's peak counts too
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on macOS in bytes
+
+
 def machine() -> dict:
-    """The processor, and how fast it reads memory and multiplies, measured now."""
+    """The processor, how fast it reads memory and multiplies, and which ways that makes fastest."""
     import torch
 
+    from minipali.narrow import fastest
+
+    name, instructions = processor()
     numbers = torch.ones(2**28)  # 1 GiB, far more than any cache
     left, right = torch.randn(256, 2048), torch.randn(2048, 8192)
     narrow = right.bfloat16()
@@ -66,13 +109,17 @@ def machine() -> dict:
     )
     work = 2 * 256 * 2048 * 8192
     return {
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": name,
+        "instructions": " ".join(instructions),
+        "torch uses": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "reads GB/s": round(numbers.nbytes / median(took["read"]) / 1e9, 1),
         "float32 GFLOP/s": round(work / median(took["float32"]) / 1e9, 1),
         "bfloat16 GFLOP/s": round(work / median(took["bfloat16"]) / 1e9, 1),
+        "one row of bfloat16": fastest(torch.bfloat16, one_row=True).__name__,
+        "many rows of bfloat16": fastest(torch.bfloat16, one_row=False).__name__,
     }
 
 

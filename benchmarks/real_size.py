@@ -9,13 +9,12 @@ With --hkproj FOLDER, a clone of https://github.com/hkproj/pytorch-paligemma ans
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from measuring import by_turns, machine, ratio, restart_as_avx2, write
+from measuring import by_turns, machine, peak_memory, restart_as_avx2, table, write
 
 TOKENS = 6  # decoded in a turn
 
@@ -42,7 +41,7 @@ def main() -> None:
     if given.hkproj:
         result |= running(given.folder, given.rounds, hkproj=given.hkproj)
     else:
-        result["loading"] = loading(given.folder, given.rounds)
+        result |= loading(given.folder, given.rounds)
         result |= running(given.folder, given.rounds, with_float32=not given.without_float32)
     name = "hkproj" if given.hkproj else "real_size"
     write(f"{name}_avx2" if given.as_avx2 else name, result)
@@ -75,7 +74,7 @@ def timed(load, run):
         loaded = time.perf_counter() - start
         run(model, prompt)
         told = time.perf_counter() - start
-        print(loaded, told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(loaded, told, peak_memory())
 
     return measure
 
@@ -114,15 +113,14 @@ def loading(folder: str, rounds: int) -> dict:
             command = [sys.executable, __file__, folder, "--load-only", name]
             told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             found[name].append([float(word) for word in told.split()[-3:]])
-    ours, theirs = (list(zip(*found[name], strict=True)) for name in ("ours", "transformers"))
+    loaded, first, peak = (
+        {name: [run[column] for run in runs] for name, runs in found.items()} for column in range(3)
+    )
     return {
-        "seconds": {name: [round(one[0], 2) for one in runs] for name, runs in found.items()},
-        "time of ours / transformers'": round(1 / ratio(theirs[0], ours[0]), 3),
-        "with the first token": round(1 / ratio(theirs[1], ours[1]), 3),
-        "peak GB after the first token": {
-            "ours": round(max(ours[2]) / 1e6, 2), "transformers": round(max(theirs[2]) / 1e6, 2),
-        },
-    }  # fmt: skip
+        "loading": table(loaded, "ours"),
+        "loading and first token": table(first, "ours"),
+        "peak GB": {name: round(max(most) / 1e9, 2) for name, most in peak.items()},
+    }
 
 
 # --- prefill and decoding: one process, by turns -------------------------------------------------
@@ -223,17 +221,6 @@ def hkproj_steps(folder: str, code: str, prompt: dict):
             held[:] = [tensor[:, :, :length] for tensor in held]  # forget these tokens again
 
     return prefill, decode
-
-
-def table(took: dict[str, list[float]], base: str, parts: int = 1) -> dict:
-    """Seconds of each, and how many times as long as `base` it takes."""
-    return {
-        name: {
-            "seconds": round(min(seconds) / parts, 5),
-            f"times {base}": round(ratio(seconds, took[base]), 2),
-        }
-        for name, seconds in took.items()
-    }
 
 
 if __name__ == "__main__":
