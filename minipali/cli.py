@@ -106,10 +106,16 @@ def one_line(error: BaseException) -> str:
 
 
 def load_model(source: str):
-    """(model, processor); see `minipali.load`."""
+    """(model, processor); see `minipali.load`. Sets torch's threads: this program is ours alone."""
+    import torch
+
     from minipali.weights import load
 
-    return load(source)
+    model, processor = load(source)
+    # In a small model a second thread gains nothing; where other programs run, all wait for it.
+    if sum(p.numel() for p in model.parameters()) < 2**26:
+        torch.set_num_threads(1)
+    return model, processor
 
 
 def load_picture(path: Path | None):

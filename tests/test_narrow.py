@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import fresh_model, make_batch
 
-from minipali import load, narrow, save
+from minipali import cli, load, narrow, save
 from minipali.generation import generate, token_steps
 from minipali.narrow import as_column, linear, quantize, rounded, suit, to_int8, widen, widened
 from minipali.scenes import examples
@@ -257,6 +257,19 @@ def test_an_answer_may_be_asked_for_in_the_middle_of_another(monkeypatch, one_ro
         told.append(int(tokens))
         assert generate(model, processor, second, "caption en") == expected[1]
     assert processor.decode(told) == expected[0]
+
+
+def test_the_command_runs_the_small_model_with_one_thread(capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        model, processor = load("small")
+        generate(model, processor, examples()["cat_and_ball"], "caption en")
+        assert torch.get_num_threads() == 2
+        assert cli.main(["ask"]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- int8 -----------------------------------------------------------------------------------------
