@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
 
 from minipali import config as configs
 from minipali import narrow
@@ -322,6 +321,7 @@ def load(
     wanted = _dtype(dtype)
     _check_device(device)
     folder = _find(source)
+    seen = _identity(folder)
     config = configs.read(folder / "config.json")
     processor = _processor(folder, config)
     model = empty_model(config)
@@ -334,6 +334,8 @@ def load(
         _check_memory(model, wanted or stored)
     _check_tied(folder, found)
     weights = _read(folder, found, wanted, device)
+    if _identity(folder) != seen:
+        raise WeightsError(f"{folder} must not change while it is read: load it again")
     model.load_state_dict(weights, strict=True, assign=True)
     if on_cpu and narrow.is_slow(wanted or stored):
         narrow.widen(model)
@@ -399,9 +401,19 @@ def _model_folder(folder: str | Path) -> Path:
     return folder
 
 
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Another when another model has been saved into the folder."""
+    try:
+        found = os.stat(folder / "config.json")
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def broken_off(folder: Path) -> bool:
     """Whether a save into the folder is not finished and there is no model to be read meanwhile."""
-    return not os.path.lexists(folder / "config.json") and any(folder.glob(f"{SAVING}*/new"))
+    there = os.path.isdir(folder) and not os.path.lexists(folder / "config.json")
+    return there and any(folder.glob(f"{SAVING}*/new"))
 
 
 def empty_model(config: PaliGemmaConfig) -> PaliGemma:
@@ -491,6 +503,8 @@ def _check_memory(model: PaliGemma, dtype: torch.dtype) -> None:
         if dtype == torch.float32 and needed <= 2 * free
         else "close other programs or use a computer with more memory"
     )
+    from tqdm import tqdm  # here, because answering needs no progress bar
+
     raise MemoryError(
         f"the weights must fit into memory: they take {tqdm.format_sizeof(needed, 'B')}"
         f" as {str(dtype).removeprefix('torch.')}, {tqdm.format_sizeof(free, 'B')} are free; {step}"

@@ -17,7 +17,7 @@ from conftest import change_json, make_ours, same, tiny_config
 from safetensors import SafetensorError
 from torch import nn
 
-from minipali import saving
+from minipali import saving, weights
 from minipali.config import preset
 from minipali.paligemma import PaliGemma
 from minipali.saving import recover, save
@@ -172,6 +172,14 @@ def test_a_model_is_saved_where_the_program_stands(folder, saved, monkeypatch):
     save(*load(saved), ".")
     assert os.path.samefile(".", folder) and os.stat(".").st_ino == before
     assert same(load(".")[0], load(saved)[0])
+
+
+def test_places_where_no_folder_can_be(saved, tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file" / "model", tmp_path / ("x" * 300)):
+        with pytest.raises(WeightsError, match="must be a folder that can be written"):
+            save(*load(saved), place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("place", [None, 3, b"model", "", "a\0b"])
@@ -516,3 +524,19 @@ def test_a_file_system_without_locks(folder, saved, other, monkeypatch):
     running.mkdir()
     save(other, load(saved)[1], folder)
     assert same(load(folder)[0], other) and running.is_dir()
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_no_mixture(folder, saved, other, monkeypatch):
+    """The old config and tokenizer with the new weights, for instance."""
+    processor = load(saved)[1]
+    own = weights._check_tied
+
+    def meanwhile(*args):
+        save(other, processor, folder)
+        own(*args)
+
+    monkeypatch.setattr(weights, "_check_tied", meanwhile)
+    with pytest.raises(WeightsError, match="must not change while it is read: load it again"):
+        load(folder)
+    monkeypatch.undo()
+    assert same(load(folder)[0], other)
