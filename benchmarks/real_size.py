@@ -1,6 +1,6 @@
 """PaliGemma 3B at its real size against transformers: loading, prefill, decoding.
 
-    python -m minipali.weights synthetic build/3b        random weights, 5.8 GB
+    python -m minipali.synthetic build/3b                random weights, 5.8 GB
     python benchmarks/real_size.py build/3b [--as-avx2]
 
 Needs 24 GB of memory, most of it for transformers' float32 copy (leave it out: --without-float32).

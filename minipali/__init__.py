@@ -9,7 +9,7 @@ _HOMES = {
     "detect": "minipali.locations",
     "generate": "minipali.generation",
     "load": "minipali.weights",
-    "save": "minipali.weights",
+    "save": "minipali.saving",
     "stream": "minipali.generation",
 }
 

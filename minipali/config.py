@@ -6,8 +6,12 @@ key by key. The defaults are PaliGemma 1 3B at 224 px; the real files leave seve
 """
 
 import json
+import os
+import stat
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+
+MOST = 100_000_000  # bytes of a file beside the weights: more is damaged
 
 
 class ConfigError(ValueError):
@@ -69,7 +73,8 @@ class PaliGemmaConfig:
 
 
 # Upper limits far beyond any published model: a number above them is a damaged file, and building
-# the model from it would only exhaust the memory.
+# the model from it would only exhaust the memory, or overflow.
+FRACTIONS = {"rope_theta": 1e12, "rms_norm_eps": 1.0, "layer_norm_eps": 1.0}
 LIMITS = {
     "hidden_size": 32768,
     "intermediate_size": 262144,
@@ -90,16 +95,20 @@ def check(config: PaliGemmaConfig) -> None:
     for part in (config.vision, config.text):
         where = "vision_config" if part is config.vision else "text_config"
         for f in fields(part):
-            value = getattr(part, f.name)
+            value, name = getattr(part, f.name), f"{where}.{f.name}"
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"{where}.{f.name} must be a number, found {value!r}")
+                raise ConfigError(f"{name} must be a number, found {short(value)}")
             if f.name in LIMITS and not (isinstance(value, int) and 1 <= value <= LIMITS[f.name]):
                 raise ConfigError(
-                    f"{where}.{f.name} must be a whole number from 1 to {LIMITS[f.name]}, "
-                    f"found {value!r}"
+                    f"{name} must be a whole number from 1 to {LIMITS[f.name]}, found"
+                    f" {short(value)}"
                 )
-            if not 0 < value < float("inf"):
-                raise ConfigError(f"{where}.{f.name} must be positive and finite, found {value!r}")
+            # Smaller fractions are 0 in float32.
+            if f.name in FRACTIONS and not 1e-38 <= value <= FRACTIONS[f.name]:
+                raise ConfigError(
+                    f"{name} must be positive and at most {FRACTIONS[f.name]:g}, found"
+                    f" {short(value)}"
+                )
     v, t = config.vision, config.text
     if v.hidden_size % v.num_attention_heads:
         raise ConfigError(
@@ -123,8 +132,17 @@ def check(config: PaliGemmaConfig) -> None:
         if type(value) is not int or not 0 <= value < t.vocab_size:
             raise ConfigError(
                 f"{name} must be a row of the embedding table (0 to {t.vocab_size - 1}), "
-                f"found {value!r}"
+                f"found {short(value)}"
             )
+
+
+def short(found) -> str:
+    """repr, cut where it is long: names and values in a damaged file may be of any length."""
+    try:
+        text = repr(found)
+    except ValueError:  # Python writes no whole numbers of more than 4,300 digits
+        return f"a number of {found.bit_length():,} bits"
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text):,} characters)"
 
 
 PRESETS = {
@@ -159,18 +177,18 @@ PRESETS = {
 
 def preset(name: str) -> PaliGemmaConfig:
     """The config of that name: "small", "paligemma-3b-224", "paligemma-3b-448" or "...-896"."""
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}; there are: {', '.join(PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ConfigError(f"no preset {short(name)}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def _part(cls, found: dict):
     names = {f.name for f in fields(cls)}
     kept = {k: v for k, v in found.items() if k in names and v is not None}
-    # Newer files keep rope_theta inside rope_parameters.
-    rope = found.get("rope_parameters")
-    if "rope_theta" in names and isinstance(rope, dict) and "rope_theta" in rope:
-        kept.setdefault("rope_theta", rope["rope_theta"])
+    # Newer files keep rope_theta in here, and there it counts first.
+    for rope in (found.get("rope_scaling"), found.get("rope_parameters")):
+        if "rope_theta" in names and rope and rope.get("rope_theta") is not None:
+            kept["rope_theta"] = rope["rope_theta"]
     return cls(**kept)
 
 
@@ -183,21 +201,21 @@ def from_dict(found: dict) -> PaliGemmaConfig:
         raise ConfigError(f"a config must be a JSON object, found {type(found).__name__}")
     if found.get("model_type") != "paligemma":
         raise ConfigError(
-            f"model_type must be 'paligemma', found {found.get('model_type')!r}: "
+            f"model_type must be 'paligemma', found {short(found.get('model_type'))}: "
             "this folder holds another kind of model"
         )
     text, vision = found.get("text_config", {}), found.get("vision_config", {})
     for name, part in (("text_config", text), ("vision_config", vision)):
         if not isinstance(part, dict):
-            raise ConfigError(f"{name} must be an object, found {part!r}")
+            raise ConfigError(f"{name} must be an object, found {short(part)}")
     kind = text.get("model_type", "gemma")
     if kind != "gemma":
-        name = "PaliGemma 2" if kind in ("gemma2", "gemma2_text") else f"a {kind!r} decoder"
+        name = "PaliGemma 2" if kind in ("gemma2", "gemma2_text") else f"a {short(kind)} decoder"
         raise ConfigError(
-            f"text_config.model_type must be 'gemma' (PaliGemma 1), found {kind!r}: this is "
+            f"text_config.model_type must be 'gemma' (PaliGemma 1), found {short(kind)}: this is "
             f"{name}, which has other layers; use a PaliGemma 1 checkpoint"
         )
-    _unsupported(found)
+    _check_settings(found)
     special = {
         name: found[name]
         for name in ("pad_token_id", "eos_token_id", "bos_token_id")
@@ -213,28 +231,68 @@ def from_dict(found: dict) -> PaliGemmaConfig:
     )
 
 
-def _unsupported(found: dict) -> None:
-    """Settings that would change the arithmetic must have the one value that we compute."""
-    text, vision = found.get("text_config", {}), found.get("vision_config", {})
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise ConfigError(f"text_config's rope_type must be 'default', found {kind!r}")
-    tied = text.get("tie_word_embeddings", found.get("tie_word_embeddings", True))
-    if tied is False:
-        raise ConfigError("tie_word_embeddings must be true: Gemma's head is its embedding table")
-    if text.get("attention_bias"):
-        raise ConfigError("text_config.attention_bias must be false: Gemma has no biases")
-    act = text.get("hidden_activation") or text.get("hidden_act") or "gelu_pytorch_tanh"
-    # Old files say "gelu" in hidden_act and mean the tanh form: it is what the weights were
-    # trained with, and the reference ignores the word too.
-    if act not in ("gelu_pytorch_tanh", "gelu", "gelu_fast"):
+# Settings that change the arithmetic, with the values that stand for what is computed here. A
+# setting that is absent or null is fine. Old files say hidden_act "gelu" and mean its tanh form: it
+# is what the weights were trained with, and transformers reads the word so too.
+TANH = ("gelu_pytorch_tanh", "gelu_fast", "gelu_new")  # one formula under three names
+SETTINGS = {
+    "text_config": {
+        "hidden_act": (*TANH, "gelu"),
+        "hidden_activation": TANH,
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "attn_logit_softcapping": (),
+        "final_logit_softcapping": (),
+        "sliding_window": (),
+        "partial_rotary_factor": (1,),
+        "rope_local_base_freq": (),
+        "use_bidirectional_attention": (True,),  # over the prefix, that is
+        "tie_word_embeddings": (True,),
+        "add_cross_attention": (False,),
+    },
+    "vision_config": {
+        "model_type": ("siglip_vision_model",),
+        "hidden_act": TANH,
+    },
+    "": {
+        "tie_word_embeddings": (True,),
+        "quantization_config": (),
+    },
+}
+ROPE = {"rope_type": ("default",), "type": ("default",), "partial_rotary_factor": (1,)}
+
+
+def _check_settings(found: dict) -> None:
+    """Raise ConfigError, naming it, for a setting that asks for another arithmetic than ours."""
+    text = found.get("text_config", {})
+    for part, settings in SETTINGS.items():
+        _check_values(found.get(part, {}) if part else found, settings, part)
+    width = text.get("head_dim") or TextConfig.head_dim
+    _check_values(text, {"query_pre_attn_scalar": (width,)}, "text_config")
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = {} if text.get(name) is None else text[name]
+        if not isinstance(rope, dict):
+            raise ConfigError(f"text_config.{name} must be an object, found {short(rope)}")
+        # Gemma 3 has an object for each kind of layer in here.
+        nested = {key: () for key, value in rope.items() if isinstance(value, dict)}
+        _check_values(rope, ROPE | nested, f"text_config.{name}")
+    kinds = text.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise ConfigError(
-            f"text_config.hidden_activation must be 'gelu_pytorch_tanh', found {act!r}"
+            f"text_config.layer_types must be 'full_attention' for all, found {short(kinds)}"
         )
-    act = vision.get("hidden_act", "gelu_pytorch_tanh")
-    if act != "gelu_pytorch_tanh":
-        raise ConfigError(f"vision_config.hidden_act must be 'gelu_pytorch_tanh', found {act!r}")
+
+
+def _check_values(part: dict, settings: dict[str, tuple], where: str) -> None:
+    for name, allowed in settings.items():
+        value = part.get(name)
+        if value is not None and value not in allowed:
+            place = f"{where}.{name}" if where else name
+            wanted = " or ".join(map(json.dumps, allowed)) or "absent or null"
+            raise ConfigError(
+                f"{place} must be {wanted}, found {short(value)}: this model computes otherwise"
+                " than PaliGemma 1, its weights would give wrong answers here"
+            )
 
 
 def to_dict(config: PaliGemmaConfig, dtype: str = "float32") -> dict:
@@ -273,11 +331,30 @@ def to_dict(config: PaliGemmaConfig, dtype: str = "float32") -> dict:
     }
 
 
+def check_regular(path: str | Path) -> None:
+    """Raise OSError unless there is an ordinary file: reading from a pipe may wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path} must be a regular file, and is a folder, pipe or device")
+
+
+def content(path: str | Path) -> bytes:
+    """What stands in a file beside the weights.
+
+    Raises OSError unless it is an ordinary file of at most MOST bytes.
+    """
+    check_regular(path)
+    with open(path, "rb") as file:
+        found = file.read(MOST + 1)
+    if len(found) > MOST:
+        raise OSError(f"{path} must have at most {MOST:,} bytes: it is damaged")
+    return found
+
+
 def read(path: str | Path) -> PaliGemmaConfig:
     """Read a `config.json`. Errors name the file."""
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(content(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} must be a readable JSON file: {error}") from error
     try:

@@ -93,6 +93,7 @@ def download(repo: str, revision: str | None = None) -> Path:
 def _check_repository(repo: str, revision: str | None, name: str) -> None:
     """Raise HubError if there are no safetensors in the repository or the disk is too small."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from tqdm import tqdm
 
     try:
         found = HfApi().model_info(repo, revision=revision, files_metadata=True)
@@ -116,7 +117,7 @@ def _check_repository(repo: str, revision: str | None, name: str) -> None:
     free = shutil.disk_usage(place).free
     if missing > free:
         raise HubError(
-            f"{name} must have {missing / 1e9:.1f} GB on the disk of {cache}, where"
-            f" {free / 1e9:.1f} GB are free: free some, set HF_HOME to a folder on a larger disk,"
-            f' or load a smaller revision if there is one ("{repo}@bfloat16")'
+            f"{name} must have {tqdm.format_sizeof(missing, 'B')} on the disk of {cache}, where"
+            f" {tqdm.format_sizeof(free, 'B')} are free: free some, set HF_HOME to a folder on a"
+            f' larger disk, or load a smaller revision if there is one ("{repo}@bfloat16")'
         )

@@ -1,6 +1,6 @@
 """A checkpoint of PaliGemma's real size with random weights, to measure on.
 
-python -m minipali.weights synthetic FOLDER          3B at 224 px: 603 tensors, 5.8 GB
+python -m minipali.synthetic FOLDER          3B at 224 px: 603 tensors, 5.8 GB
 
 The published weights need a licence and a download. This model answers nonsense, but it has every
 size, name and file of the published one: loading, memory, speed and agreement with transformers can
@@ -18,16 +18,9 @@ import torch
 from tqdm import tqdm
 
 from minipali.config import PRESETS, PaliGemmaConfig, preset
+from minipali.saving import finished, is_unused, write_beside, write_index
 from minipali.tokens import Processor
-from minipali.weights import (
-    SMALL,
-    WeightsError,
-    _empty_model,
-    finished,
-    published_name,
-    write_beside,
-    write_index,
-)
+from minipali.weights import SMALL, WeightsError, empty_model, path_of, published_name
 
 SHARD = 2_000_000_000  # bytes; makes three files of the 3B model, as published
 PIECE = 2**22  # numbers that are made at a time
@@ -38,15 +31,15 @@ def write_synthetic(folder: str | Path, config: PaliGemmaConfig, seed: int = 0) 
 
     Raises WeightsError if the folder holds anything, a model too, or the disk is too full.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = path_of(folder, "the folder to write into")
+    if not is_unused(folder):
         raise WeightsError(
             f"{folder} must be new or an empty folder, so that random numbers replace nothing:"
             " choose another one"
         )
     places = {
         published_name(name): tuple(weight.shape)
-        for name, weight in _empty_model(config).state_dict().items()
+        for name, weight in empty_model(config).state_dict().items()
     }
     sizes = {key: 2 * math.prod(shape) for key, shape in places.items()}
     with finished(folder, sum(sizes.values())) as part, tempfile.TemporaryDirectory() as beside:
@@ -119,9 +112,8 @@ def tokenizer(config: PaliGemmaConfig) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m minipali.weights", description=__doc__.splitlines()[0]
+        prog="python -m minipali.synthetic", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("what", choices=["synthetic"])
     parser.add_argument("folder", type=Path, help="where the model goes; must be new or empty")
     parser.add_argument(
         "--preset", default="paligemma-3b-224", choices=PRESETS, help="default paligemma-3b-224"

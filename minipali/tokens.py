@@ -132,6 +132,7 @@ class Processor:
     def __init__(self, tokenizer_file: str | Path, config: PaliGemmaConfig):
         self.config = config
         self.tokenizer_file = Path(tokenizer_file)
+        self.beside: dict[str, bytes] = {}  # tokenizer.json and its kin, as a loaded model had them
         self.sentencepiece = sentencepiece.SentencePieceProcessor()
         try:
             self.sentencepiece.Load(str(tokenizer_file))

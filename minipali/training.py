@@ -829,7 +829,7 @@ def train_small(folder: Path, recipe: Recipe, tokenizer_file: Path = SMALL_TOKEN
     Without contrastive steps the second stage starts from a random tower. Writes `model/` (a folder
     that `minipali.load` opens), `log.jsonl` and `curve.png`.
     """
-    from minipali.weights import save  # lesson 14; the command stands at the end of the course
+    from minipali.saving import save  # lesson 14; the command stands at the end of the course
 
     folder.mkdir(parents=True, exist_ok=True)
     with world() as among:

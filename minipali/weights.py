@@ -4,35 +4,31 @@ A model folder is laid out as the published ones: `config.json`, `tokenizer.mode
 in `model.safetensors`, or in several shards with a `model.safetensors.index.json`.
 """
 
-import contextlib
 import json
 import math
 import os
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import sentencepiece
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minipali import config as configs
 from minipali import narrow
-from minipali.config import PaliGemmaConfig
+from minipali.config import PaliGemmaConfig, short
 from minipali.hub import download
 from minipali.paligemma import PaliGemma
-from minipali.tokenizer_files import TOKENIZER_FILES, processor_files
+from minipali.tokenizer_files import TOKENIZER_FILES
 from minipali.tokens import Processor
 
 SMALL = Path(__file__).parent / "assets" / "small"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5_000_000_000  # a larger model is saved in shards of at most this size
-HEADER_BYTES = 100_000_000  # the format's own limit
+SAVING = ".saving-"  # beginning of the hidden folders into which minipali.saving writes
 
 # What the files call a dtype, for those that the model can compute in.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -68,88 +64,59 @@ class WeightsError(ValueError):
 
 
 def read_header(file: str | Path) -> dict[str, dict]:
-    """What a safetensors file holds, without its numbers.
+    """What a safetensors file holds, without its numbers: key -> `dtype` ("F32", ...) and `shape`.
 
-    The file is 8 bytes (the header's length, little-endian), the header (JSON), then the numbers.
-    Returns, by key, `dtype` ("F32", ...), `shape`, and `data_offsets`: first byte and the byte
-    after the last, counted from the end of the header.
     Raises WeightsError for a damaged or cut-off file, and for one of another format.
     """
-    file = Path(file)
+    with _open(Path(file)) as stored:
+        slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118
+        return {
+            key: {"dtype": one.get_dtype(), "shape": one.get_shape()} for key, one in slices.items()
+        }
+
+
+def _open(file: Path):
     try:
-        size = file.stat().st_size
-        with open(file, "rb") as stream:
-            start = stream.read(8)
-            length = int.from_bytes(start, "little")
-            whole = len(start) == 8 and 2 <= length <= min(HEADER_BYTES, size - 8)
-            content = stream.read(length) if whole else start + stream.read(32)
+        configs.check_regular(file)
+        return safe_open(file, framework="pt")
     except OSError as error:
         raise WeightsError(f"{file} must be a readable file: {error}") from error
-    if not whole:
+    except SafetensorError as error:
         raise WeightsError(
-            f"{file} must be a whole safetensors file: {_what(content, length, size)}"
-        )
-    try:
-        header = json.loads(content)
-        header.pop("__metadata__", None)
-        spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
-        for entry in header.values():
-            begin, end = entry["data_offsets"]
-            numbers = 1
-            for side in entry["shape"]:
-                if type(side) is not int or side < 0:
-                    raise ValueError(f"a shape of {entry['shape']}")
-                numbers *= side
-            itemsize = DTYPES[entry["dtype"]].itemsize if entry["dtype"] in DTYPES else None
-            if itemsize is not None and numbers * itemsize != end - begin:
-                raise ValueError(f"{end - begin} bytes for the shape {entry['shape']}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WeightsError(
-            f"{file} must begin with a safetensors header, found {error!r} in it: the file is"
-            " damaged; download or save it again"
+            f"{file} must be a whole safetensors file: {_what(file, error)}"
         ) from error
-    # The numbers must fill the file without gaps, so that nothing in it goes unaccounted for.
-    expected = 0
-    for begin, end in spans:
-        if begin != expected or end < begin:
-            raise WeightsError(
-                f"{file} must hold its weights one after the other, found one from byte {begin}"
-                f" after one that ends at {expected}: the file is damaged; download it again"
-            )
-        expected = end
-    if size != 8 + length + expected:
-        raise WeightsError(
-            f"{file} must have {8 + length + expected:,} bytes by its header, found {size:,}: the"
-            " download was cut off or the file damaged; download it again"
-        )
-    return header
 
 
-def _what(content: bytes, length: int, size: int) -> str:
-    """What a file is that has no safetensors header, and what to do about it."""
-    if content.startswith(b"version https://git-lfs"):
+def _what(file: Path, error: SafetensorError) -> str:
+    """What a file is that the library refuses, and what to do about it."""
+    with open(file, "rb") as stream:
+        start = stream.read(32)
+    if start.startswith(b"version https://git-lfs"):
         return "this is a Git LFS pointer, the weights are elsewhere; run `git lfs pull`"
-    if content.startswith((b"\x80", b"PK\x03\x04")):
+    if start.startswith((b"\x80", b"PK\x03\x04")):
         return (
             "this looks like a pickle (torch.save), which can run any code when it is opened and"
             " is therefore not read; save the weights with safetensors"
         )
-    return (
-        f"its first 8 bytes announce a header of {length:,} bytes, and the file has {size:,}; it"
-        " is cut off or of another format, download it again"
-    )
+    length, size = int.from_bytes(start[:8], "little"), file.stat().st_size
+    if length > size - 8:
+        return (
+            f"its first 8 bytes announce a header of {length:,} bytes, and the file has {size:,};"
+            " it is cut off or of another format, download it again"
+        )
+    return f"{str(error):.300}; it is cut off or damaged, download or save it again"
 
 
 def _shards(folder: Path) -> dict[str, dict]:
     """The headers of all weight files of a folder, by file name."""
     # Both may be there after a careless copy; transformers, too, takes the single file then.
-    if (folder / SINGLE).exists():
+    if os.path.lexists(folder / SINGLE):
         return {SINGLE: read_header(folder / SINGLE)}
     index = folder / INDEX
-    if not index.exists():
+    if not os.path.lexists(index):
         raise WeightsError(f"{folder} must hold {SINGLE} or {INDEX}, found {_contents(folder)}")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(configs.content(index))["weight_map"]
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise TypeError("weight_map names no files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -164,13 +131,13 @@ def _shards(folder: Path) -> dict[str, dict]:
         # The names come from whoever wrote the index: a path could lead to any file.
         if re.search(r"[/\\:\0]", name) or not name.endswith(".safetensors"):
             raise WeightsError(
-                f"{index} must name .safetensors files next to it, found {name!r}: do not use this"
-                " folder unless you know who made it"
+                f"{index} must name .safetensors files next to it, found {short(name)}: do not use"
+                " this folder unless you know who made it"
             )
-        if not (folder / name).exists():
+        if not os.path.exists(folder / name):  # so, too, if the name is too long for a file
             raise WeightsError(
-                f"{folder / name} must exist, as {INDEX} names it, but it is missing: download"
-                " all shards into one folder"
+                f"{folder} must hold the shard {short(name)}, which {INDEX} names, but it is"
+                " missing: download all shards into one folder"
             )
     shards = {name: read_header(folder / name) for name in sorted(by_file)}
     for name, header in shards.items():
@@ -180,7 +147,7 @@ def _shards(folder: Path) -> dict[str, dict]:
         ):
             if keys:
                 raise WeightsError(
-                    f"{folder / name} and {INDEX} must agree, found {_some(keys)} in {where} and"
+                    f"{folder / name} and {INDEX} must agree, found {a_few(keys)} in {where} and"
                     f" not in {elsewhere}: the files belong to different models or versions;"
                     " download all of them again"
                 )
@@ -191,19 +158,19 @@ def _contents(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")) for name in names):
         return (
-            f"{_some(names)}: pickled weights are not read, because opening a pickle can run any"
+            f"{a_few(names)}: pickled weights are not read, because opening a pickle can run any"
             " code; get the safetensors version of this model, or convert it with"
             " transformers' save_pretrained"
         )
     if not names:
         return "nothing: give the folder of a downloaded or saved model"
-    return f"{_some(names)}: download the missing file, or give the folder of a whole model"
+    return f"{a_few(names)}: download the missing file, or give the folder of a whole model"
 
 
-def _some(names) -> str:
+def a_few(names) -> str:
     names = sorted(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
+    return ", ".join(map(short, names[:3])) + more
 
 
 # --- accounting for the keys ---------------------------------------------------------------------
@@ -262,7 +229,7 @@ def accounts(folder: str | Path) -> Accounts:
     without a key, is listed, not raised.
     """
     folder = _model_folder(folder)
-    return _account(folder, _empty_model(configs.read(folder / "config.json")))
+    return _account(folder, empty_model(configs.read(folder / "config.json")))
 
 
 def _account(folder: Path, model: PaliGemma) -> Accounts:
@@ -270,7 +237,9 @@ def _account(folder: Path, model: PaliGemma) -> Accounts:
     for file, header in _shards(folder).items():
         for key, entry in header.items():
             if key in result.entries:
-                raise WeightsError(f"{folder / file} must not repeat {key!r}, which an earlier has")
+                raise WeightsError(
+                    f"{folder / file} must not repeat {short(key)}, which an earlier has"
+                )
             result.entries[key] = entry
             name = our_name(key)
             if key.removeprefix("model.") in HEADS:
@@ -281,7 +250,7 @@ def _account(folder: Path, model: PaliGemma) -> Accounts:
                 result.unexpected[key] = file
             elif name in result.used:
                 raise WeightsError(
-                    f"{folder / file} must hold each weight once, found {key!r} and"
+                    f"{folder / file} must hold each weight once, found {short(key)} and"
                     f" {result.used[name][1]!r}, which are the same weight in two layouts"
                 )
             else:
@@ -295,14 +264,14 @@ def _check(result: Accounts, folder: Path, model: PaliGemma) -> None:
     if result.unexpected:
         key, file = next(iter(result.unexpected.items()))
         raise WeightsError(
-            f"{folder / file} must hold PaliGemma 1 weights only, found {key!r}, for which the"
-            f" model of config.json has no place ({result}): these are another model's weights, or"
-            " another config"
+            f"{folder / file} must hold PaliGemma 1 weights only, found {short(key)}, for which"
+            f" the model of config.json has no place ({result}): these are another model's"
+            " weights, or another config"
         )
     if result.missing:
         raise WeightsError(
             f"{folder} must hold all weights, missing are"
-            f" {_some(map(published_name, result.missing))} ({result}): download the files again,"
+            f" {a_few(map(published_name, result.missing))} ({result}): download the files again,"
             " or correct config.json if it describes a larger model"
         )
     stored = {}
@@ -351,10 +320,12 @@ def load(
     returned; MemoryError if the weights do not fit.
     """
     wanted = _dtype(dtype)
+    _check_device(device)
     folder = _find(source)
+    seen = _identity(folder)
     config = configs.read(folder / "config.json")
     processor = _processor(folder, config)
-    model = _empty_model(config)
+    model = empty_model(config)
     found = _account(folder, model)
     _check(found, folder, model)
 
@@ -364,6 +335,8 @@ def load(
         _check_memory(model, wanted or stored)
     _check_tied(folder, found)
     weights = _read(folder, found, wanted, device)
+    if _identity(folder) != seen:
+        raise WeightsError(f"{folder} must not change while it is read: load it again")
     model.load_state_dict(weights, strict=True, assign=True)
     if on_cpu:
         narrow.suit(model)
@@ -377,30 +350,74 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return wanted
 
 
+def _check_device(device: str | torch.device | None) -> None:
+    try:
+        usable = device is None or not torch.empty(0, device=device).is_meta
+        reason = "there, weights have no numbers"
+    except Exception as error:  # torch raises several kinds, and some of them are asserts
+        usable, reason = False, str(error).partition("\n")[0]
+    if not usable:
+        raise ValueError(
+            f"device must be one that torch can use on this computer, found {device!r} ({reason}):"
+            " leave it out to use the CPU"
+        )
+
+
+def path_of(place: str | Path, what: str) -> Path:
+    """A path, or a WeightsError that calls it `what`."""
+    try:
+        if place != "" and "\0" not in str(place):
+            return Path(place)
+    except TypeError:
+        pass
+    raise WeightsError(f"{what} must be a path, found {short(place)}")
+
+
 def _find(source: str | Path) -> Path:
     if source == "small":
         return SMALL
-    if Path(source).exists():
+    if os.path.exists(path_of(source, "source, if it is not 'small' or a hub id 'owner/name',")):
         return _model_folder(source)
     hub_id = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", str(source))
     if isinstance(source, Path) or not hub_id:
         raise WeightsError(
-            f"source must be 'small', a folder, or a hub id 'owner/name', found {str(source)!r},"
-            " where there is no folder: check the path"
+            f"source must be 'small', a folder, or a hub id 'owner/name', found"
+            f" {short(str(source))}, where there is no folder: check the path"
         )
     return download(hub_id[1], hub_id[2])
 
 
 def _model_folder(folder: str | Path) -> Path:
-    folder = SMALL if folder == "small" else Path(folder)
-    if not folder.is_dir():
+    folder = SMALL if folder == "small" else path_of(folder, "the model's folder")
+    if not os.path.isdir(folder):
         raise WeightsError(f"{folder} must be the folder of a model, with config.json in it")
-    if not (folder / "config.json").is_file():
+    if broken_off(folder):
+        raise WeightsError(
+            f"{folder} must hold config.json, but a save into it is still running or was killed: if"
+            f" it was killed, call minipali.saving.recover({str(folder)!r}), which brings back the"
+            " model that was there before, or save again"
+        )
+    if not os.path.lexists(folder / "config.json"):
         raise WeightsError(f"{folder} must hold config.json, found {_contents(folder)}")
     return folder
 
 
-def _empty_model(config: PaliGemmaConfig) -> PaliGemma:
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Another when another model has been saved into the folder."""
+    try:
+        found = os.stat(folder / "config.json")
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def broken_off(folder: Path) -> bool:
+    """Whether a save into the folder is not finished and there is no model to be read meanwhile."""
+    there = os.path.isdir(folder) and not os.path.lexists(folder / "config.json")
+    return there and any(folder.glob(f"{SAVING}*/new"))
+
+
+def empty_model(config: PaliGemmaConfig) -> PaliGemma:
     """The model without numbers: its weights are on the meta device, which takes no memory."""
     with torch.device("meta"), _NoStartValues():
         return PaliGemma(config)
@@ -441,23 +458,22 @@ def _check_tied(folder: Path, found: Accounts) -> None:
             )
 
 
-def _open(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} must be a readable safetensors file: {error}") from error
-
-
 def _processor(folder: Path, config: PaliGemmaConfig) -> Processor:
     file = folder / "tokenizer.model"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise WeightsError(
             f"{folder} must hold tokenizer.model, found {_contents(folder)} (tokenizer.json alone"
             " is not enough)"
         )
     try:
+        configs.check_regular(file)
         processor = Processor(file, config)
-    except ValueError as error:
+        # Kept for `save`: the folder may be gone by then.
+        if os.path.lexists(folder / "tokenizer.json"):
+            for name in TOKENIZER_FILES:
+                if os.path.lexists(folder / name):
+                    processor.beside[name] = configs.content(folder / name)
+    except (ValueError, OSError) as error:
         raise WeightsError(f"{folder}: {error}") from error
     pieces: sentencepiece.SentencePieceProcessor = processor.sentencepiece
     # Locations and segments follow the text pieces. Some tokenizer files list them, too.
@@ -488,9 +504,11 @@ def _check_memory(model: PaliGemma, dtype: torch.dtype) -> None:
         if dtype == torch.float32 and needed <= 2 * free
         else "close other programs or use a computer with more memory"
     )
+    from tqdm import tqdm  # here, because answering needs no progress bar
+
     raise MemoryError(
-        f"the weights must fit into memory: they take {needed / 1e9:.1f} GB as"
-        f" {str(dtype).removeprefix('torch.')}, {free / 1e9:.1f} GB are free; {step}"
+        f"the weights must fit into memory: they take {tqdm.format_sizeof(needed, 'B')}"
+        f" as {str(dtype).removeprefix('torch.')}, {tqdm.format_sizeof(free, 'B')} are free; {step}"
     )
 
 
@@ -507,156 +525,6 @@ def _free_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-# --- saving --------------------------------------------------------------------------------------
-
-
-def save(model: PaliGemma, processor: Processor, folder: str | Path) -> None:
-    """Write a model folder that `load` and transformers open.
-
-    The files are written next to the folder and moved there when all are whole. A model in the
-    folder is replaced, and files that belong to no model (a README) stay.
-    Raises WeightsError if the folder holds something else, the model is not a plain PaliGemma, or
-    the disk is full.
-    """
-    weights = _weights_to_save(model)
-    if processor.config != model.config:
-        raise WeightsError("model and processor must have the same config: load them together")
-    sizes = {key: weight.nbytes for key, weight in weights.items()}
-    with finished(folder, sum(sizes.values())) as part:
-        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-        write_beside(part, processor, dtype)
-        for name, keys in write_index(part, sizes, SHARD_BYTES).items():
-            shard = {key: weights[key].contiguous() for key in keys}
-            save_file(shard, part / name, metadata={"format": "pt"})
-            shutil.copymode(part / "config.json", part / name)  # save_file's own is owner-only
-
-
-@contextlib.contextmanager
-def finished(folder: str | Path, size: int):
-    """A new folder to write a model into, which takes the place of `folder` when all is written.
-
-    If anything fails, the old folder stays as it was. Raises WeightsError if it holds no model of
-    ours, or if fewer than `size` bytes are free.
-    """
-    folder = Path(folder).resolve()
-    _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if size > free:
-        raise WeightsError(
-            f"{folder.parent} must have {size / 1e9:.1f} GB free for the weights, found"
-            f" {free / 1e9:.1f} GB: choose another disk"
-        )
-    part = folder.with_name(f".{folder.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        yield part
-        _replace(folder, part)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _weights_to_save(model: PaliGemma) -> dict[str, Tensor]:
-    """By published key, checked against a fresh model of the same config."""
-    weights, places = model.state_dict(), _empty_model(model.config).state_dict()
-    if different := set(weights) ^ set(places):
-        raise WeightsError(
-            f"the model must have PaliGemma's own weights, found a difference in"
-            f" {_some(different)}: merge LoRA weights or undo quantization before saving"
-        )
-    dtypes = {weight.dtype for weight in weights.values()}
-    if len(dtypes) > 1 or not dtypes <= set(DTYPES.values()):
-        raise WeightsError(
-            f"all weights must have one dtype of {', '.join(DTYPE_NAMES)}, found {dtypes}: convert"
-            " the model, e.g. with model.float()"
-        )
-    for name, weight in weights.items():
-        if weight.shape != places[name].shape or weight.is_meta:
-            raise WeightsError(
-                f"{name} must have the shape {tuple(places[name].shape)} and hold numbers, found"
-                f" {tuple(weight.shape)} on {weight.device}"
-            )
-    return {published_name(name): weight for name, weight in weights.items()}
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if found["model_type"] == "paligemma":
-            return
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise WeightsError(
-        f"{folder} must be new, empty, or the folder of a PaliGemma model, which is replaced; it"
-        " holds something else: choose another folder"
-    )
-
-
-def write_beside(part: Path, processor: Processor, dtype: str) -> None:
-    """Everything in a model folder but the weights."""
-    texts = {"config.json": configs.to_dict(processor.config, dtype)}
-    texts |= processor_files(processor)
-    for name, content in texts.items():
-        _write_json(part / name, content)
-    source = processor.tokenizer_file.parent
-    shutil.copyfile(processor.tokenizer_file, part / "tokenizer.model")
-    # A tokenizer.json that came with the model stays as it was.
-    if (source / "tokenizer.json").is_file():
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, part / name)
-
-
-def write_index(part: Path, sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
-    """Divide keys among files of at most `limit` bytes, and write the index if it takes several.
-
-    sizes: key -> bytes. Returns file name -> its keys, in order; the files are for the caller.
-    """
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for key, size in sizes.items():
-        if shards[-1] and filled + size > limit:
-            shards.append([])
-            filled = 0
-        shards[-1].append(key)
-        filled += size
-    count = len(shards)
-    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    names = [SINGLE] if count == 1 else names
-    files = dict(zip(names, shards, strict=True))
-    if count > 1:
-        weight_map = {key: name for name, keys in files.items() for key in keys}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        _write_json(part / INDEX, index)
-    return files
-
-
-def _write_json(file: Path, content: dict) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    file.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _replace(folder: Path, part: Path) -> None:
-    """Put the finished folder in the old one's place, and the old one's other files into it."""
-    if not folder.exists():
-        part.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    try:
-        folder.rename(old)
-    except OSError as error:  # Windows, while a loaded model holds the files
-        raise WeightsError(f"{folder} is in use: save to another folder ({error})") from error
-    part.rename(folder)
-    for path in old.iterdir():
-        weights = path.name.startswith("model") and ".safetensors" in path.name
-        if not weights and not (folder / path.name).exists():
-            path.rename(folder / path.name)
-    shutil.rmtree(old)
 
 
 # --- comparing with transformers -----------------------------------------------------------------
@@ -724,9 +592,3 @@ def _watch(model: nn.Module, batch: dict[str, Tensor], rename, see) -> None:
     finally:
         for handle in handles:
             handle.remove()
-
-
-if __name__ == "__main__":
-    from minipali.synthetic import main
-
-    main()

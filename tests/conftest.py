@@ -5,7 +5,9 @@ loader: weights are copied in memory, so that a mistake in the loader cannot hid
 """
 
 import functools
+import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -225,3 +227,54 @@ def processor(small_folder):
     from minipali.tokens import Processor
 
     return Processor(small_folder / "tokenizer.model", tiny_config())
+
+
+# --- model folders, for the tests of weights.py and saving.py ------------------------------------
+
+
+@pytest.fixture(scope="session")
+def saved(small_folder, tmp_path_factory):
+    """The tiny model, saved. Do not change it; `folder` is a copy to damage."""
+    from minipali.saving import save
+    from minipali.tokens import Processor
+
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model = make_ours()
+    save(model, Processor(small_folder / "tokenizer.model", model.config), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture
+def sharded(saved, tmp_path, monkeypatch):
+    from minipali.saving import save
+    from minipali.weights import load
+
+    monkeypatch.setattr("minipali.saving.SHARD_BYTES", 60_000)
+    folder = tmp_path / "sharded"
+    save(*load(saved), folder)
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
+    return folder
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two models have the same weights."""
+    a, b = a.state_dict(), b.state_dict()
+    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def change_weights(folder, change):
+    from safetensors.torch import load_file, save_file
+
+    found = load_file(folder / "model.safetensors")
+    found = {key: value.clone() for key, value in found.items()}
+    save_file(change(found) or found, folder / "model.safetensors", {"format": "pt"})
+
+
+def change_json(file, change):
+    found = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(change(found) or found), encoding="utf-8")

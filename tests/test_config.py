@@ -45,7 +45,7 @@ PUBLISHED = {
 }
 
 
-def changed(part=None, **values):
+def changed(part=None, /, **values):
     found = json.loads(json.dumps(to_dict(tiny_config())))
     (found[part] if part else found).update(values)
     return found
@@ -130,7 +130,7 @@ def test_absurd_token(name, value):
         (changed("text_config", attention_bias=True), "attention_bias must be false"),
         (changed("text_config", hidden_activation="relu"), "found 'relu'"),
         (changed("vision_config", hidden_act="gelu"), "vision_config.hidden_act must be"),
-        (changed("text_config", rope_scaling={"type": "linear", "factor": 2}), "found 'linear'"),
+        (changed("text_config", model_type="x" * 10**6), r"a 'xxx.* characters\) decoder"),
         (changed("vision_config", hidden_size=21), r"hidden_size \(21\) must be a multiple of"),
         (changed("vision_config", image_size=13), r"image_size \(13\) must be a multiple of"),
         (changed("text_config", num_key_value_heads=3), "must be a multiple of num_key_value"),
@@ -158,3 +158,112 @@ def test_an_unreadable_file_is_named(content, tmp_path):
 def test_no_such_preset():
     with pytest.raises(ConfigError, match="no preset 'large'; there are: paligemma-3b-224"):
         preset("large")
+
+
+# Settings of GemmaConfig, SiglipVisionConfig, PaliGemmaConfig and their kin that change what is
+# computed: what must be refused, and what means the same as our arithmetic.
+SETTINGS = {
+    "text_config": {
+        "attention_bias": ([True], [False, None]),
+        "mlp_bias": ([True], [False]),
+        "attn_logit_softcapping": ([50.0, 0], [None]),
+        "final_logit_softcapping": ([30.0], [None]),
+        "query_pre_attn_scalar": ([256, 9], [10, 10.0, None]),  # the tiny head_dim
+        "sliding_window": ([4096, 1], [None]),
+        "layer_types": ([["full_attention", "sliding_attention"], "x"], [["full_attention"], None]),
+        "use_bidirectional_attention": ([False], [True, None]),
+        "hidden_act": (["relu", ["gelu"]], ["gelu_pytorch_tanh", "gelu", "gelu_fast", None]),
+        "hidden_activation": (["relu", "gelu"], ["gelu_pytorch_tanh", None]),
+        "partial_rotary_factor": ([0.5], [1.0, 1]),
+        "rope_local_base_freq": ([10000.0], [None]),
+        "rope_scaling": (
+            [{"type": "linear", "factor": 2}, {"rope_type": "llama3"}, "linear", [1]],
+            [{"rope_type": "default"}, {}, None],
+        ),
+        "rope_parameters": (
+            [
+                {"rope_type": "yarn", "rope_theta": 500.0},
+                {"rope_type": "default", "partial_rotary_factor": 0.5},
+                {"full_attention": {"rope_type": "default", "rope_theta": 1e6}},
+            ],
+            [{"rope_type": "default", "rope_theta": 500.0}, {"partial_rotary_factor": 1}],
+        ),
+        "tie_word_embeddings": ([False], [True, None]),
+        "add_cross_attention": ([True], [False]),
+    },
+    "vision_config": {
+        "hidden_act": (["gelu", "quick_gelu"], ["gelu_pytorch_tanh", None]),
+        "model_type": (["clip_vision_model", 3], ["siglip_vision_model", None]),
+    },
+    None: {
+        "tie_word_embeddings": ([False], [True, None]),
+        "quantization_config": ([{"quant_method": "bitsandbytes"}], [None]),
+    },
+}
+CASES = [(part, name) for part, settings in SETTINGS.items() for name in settings]
+
+
+@pytest.mark.parametrize("part, name", CASES)
+def test_settings_that_change_the_arithmetic(part, name):
+    refused, fine = SETTINGS[part][name]
+    for value in refused:
+        with pytest.raises(ConfigError, match=f"{part or ''}.?{name}.* must be .*found"):
+            from_dict(changed(part, **{name: value}))
+    for value in fine:
+        assert from_dict(changed(part, **{name: value})) == tiny_config()
+
+
+def test_settings_that_count_in_training_alone_are_fine():
+    assert from_dict(changed("text_config", attention_dropout=0.1)) == tiny_config()
+    assert from_dict(changed("vision_config", attention_dropout=0.1)) == tiny_config()
+
+
+def test_transformers_has_no_setting_that_nobody_has_looked_at():
+    """A new one, which a file of a later version may hold, is to be put into one of the lists."""
+    import dataclasses
+
+    from transformers import GemmaConfig, SiglipVisionConfig
+    from transformers import PaliGemmaConfig as Theirs
+    from transformers.configuration_utils import PreTrainedConfig
+
+    changes_nothing = {
+        "attention_dropout", "initializer_range", "use_cache", "vision_use_head", "projection_dim",
+        "vision_config", "text_config", "image_token_index", "rope_parameters",
+        "query_pre_attn_scalar", "layer_types",
+    }  # fmt: skip
+    general = {f.name for f in dataclasses.fields(PreTrainedConfig)}
+    for theirs, part in (
+        (GemmaConfig, "text_config"), (SiglipVisionConfig, "vision_config"), (Theirs, "")
+    ):  # fmt: skip
+        known = set(configs.SETTINGS[part]) | changes_nothing | set(to_dict(tiny_config()))
+        known |= {f.name for f in dataclasses.fields(configs.TextConfig)}
+        known |= {f.name for f in dataclasses.fields(configs.VisionConfig)}
+        assert {f.name for f in dataclasses.fields(theirs)} - general <= known
+
+
+@pytest.mark.parametrize("value", [10**400, 10**4000, 1e13, 0, -1, 1e-300, math.nan, math.inf, "1"])
+@pytest.mark.parametrize("place", ["text_config.rope_theta", "text_config.rms_norm_eps",
+                                   "vision_config.layer_norm_eps"])  # fmt: skip
+def test_fractions_that_would_overflow_or_vanish(place, value):
+    part, name = place.split(".")
+    found = changed()
+    found[part][name] = value
+    with pytest.raises(ConfigError, match=f"{place} must be ") as told:
+        from_dict(found)
+    assert len(str(told.value)) < 250
+
+
+def test_a_number_that_python_does_not_write_out():
+    with pytest.raises(ConfigError, match="hidden_size must be .*, found a number of 16,610 bits"):
+        from_dict(changed("text_config", hidden_size=10**5000))
+
+
+def test_theta_in_rope_parameters_counts_first_as_in_transformers(tmp_path):
+    from transformers import PaliGemmaConfig as Theirs
+
+    for name in ("rope_parameters", "rope_scaling"):
+        found = changed("text_config", rope_theta=7.0)
+        found["text_config"][name] = {"rope_type": "default", "rope_theta": 9.0}
+        (tmp_path / "config.json").write_text(json.dumps(found))
+        theirs = Theirs.from_pretrained(tmp_path).text_config.rope_parameters["rope_theta"]
+        assert configs.read(tmp_path / "config.json").text.rope_theta == theirs == 9.0

@@ -103,16 +103,16 @@ def test_a_full_disk_and_a_folder_of_something_else_leave_all_as_it_was(tmp_path
     with pytest.raises(WeightsError, match="must be new or an empty folder"):
         write_synthetic(other, preset("small"))
     monkeypatch.setattr(
-        "minipali.weights.shutil.disk_usage", lambda path: type("Disk", (), {"free": 1000})
+        "minipali.saving.shutil.disk_usage", lambda path: type("Disk", (), {"free": 1000})
     )
-    with pytest.raises(WeightsError, match="GB free for the weights"):
+    with pytest.raises(WeightsError, match="MB free for the weights"):
         write_synthetic(tmp_path / "new", preset("small"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["letters"]
     assert [path.name for path in other.iterdir()] == ["to_anna.txt"]
 
 
 def test_the_command(tmp_path):
-    command = [sys.executable, "-m", "minipali.weights", "synthetic", str(tmp_path / "m")]
+    command = [sys.executable, "-m", "minipali.synthetic", str(tmp_path / "m")]
     done = subprocess.run([*command, "--preset", "small"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "random weights" in done.stdout
@@ -122,3 +122,9 @@ def test_the_command(tmp_path):
     assert again.returncode == 2 and "Traceback" not in again.stderr
     assert again.stderr.startswith("minipali: error:") and "must be new" in again.stderr
     assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
+
+
+def test_what_a_killed_run_left_is_no_hindrance(tmp_path):
+    (tmp_path / "m" / ".saving-abc" / "new").mkdir(parents=True)
+    write_synthetic(tmp_path / "m", preset("small"))
+    assert len(list(tmp_path.glob("m/.*"))) == 0 and load(tmp_path / "m")

@@ -1,12 +1,10 @@
-"""Loading and saving: transformers opens what we write, and no damaged folder becomes a model."""
+"""Loading: every layout, dtype and place; and what lesson 14 does with it."""
 
 import copy
-import json
 import os
 import random
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import warnings
@@ -15,66 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_batch, make_pair, randomise, tiny_config
+from conftest import change_json, change_weights, make_batch, make_pair, same, tiny_config
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minipali
 from minipali import scenes, weights
 from minipali.checks.weights import FILL, OUR_NAME, READ_TENSORS, bfloat16_to_float
-from minipali.config import ConfigError, preset
+from minipali.config import preset
 from minipali.paligemma import PaliGemma
+from minipali.patches import PatchEmbedding
+from minipali.saving import save
 from minipali.synthetic import write_synthetic
-from minipali.tokens import Processor
-from minipali.weights import WeightsError, accounts, load, read_header, save
+from minipali.weights import WeightsError, accounts, load, read_header
 
 KEYS = 2 * 16 + 5 + 2 + 3 * 9 + 2  # the tiny model's weights, counted by hand
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = PaliGemma(tiny_config()).eval()
-    randomise(model, seed=3)
-    return model
-
-
-@pytest.fixture(scope="module")
-def saved(model, small_folder, tmp_path_factory):
-    """A saved tiny model. Do not change it; `folder` is a copy to damage."""
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    save(model, Processor(small_folder / "tokenizer.model", model.config), folder)
-    return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return Path(shutil.copytree(saved, tmp_path / "model"))
-
-
-@pytest.fixture
-def sharded(model, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SHARD_BYTES", 60_000)
-    folder = tmp_path / "sharded"
-    save(model, load(saved)[1], folder)
-    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 3
-    return folder
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    a, b = a.state_dict(), b.state_dict()
-    return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def change_weights(folder, change):
-    found = load_file(folder / "model.safetensors")
-    found = {key: value.clone() for key, value in found.items()}
-    save_file(change(found) or found, folder / "model.safetensors", {"format": "pt"})
-
-
-def change_json(file, change):
-    found = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(change(found) or found), encoding="utf-8")
 
 
 # --- there and back ------------------------------------------------------------------------------
@@ -110,7 +63,7 @@ def test_saved_and_loaded(model, saved):
 )
 def test_the_published_models_have_a_place_for_each_key(name, parameters):
     """603 tensors, and the sizes of facts.md; without taking the memory."""
-    places = weights._empty_model(preset(name)).state_dict()
+    places = weights.empty_model(preset(name)).state_dict()
     assert sum(p.numel() for p in places.values()) == parameters
     assert len(places) == len({weights.published_name(name) for name in places}) == 603
     assert all(weights.our_name(weights.published_name(name)) == name for name in places)
@@ -210,23 +163,6 @@ def test_transformers_reads_a_thousand_random_texts_alike(saved):
             assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
 
 
-def test_the_shipped_files_are_what_save_writes(small_folder, tmp_path):
-    """assets/small holds them ready-made; they must not fall behind the code."""
-    config = preset("small")
-    alone = Path(shutil.copy(small_folder / "tokenizer.model", tmp_path))
-    save(PaliGemma(config), Processor(alone, config), tmp_path / "model")
-    for name in (
-        "config.json",
-        "generation_config.json",
-        "preprocessor_config.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ):
-        shipped = json.loads((small_folder / name).read_text(encoding="utf-8"))
-        assert shipped == json.loads((tmp_path / "model" / name).read_text(encoding="utf-8")), name
-
-
 # --- layouts -------------------------------------------------------------------------------------
 
 LAYOUTS = {
@@ -303,15 +239,6 @@ def test_no_such_dtype(wanted, saved):
         load(saved, dtype=wanted)
 
 
-def test_saved_in_bfloat16(saved, tmp_path):
-    model, processor = load(saved, dtype="bfloat16")
-    save(model, processor, tmp_path / "half")
-    assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "bfloat16"
-    header = read_header(tmp_path / "half" / "model.safetensors")
-    assert {entry["dtype"] for entry in header.values()} == {"BF16"}
-    assert same(load(tmp_path / "half")[0], model)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_weights_stay_in_the_file(saved):
     """Each weight's address lies in memory that is mapped from the file: there is no copy."""
@@ -380,10 +307,35 @@ def test_folders_of_a_hub_cache(model, saved, tmp_path):
     assert not any(path.is_symlink() for path in (tmp_path / "copy").iterdir())
 
 
-@pytest.mark.parametrize("source", ["no/such/folder", "nothing", "../x/y", "C:\\x", "", "a/b@"])
+NO_PLACES = ["no/such/folder", "nothing", "../x/y", "C:\\x", "a/b@", "x" * 300, "/" + "x/" * 3000]
+
+
+@pytest.mark.parametrize("source", NO_PLACES, ids=range(len(NO_PLACES)))
 def test_no_such_place(source):
-    with pytest.raises(WeightsError, match="source must be 'small', a folder, or a hub id|config"):
+    with pytest.raises(
+        WeightsError, match="source must be 'small', a folder, or a hub id"
+    ) as error:
         load(source)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("source", [None, 3, b"small", [], ["small"], "", "a\0b", True])
+def test_a_source_that_is_no_path(source):
+    with pytest.raises(WeightsError, match="source, if it is not 'small' .* must be a path, found"):
+        load(source)
+
+
+def no_cuda(*args, **kwargs):
+    raise AssertionError("Torch not compiled with CUDA enabled\nand much more")
+
+
+def test_a_device_that_is_not_there(saved, monkeypatch):
+    for device in ("toaster", "meta", 2.5, "cpu:x"):
+        with pytest.raises(ValueError, match=f"device must be one that .*, found {device!r} "):
+            load(saved, device=device)
+    monkeypatch.setattr(torch, "empty", no_cuda)  # what torch says without CUDA
+    with pytest.raises(ValueError, match=r"found 'cuda' \(Torch not compiled with CUDA enabled\)"):
+        load(saved, device="cuda")
 
 
 def test_a_hub_id_goes_to_the_hub(monkeypatch, saved):
@@ -408,432 +360,6 @@ def test_a_file_is_no_folder(saved):
 
 def test_the_package_offers_it():
     assert minipali.load is load and minipali.save is save and minipali.__version__
-
-
-# --- damaged folders: one clear error each, naming the file --------------------------------------
-
-
-def remove(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def cut(folder):
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[:-100])
-
-
-def lengthen(folder):
-    with open(folder / "model.safetensors", "ab") as stream:
-        stream.write(b"hidden")
-
-
-def begin_with(content):
-    def damage(folder):
-        (folder / "model.safetensors").write_bytes(content)
-
-    return damage
-
-
-def header(change):
-    """Change the JSON header and leave the numbers as they are."""
-
-    def damage(folder):
-        file = folder / "model.safetensors"
-        content = file.read_bytes()
-        length = struct.unpack("<Q", content[:8])[0]
-        found = json.loads(content[8 : 8 + length])
-        text = change(found)
-        text = text if isinstance(text, bytes) else json.dumps(found).encode()
-        file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
-
-    return damage
-
-
-def as_weights(change):
-    return lambda folder: change_weights(folder, change)
-
-
-def as_config(change):
-    return lambda folder: change_json(folder / "config.json", change)
-
-
-def to_pickle(folder):
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
-
-
-def paligemma2(found):
-    found["text_config"]["model_type"] = "gemma2"
-
-
-def four_norms(found):
-    key = "language_model.model.layers.0.pre_feedforward_layernorm.weight"
-    return found | {key: torch.zeros(24)}
-
-
-def all_as(dtype):
-    return lambda found: {key: value.to(dtype) for key, value in found.items()}
-
-
-NORM = "language_model.model.norm.weight"
-TABLE = "language_model.model.embed_tokens.weight"
-DAMAGES = {
-    "no config": (remove("config.json"), "must hold config.json, found"),
-    "config is not JSON": (
-        lambda folder: (folder / "config.json").write_text("{"),
-        "config.json must be a readable JSON file",
-    ),
-    "absurd config": (
-        as_config(lambda found: found["text_config"].update(hidden_size=10**12)),
-        "config.json: text_config.hidden_size must be a whole number",
-    ),
-    "PaliGemma 2": (as_config(paligemma2), "config.json: .*this is PaliGemma 2"),
-    "PaliGemma 2 weights": (
-        as_weights(four_norms),
-        "model.safetensors must hold PaliGemma 1 weights only, found .*pre_feedforward_layernorm",
-    ),
-    "another model": (
-        as_config(lambda found: found.update(model_type="llava")),
-        "config.json: model_type must be 'paligemma', found 'llava'",
-    ),
-    "no tokenizer": (remove("tokenizer.model"), "must hold tokenizer.model, found"),
-    "no tokenizer inside": (
-        lambda folder: (folder / "tokenizer.model").write_bytes(b"nonsense"),
-        "tokenizer.model must be a SentencePiece model",
-    ),
-    "another tokenizer's size": (
-        as_config(lambda found: found.update(image_token_index=1800)),
-        "tokenizer.model must hold 648 pieces of text .*, found 640",
-    ),
-    "another tokenizer's bos": (
-        as_config(lambda found: found.update(bos_token_id=5)),
-        "tokenizer.model must have bos_token_id 5, as config.json says, found 2",
-    ),
-    "no room for locations": (
-        as_config(lambda found: found.update(image_token_index=100)),
-        "image_token_id must leave room for 1024 locations",
-    ),
-    "no weights": (
-        remove("model.safetensors"),
-        "must hold model.safetensors or model.safetensors.index.json, found",
-    ),
-    "a pickle": (to_pickle, "pickled weights are not read, because .* safetensors version"),
-    "a pickle renamed": (
-        begin_with(b"\x80\x02}q\x00." + bytes(64)),
-        "model.safetensors must be .*this looks like a pickle",
-    ),
-    "a zip renamed": (begin_with(b"PK\x03\x04" + bytes(64)), "this looks like a pickle"),
-    "an LFS pointer": (
-        begin_with(b"version https://git-lfs.github.com/spec/v1\noid sha256:12"),
-        "Git LFS pointer, .* run `git lfs pull`",
-    ),
-    "empty": (begin_with(b""), "model.safetensors must be a whole safetensors file"),
-    "absurd header length": (
-        begin_with(b"\xff" * 8 + b"{}" * 50),
-        "model.safetensors must be .* announce a header of 18,446,744,073,709,551,615 bytes",
-    ),
-    "header longer than the file": (
-        begin_with(struct.pack("<Q", 5000) + b"{}"),
-        "model.safetensors must be .* header of 5,000 bytes, and the file has 10",
-    ),
-    "cut off": (cut, "model.safetensors must have .* bytes by its header, found"),
-    "too long": (lengthen, "model.safetensors must have .* bytes by its header, found"),
-    "header is no JSON": (header(lambda found: b"{nonsense"), "begin with a safetensors header"),
-    "header is a list": (header(lambda found: b"[1, 2]"), "begin with a safetensors header"),
-    "header is nested": (header(lambda found: b"[" * 99999), "begin with a safetensors header"),
-    "an entry without shape": (
-        header(lambda found: found[NORM].pop("shape") and None),
-        "begin with a safetensors header",
-    ),
-    "a negative side": (
-        header(lambda found: found[NORM].update(shape=[-4, -6])),
-        "begin with a safetensors header",
-    ),
-    "a shape of more bytes": (
-        header(lambda found: found[NORM].update(shape=[25])),
-        "begin with a safetensors header, found .*96 bytes for the shape",
-    ),
-    "overlapping": (
-        header(lambda found: found[NORM].update(data_offsets=[0, 96])),
-        "model.safetensors must hold its weights one after the other",
-    ),
-    "a missing key": (
-        as_weights(lambda found: {k: v for k, v in found.items() if k != NORM}),
-        f"must hold all weights, missing are '{NORM}' .*1 missing",
-    ),
-    "an extra key": (
-        as_weights(lambda found: found | {"language_model.model.extra": torch.zeros(1)}),
-        "model.safetensors must hold .* found 'language_model.model.extra'",
-    ),
-    "a key of nothing": (
-        as_weights(lambda found: found | {"extra": torch.zeros(1)}),
-        "model.safetensors must hold .* found 'extra'",
-    ),
-    "a weight twice": (
-        as_weights(lambda found: found | {"model.language_model.norm.weight": torch.zeros(24)}),
-        "must hold each weight once, found",
-    ),
-    "a wrong shape": (
-        as_weights(lambda found: found | {NORM: torch.zeros(25)}),
-        rf"model.safetensors: '{NORM}' must have the shape \[24\] by config.json, found \[25\]",
-    ),
-    "turned around": (
-        as_weights(lambda found: found | {TABLE: found[TABLE].T.contiguous()}),
-        r"must have the shape \[1856, 24\] by config.json, found \[24, 1856\]",
-    ),
-    "int8": (
-        as_weights(lambda found: found | {NORM: torch.zeros(24, dtype=torch.int8)}),
-        f"model.safetensors: '{NORM}' must be of dtype F32, BF16, F16, found I8",
-    ),
-    "float64": (as_weights(all_as(torch.float64)), "must be of dtype F32, BF16, F16, found F64"),
-    "float8": (as_weights(all_as(torch.float8_e4m3fn)), "must be of dtype .*, found F8_E4M3"),
-    "mixed": (
-        as_weights(lambda found: found | {NORM: found[NORM].bfloat16()}),
-        "all weights must have one dtype, found ",
-    ),
-    "a head of its own": (
-        as_weights(lambda found: found | {"lm_head.weight": found[TABLE] + 1e-3}),
-        "model.safetensors: 'lm_head.weight' must equal .* differs",
-    ),
-    "a head of another shape": (
-        as_weights(lambda found: found | {"lm_head.weight": found[TABLE][:5].clone()}),
-        r"'lm_head.weight' must have the shape \[1856, 24\]",
-    ),
-    "fewer layers in the config": (
-        as_config(lambda found: found["text_config"].update(num_hidden_layers=2)),
-        "found 'language_model.model.layers.2.* no place",
-    ),
-    "more layers in the config": (
-        as_config(lambda found: found["vision_config"].update(num_hidden_layers=3)),
-        "missing are 'vision_tower.vision_model.encoder.layers.2",
-    ),
-    "another resolution": (
-        as_config(lambda found: found["vision_config"].update(image_size=16)),
-        r"position_embedding.weight' must have the shape \[16, 20\]",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_damaged(name, folder):
-    damage, message = DAMAGES[name]
-    damage(folder)
-    with pytest.raises((WeightsError, ConfigError), match=message) as caught:
-        load(folder)
-    assert str(folder) in str(caught.value)
-
-
-def remap(change):
-    def damage(folder):
-        change_json(folder / "model.safetensors.index.json", change)
-
-    return damage
-
-
-def index_is(text):
-    def damage(folder):
-        (folder / "model.safetensors.index.json").write_text(text)
-
-    return damage
-
-
-def cut_shard(folder):
-    file = sorted(folder.glob("model-*"))[1]
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def drop_shard(folder):
-    sorted(folder.glob("model-*"))[1].unlink()
-
-
-def drop_from_shard(folder):
-    file = next(file for file in folder.glob("model-*") if NORM in read_header(file))
-    kept = {key: value.clone() for key, value in load_file(file).items() if key != NORM}
-    save_file(kept, file)
-
-
-def point_to(name):
-    return remap(lambda found: found["weight_map"].update({NORM: name}))
-
-
-SHARD_DAMAGES = {
-    "a cut shard": (cut_shard, "model-00002-of-.*safetensors must have"),
-    "a missing shard": (drop_shard, "model-00002-of-.*safetensors must exist, .* is missing"),
-    "index is not JSON": (index_is("{nonsense"), "index.json must be a JSON object"),
-    "index is a list": (index_is("[]"), "index.json must be a JSON object"),
-    "index is nested": (index_is("[" * 99999), "index.json must be a JSON object"),
-    "no weight_map": (index_is("{}"), "index.json must be a JSON object with a weight_map"),
-    "empty weight_map": (index_is('{"weight_map": {}}'), "index.json must be a JSON object"),
-    "weight_map is a list": (index_is('{"weight_map": [1]}'), "index.json must be a JSON object"),
-    "numbers as names": (index_is('{"weight_map": {"a": 1}}'), "index.json must be a JSON object"),
-    "../": (point_to("../model.safetensors"), r"found '\.\./model.safetensors': do not use"),
-    "absolute": (point_to("/etc/passwd"), "next to it, found '/etc/passwd'"),
-    "Windows": (point_to("C:\\x.safetensors"), "next to it, found"),
-    "no weights": (point_to("config.json"), "next to it, found 'config.json'"),
-    "in the index, not in the shard": (
-        drop_from_shard,
-        f"must agree, found '{NORM}' in model.safetensors.index.json and not in model-",
-    ),
-    "in the shard, not in the index": (
-        remap(lambda found: found["weight_map"].pop(NORM) and None),
-        f"must agree, found '{NORM}' in model-.* and not in model.safetensors.index.json",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SHARD_DAMAGES)
-def test_damaged_shards(name, sharded):
-    damage, message = SHARD_DAMAGES[name]
-    shutil.copy(sharded / "config.json", sharded.parent / "model.safetensors")  # for "../"
-    damage(sharded)
-    with pytest.raises(WeightsError, match=message) as caught:
-        load(sharded)
-    assert str(sharded) in str(caught.value)
-
-
-def test_shards_hold_the_same_model(model, sharded):
-    assert same(load(sharded)[0], model)
-    index = json.loads((sharded / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == sum(p.nbytes for p in model.parameters())
-    assert set(index["weight_map"].values()) == {path.name for path in sharded.glob("model-*")}
-
-
-def test_any_cut_and_any_changed_byte_of_the_header_is_noticed_or_harmless(folder, model):
-    """A byte of the header changed at random: an error of ours, or the same keys and shapes."""
-    file = folder / "model.safetensors"
-    content = file.read_bytes()
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    choose = random.Random(0)
-    for _ in range(300):
-        damaged = bytearray(content)
-        if choose.random() < 0.5:
-            damaged = damaged[: choose.randrange(len(content))]
-        else:
-            damaged[choose.randrange(end)] = choose.randrange(256)
-        file.write_bytes(damaged)
-        try:
-            assert [p.shape for p in load(folder)[0].parameters()] == [
-                p.shape for p in model.parameters()
-            ]
-        except WeightsError as error:
-            assert str(folder) in str(error)
-
-
-def test_a_longer_header_than_the_format_allows_is_not_read(saved, monkeypatch):
-    monkeypatch.setattr(weights, "HEADER_BYTES", 1000)
-    with pytest.raises(WeightsError, match="must be a whole safetensors file: .* announce"):
-        read_header(saved / "model.safetensors")
-
-
-# --- saving --------------------------------------------------------------------------------------
-
-
-def test_a_model_is_replaced_and_other_files_stay(sharded, saved):
-    (sharded / "README.md").write_text("mine")
-    (sharded / "notes").mkdir()
-    (sharded / "notes" / "a").write_text("b")
-    save(*load(saved), sharded)  # in one shard each is larger than SHARD_BYTES
-    assert (sharded / "README.md").read_text() == "mine"
-    assert (sharded / "notes" / "a").read_text() == "b"
-    assert same(load(sharded)[0], load(saved)[0])
-
-
-def test_no_old_shards_are_left(sharded, saved, monkeypatch):
-    monkeypatch.setattr(weights, "SHARD_BYTES", 10**9)
-    save(*load(saved), sharded)
-    assert [path.name for path in sharded.glob("model*")] == ["model.safetensors"]
-    assert [path.name for path in sharded.parent.iterdir()] == ["sharded"]
-    assert same(load(sharded)[0], load(saved)[0])
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="there, files in use cannot be replaced")
-def test_a_model_may_replace_the_files_it_is_mapped_from(folder, model):
-    loaded, processor = load(folder)
-    with torch.no_grad():
-        loaded.language_model.norm.weight.add_(1)
-    save(loaded, processor, folder)
-    again = load(folder)[0]
-    assert same(again, loaded) and not same(again, model)
-
-
-@pytest.mark.parametrize("found", [{"notes.txt": "x"}, {"config.json": '{"model_type": "llava"}'}])
-def test_a_folder_of_something_else_is_refused(found, saved, tmp_path):
-    for name, content in found.items():
-        (tmp_path / name).write_text(content)
-    with pytest.raises(WeightsError, match="must be new, empty, or the folder of a PaliGemma"):
-        save(*load(saved), tmp_path)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == found
-
-
-def test_a_file_is_not_replaced(saved, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(WeightsError, match="must be new, empty"):
-        save(*load(saved), tmp_path / "file")
-
-
-def test_new_and_empty_folders(saved, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for place in (tmp_path / "empty", tmp_path / "a" / "b", str(tmp_path / "text")):
-        save(*load(saved), place)
-        assert same(load(place)[0], load(saved)[0])
-    mode = (tmp_path / "text" / "model.safetensors").stat().st_mode
-    assert mode == (tmp_path / "text" / "config.json").stat().st_mode
-
-
-def test_a_failed_save_leaves_the_old_model(folder, saved, monkeypatch):
-    def fail(*args, **kwargs):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(weights, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save(*load(saved), folder)
-    assert [path.name for path in folder.parent.iterdir()] == ["model"]
-    assert same(load(folder)[0], load(saved)[0])
-
-
-def test_a_full_disk(saved, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(WeightsError, match="GB free for the weights, found 0.0 GB"):
-        save(*load(saved), tmp_path / "model")
-
-
-def test_only_a_plain_model_is_saved(saved, tmp_path):
-    model, processor = load(saved)
-    model.extra = nn.Linear(2, 2)
-    with pytest.raises(
-        WeightsError, match="difference in 'extra.bias', 'extra.weight': merge LoRA"
-    ):
-        save(model, processor, tmp_path / "model")
-    model, processor = load(saved)
-    model.language_model.norm.bfloat16()
-    with pytest.raises(WeightsError, match="must have one dtype"):
-        save(model, processor, tmp_path / "model")
-    with pytest.raises(WeightsError, match="must have one dtype of float32, bfloat16, float16"):
-        save(model.double(), processor, tmp_path / "model")
-    model, processor = load(saved)
-    model.language_model.norm.weight = nn.Parameter(torch.zeros(25))
-    with pytest.raises(
-        WeightsError, match=r"language_model.norm.weight must have the shape \(24,\)"
-    ):
-        save(model, processor, tmp_path / "model")
-    with torch.device("meta"):
-        empty = PaliGemma(tiny_config())
-    with pytest.raises(WeightsError, match="hold numbers, found .* on meta"):
-        save(empty, processor, tmp_path / "model")
-    other = Processor(saved / "tokenizer.model", tiny_config(kv_heads=4))
-    with pytest.raises(WeightsError, match="model and processor must have the same config"):
-        save(load(saved)[0], other, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_given_tokenizer_json_is_kept(folder, tmp_path):
-    """Published folders have one with more settings than ours."""
-    change_json(folder / "tokenizer_config.json", lambda found: found.update(mine=1))
-    (folder / "added_tokens.json").write_text('{"<image>": 1792}')
-    save(*load(folder), tmp_path / "copy")
-    assert json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text())["mine"] == 1
-    assert (tmp_path / "copy" / "added_tokens.json").exists()
 
 
 # --- comparing with transformers -----------------------------------------------------------------
@@ -976,7 +502,9 @@ def test_the_3b_cells_run_on_a_folder(tmp_path, monkeypatch, capsys):
     told, scope = run_cells_for_3b(capsys)
     assert "125 keys: 125 used, 0 tied, 0 unused, 0 unexpected; 0 missing" in told
     assert scope["big"].language_model.norm.weight.dtype == torch.bfloat16
-    assert "111 layers, the furthest is" in told and "first beyond 5 %: None" in told
+    # Where weights of 16 bits are widened, the patch embedding does not call its convolution.
+    layers = 111 if type(scope["big"].vision_tower.embeddings) is PatchEmbedding else 110
+    assert f"{layers} layers, the furthest is" in told and "first beyond 5 %: None" in told
     told, _ = run_cells_for_3b(capsys, theirs=False)
     assert "125 used" in told and "This cell would open the same files" in told
 

@@ -73,7 +73,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from minipali.paligemma import PaliGemma
-from minipali.weights import SMALL, write_index
+from minipali.saving import write_index
+from minipali.weights import SMALL
 
 KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -500,8 +501,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # ```
 #
 # They belong to Google, and you may download them after you have accepted their licence on the model's page.
-# Without them the next two cells say what they would do. (No licence yet? `python -m minipali.weights
-# synthetic FOLDER` writes a model of the real size with random numbers. It talks nonsense, but it is as
+# Without them the next two cells say what they would do. (No licence yet? `python -m minipali.synthetic
+# FOLDER` writes a model of the real size with random numbers. It talks nonsense, but it is as
 # heavy.)
 
 # %% tags=["3b"]
