@@ -13,7 +13,7 @@ FOLDER = Path(minipali.config.__file__).parent
 LESSONS = [*STEMS, "masks", "lora", "quantization", "gemma2"]  # masks: lesson 15 too
 BESIDE = {
     "config", "scenes", "evaluation", "figures", "progress", "swap", "checks", "cli", "hub",
-    "tokenizer_files", "synthetic", "narrow", "cpu",
+    "tokenizer_files", "synthetic", "narrow", "cpu", "asking", "doctor",
 }  # fmt: skip
 # Imports inside a function that look ahead on purpose: the command of lesson 13 saves its model.
 AHEAD = {"training": {"weights"}}

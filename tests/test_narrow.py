@@ -153,7 +153,7 @@ def test_a_quantized_model_answers_as_before(monkeypatch, slow):
     monkeypatch.setattr(narrow, "is_slow", lambda dtype: slow and dtype == torch.bfloat16)
     model, processor = load("small", dtype="bfloat16")
     size = sum(p.nbytes for p in model.language_model.parameters())
-    from minipali.generation import generate
+    from minipali.asking import generate
     from minipali.scenes import examples
 
     pictures = list(examples().values())
