@@ -6,11 +6,11 @@ __version__ = "0.1.0"
 __all__ = ["detect", "generate", "load", "save", "stream"]
 
 _HOMES = {
-    "detect": "minipali.locations",
-    "generate": "minipali.generation",
+    "detect": "minipali.asking",
+    "generate": "minipali.asking",
     "load": "minipali.weights",
     "save": "minipali.saving",
-    "stream": "minipali.generation",
+    "stream": "minipali.asking",
 }
 
 

@@ -1,12 +1,14 @@
 """Lesson 12. From logits to text: choose a token, append it, repeat until eos."""
 
+import sys
 from collections.abc import Callable, Iterator
+from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minipali.paligemma import PaliGemma
-from minipali.tokens import Processor
 
 
 def distribution(
@@ -21,16 +23,17 @@ def distribution(
     remain, and of those only the fewest whose probabilities reach `top_p` together (the token that
     crosses it included). Source for top_p: Holtzman et al. 2020, section 3.1.
     """
-    # Less the largest, which changes nothing, so that a small temperature cannot overflow.
-    logits = logits.float() - logits.amax(dim=-1, keepdim=True).float()
-    ordered, tokens = (logits / temperature).sort(dim=-1, descending=True)
+    ordered, tokens = logits.float().sort(dim=-1, descending=True)
+    # Less the largest, which changes nothing, so that a small temperature cannot overflow. In
+    # float64: over the 257,216 tokens of the real model, a softmax in float32 sums to 1.00003.
+    ordered = (ordered - ordered[:, :1]).double() / temperature
     if top_k is not None:
         ordered[:, top_k:] = float("-inf")
     probabilities = ordered.softmax(dim=-1)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:  # 1 keeps all, whatever is rounded
         before = probabilities.cumsum(dim=-1) - probabilities  # what the more likely ones reach
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    probabilities = (probabilities / probabilities.sum(dim=-1, keepdim=True)).float()
     return torch.zeros_like(probabilities).scatter(-1, tokens, probabilities)
 
 
@@ -52,16 +55,31 @@ def choose(
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
-def check_options(max_new_tokens, temperature, top_k, top_p) -> None:
-    """Raise ValueError, naming the option, unless all are in range."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or above, found {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, found {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, found {top_p}")
+def check_options(max_new_tokens, temperature, top_k, top_p, seed) -> None:
+    """Raise ValueError, naming the option, unless all are of the right kind and in range."""
+
+    def found(value) -> str:
+        text = repr(value)
+        return f"found {text if len(text) <= 40 else type(value).__name__}"
+
+    def is_whole(value) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool)
+
+    def is_number(value) -> bool:
+        return is_whole(value) or isinstance(value, (float, np.floating))
+
+    if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
+        raise ValueError(
+            f"max_new_tokens must be a whole number, at least 1, {found(max_new_tokens)}"
+        )
+    if not (is_number(temperature) and 0 <= temperature <= sys.float_info.max):
+        raise ValueError(f"temperature must be a number, 0 (greedy) or above, {found(temperature)}")
+    if top_k is not None and not (is_whole(top_k) and top_k >= 1):
+        raise ValueError(f"top_k must be a whole number, at least 1, or None, {found(top_k)}")
+    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be a number above 0 and at most 1, or None, {found(top_p)}")
+    if seed is not None and not (is_whole(seed) and -(2**63) <= seed < 2**64):
+        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, {found(seed)}")
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise ValueError("top_k and top_p choose what to draw from: set temperature above 0 too")
 
@@ -104,9 +122,9 @@ def token_steps(
 
     batch: what the processor returns, padded on either side. The pictures pass the vision tower
     once, in the first step; of the prompt only the last place gets logits. Raises ValueError if
-    prompt and answer do not fit the model's positions.
+    prompt and answer do not fit the model's positions, and if a logit is NaN or infinite.
     """
-    check_options(max_new_tokens, temperature, top_k, top_p)
+    check_options(max_new_tokens, temperature, top_k, top_p, seed)
     config, device = model.config, next(model.parameters()).device
     batch = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
     is_real = batch["attention_mask"].bool()
@@ -118,7 +136,8 @@ def token_steps(
             f" {int(is_real.sum(dim=1).max())} + {max_new_tokens}: shorten the prompt or lower"
             " max_new_tokens"
         )
-    generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+    draw_on = "cpu" if device.type == "mps" else device  # where float64 is known
+    generator = None if seed is None else torch.Generator(draw_on).manual_seed(int(seed))
     cache = model.new_cache(rows, length + max_new_tokens)
     # `minipali.swap` puts a learner's own functions on the model.
     likely = getattr(model, "distribution", distribution)
@@ -128,6 +147,11 @@ def token_steps(
         logits = model.language_model.logits(x)
         # The image token and the rows that fill up the table are no text.
         logits[:, config.image_token_id :] = float("-inf")
+        if not logits.amax(dim=-1).isfinite().all():
+            raise ValueError(
+                "the model's logits must be numbers, found NaN or infinity: its weights are"
+                " damaged, or its numbers are too large for their dtype"
+            )
         return logits
 
     def step(tokens: Tensor, running: Tensor) -> Tensor:
@@ -136,64 +160,11 @@ def token_steps(
         return next_logits(x[:, -1])
 
     def pick(logits: Tensor) -> Tensor:
-        return choose(logits, temperature, top_k, top_p, generator, likely)
+        drawn = choose(logits.to(draw_on), temperature, top_k, top_p, generator, likely)
+        return drawn.to(device)
 
     place = torch.arange(length, device=device)
     last = torch.where(is_real, place, 0).amax(dim=1)  # the last real token, wherever padding is
     x = model.hidden_states(**batch, kv_cache=cache)
     logits = next_logits(x[torch.arange(rows, device=device), last])
     yield from loop(logits, step, pick, config.eos_token_id, config.pad_token_id, max_new_tokens)
-
-
-def generate(
-    model: PaliGemma,
-    processor: Processor,
-    images,
-    prompts,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-) -> str | list[str]:
-    """The model's answer to one prompt about one picture, or a list of answers to lists.
-
-    Greedy unless temperature is above 0 (see `choose`); seed: repeats a drawn answer.
-    """
-    one = isinstance(prompts, str)
-    batch = processor(images, prompts)
-    steps = token_steps(model, batch, max_new_tokens, temperature, top_k, top_p, seed)
-    rows = torch.stack(list(steps), dim=1).tolist()
-    texts = [processor.decode(row) for row in rows]
-    return texts[0] if one else texts
-
-
-def stream(
-    model: PaliGemma,
-    processor: Processor,
-    image,
-    prompt: str,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-) -> Iterator[str]:
-    """The same answer as `generate`, in pieces as they come.
-
-    A piece is held back while it ends in the middle of a character (bytes of one emoji, say).
-    """
-    if not isinstance(prompt, str):
-        raise ValueError("stream answers one prompt; for several use generate")
-    ids, told = [], ""
-    batch = processor(image, prompt)
-    for tokens in token_steps(model, batch, max_new_tokens, temperature, top_k, top_p, seed):
-        ids.append(int(tokens[0]))
-        text = processor.decode(ids)
-        if text.startswith(told) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            if len(text) > len(told):
-                yield text[len(told) :]
-            told = text
-    text = processor.decode(ids)
-    if len(text) > len(told):
-        yield text[len(told) :]

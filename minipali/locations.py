@@ -8,13 +8,12 @@ import re
 
 from PIL import Image, ImageDraw
 
-from minipali.generation import generate
-from minipali.paligemma import PaliGemma
-from minipali.tokens import LOCATIONS, Processor, open_picture
+from minipali.tokens import LOCATIONS
 
 Box = tuple[float, float, float, float]
 
-_BOX = re.compile(r"<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*([^;<]*)")
+# As published: four locations, 16 segments if there is a mask, the name; objects joined by " ; ".
+_BOX = re.compile(r"<loc([0-9]{4})>" * 4 + r"\s*(?:<seg[0-9]{3}>\s*)*([^;<]*)")
 
 
 def box_tokens(box: Box) -> str:
@@ -30,7 +29,8 @@ def box_tokens(box: Box) -> str:
 def read_boxes(answer: str) -> list[tuple[str, Box]]:
     """All complete boxes in an answer with their names, as fractions: [(name, (y0, x0, y1, x1))].
 
-    Incomplete boxes and numbers above 1023 are passed over: a model may say anything.
+    The masks of an answer to "segment" are passed over, see `minipali.masks.read_masks`. Incomplete
+    boxes and numbers above 1023 are passed over: a model may say anything.
     """
     found = []
     for *places, name in _BOX.findall(answer):
@@ -48,21 +48,6 @@ def overlap(a: Box, b: Box) -> float:
     shared = max(height, 0) * max(width, 0)
     areas = [max(box[2] - box[0], 0) * max(box[3] - box[1], 0) for box in (a, b)]
     return shared / (sum(areas) - shared) if shared else 0.0
-
-
-def detect(model: PaliGemma, processor: Processor, image, name: str) -> list[tuple[str, Box]]:
-    """Ask "detect NAME" and return [(name, (y0, x0, y1, x1))] in pixels of the given picture.
-
-    The model saw the picture squeezed into a square; fractions undo that. The list is empty if the
-    model names no place.
-    """
-    picture = image if isinstance(image, Image.Image) else open_picture(image)
-    answer = generate(model, processor, picture, f"detect {name}")
-    size = (picture.height, picture.width) * 2
-    return [
-        (found, tuple(place * pixels for place, pixels in zip(box, size, strict=True)))
-        for found, box in read_boxes(answer)
-    ]
 
 
 def draw_boxes(picture: Image.Image, boxes: list[tuple[str, Box]]) -> Image.Image:

@@ -3,6 +3,7 @@
 A row of `input_ids` is: image token x patches, bos, prompt, newline[, suffix, eos], and padding.
 """
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from minipali.config import PaliGemmaConfig
@@ -29,30 +30,128 @@ _SPECIAL = re.compile(f"(<image>|<bos>|<eos>|<pad>|<unk>|{_LOCATION}|{_SEGMENT})
 # A picture of more pixels is refused: a small file can claim to be gigantic.
 MAX_PIXELS = 100_000_000
 
+# What a camera noted (EXIF) -> what sets the picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 
 class PictureError(ValueError):
     """A file or object that is not a usable picture."""
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Open a picture file upright and in RGB, as transformers' `load_image` does.
+    """Open a picture file upright and in RGB, as people see it.
 
-    The rotation that a camera noted (EXIF) is carried out, and an alpha channel is dropped. Raises
-    PictureError for what is not a picture, is truncated, or has more than MAX_PIXELS pixels.
+    The rotation that a camera noted (EXIF) is carried out, what is transparent becomes white, and
+    16 bits become 8. (transformers' `load_image` drops the alpha channel and shows what was hidden
+    behind it, and makes almost all of a 16-bit picture white.) Raises PictureError for what is not
+    a picture, is truncated, or has more than MAX_PIXELS pixels.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise PictureError(_not_a_picture(path))
+    name = _short(path)
+    if re.match(r"https?:/", str(path)):  # a Path makes one slash of two
+        raise PictureError(f"{name} is a link, and links are not read: download the picture first")
+    if not os.path.exists(path):
+        raise PictureError(f"no picture at {name}: check the path")
+    if os.path.isdir(path):
+        raise PictureError(f"{name} must be a picture file, found a folder: name a file in it")
+    if not os.path.isfile(path):  # to open a pipe or a device could wait for ever
+        raise PictureError(f"{name} must be a picture file, found a pipe or a device")
     try:
-        # Pillow's remarks about odd but usable files help nobody here.
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            _check_size(picture, str(path))
-            return ImageOps.exif_transpose(picture).convert("RGB")
+        try:
+            rgb = _read_picture(path, name)
+        except Warning:  # where warnings are errors: what Pillow remarks about odd but usable files
+            with warnings.catch_warnings(action="ignore"):
+                rgb = _read_picture(path, name)
     except PictureError:
         raise
-    except FileNotFoundError as error:
-        raise PictureError(f"no picture at {path}: check the path") from error
     except Exception as error:  # damaged files make Pillow's many readers raise many things
-        raise PictureError(
-            f"{path} must be a whole picture file (PNG, JPEG, WebP, ...): {error}"
-        ) from error
+        advice = _another_kind(path) if isinstance(error, UnidentifiedImageError) else None
+        advice = advice or f"a whole picture file (PNG, JPEG, WebP, ...): {_short(error)}"
+        raise PictureError(f"{name} must be {advice}") from error
+    rgb.info.clear()  # the noted rotation has been carried out
+    return rgb
+
+
+def _read_picture(path: str | Path, name: str) -> Image.Image:
+    with Image.open(path) as picture:
+        _check_size(picture, name)
+        picture.load()
+        return to_rgb(_eight_bits(_upright(picture), name))
+
+
+def as_picture(given) -> Image.Image:
+    """What a caller may give as a picture: a path, a PIL picture, or an array of bytes.
+
+    A path is opened by `open_picture`. An array or tensor is uint8, (y, x, 3) or (3, y, x). A PIL
+    picture is taken as it is, as transformers does; a warning says so if it would look different
+    by its path. Raises PictureError.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        return open_picture(given)
+    if isinstance(given, Image.Image):
+        try:
+            given.load()
+        except Exception as error:  # of a damaged file, or one that was closed too early
+            raise PictureError(f"a picture must have all its pixels: {_short(error)}") from error
+        if _orientation(given) in _TURNS:
+            warnings.warn(
+                "this picture carries a camera's note that it is to be turned (EXIF), and is taken"
+                " as it lies: give its path, or turn it with PIL's ImageOps.exif_transpose",
+                stacklevel=3,
+            )
+        if given.mode in ("I", "F") or given.mode.startswith("I;16"):
+            warnings.warn(
+                f"a picture of mode {given.mode} is read as if 0 were black and 255 white, and cut"
+                " off beyond: give the path of a 16-bit file, or scale it to 8 bits",
+                stacklevel=3,
+            )
+        return given
+    if isinstance(given, (np.ndarray, Tensor)) and given.ndim == 3:
+        values = given.cpu().numpy() if isinstance(given, Tensor) else given
+        colours = [axis for axis in (0, 2) if values.shape[axis] == 3]
+        if values.dtype == np.uint8 and len(colours) == 1:
+            return Image.fromarray(np.ascontiguousarray(np.moveaxis(values, colours[0], 2)))
+    raise PictureError(_not_a_picture(given))
+
+
+def _not_a_picture(given) -> str:
+    kind, about = type(given).__name__, ""
+    if isinstance(given, (np.ndarray, Tensor)):
+        about = f" of {str(given.dtype).removeprefix('torch.')}, {_short(tuple(given.shape))}"
+    return (
+        "a picture must be a PIL picture, the path of a file, or an array of uint8, (y, x, 3);"
+        f" found {kind}{about}: PIL's Image.fromarray makes a picture of an array"
+    )
+
+
+def _another_kind(path: str | Path) -> str | None:
+    """Advice about a file that Pillow cannot read, if it is of a kind that people try."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1000)
+    except OSError:
+        return None
+    if start.startswith(b"%PDF"):
+        return "a picture, found a PDF: save the page as PNG first"
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+        return "of a kind that Pillow reads, found a HEIC photo: save it as JPEG first"
+    if b"<svg" in start:
+        return "a picture of pixels, found an SVG drawing: save it as PNG first"
+    return None
+
+
+def _short(value) -> str:
+    text = " ".join(str(value).splitlines())
+    return text if len(text) <= 200 else f"{text[:100]} ... {text[-90:]}"
 
 
 def _check_size(picture: Image.Image, name: str) -> None:
@@ -61,6 +160,48 @@ def _check_size(picture: Image.Image, name: str) -> None:
             f"{name} must have from 1 to {MAX_PIXELS:,} pixels, found {picture.width} x"
             f" {picture.height}"
         )
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    """The rotation that a camera noted, 1 to 8; None where nothing can be read.
+
+    The picture must be loaded: a TIFF is turned by that, and its note removed. The EXIF block is
+    read by hand first, because Pillow gives up at the first malformed tag, whichever it is.
+    """
+    block = picture.info.get("exif") or b""
+    block = block.removeprefix(b"Exif\0\0")
+    order = {b"II": "little", b"MM": "big"}.get(block[:2])
+    if order:
+
+        def number(start: int, size: int) -> int:
+            return int.from_bytes(block[start : start + size], order)
+
+        first = number(4, 4) + 2
+        for entry in range(first, first + 12 * number(first - 2, 2), 12):
+            if number(entry, 2) == ExifTags.Base.Orientation:
+                return number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)
+    try:  # it may stand elsewhere
+        return int(picture.getexif()[ExifTags.Base.Orientation])
+    except Exception:
+        return None
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    # ImageOps.exif_transpose would also write the whole note anew, which fails if it is malformed.
+    turn = _TURNS.get(_orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    """16 bits -> 8. Other numbers (32 bits, floats) have no agreed white, and are refused."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+        return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise PictureError(
+            f"{name} must have 8 or 16 bits a colour, found 32: scale it to 0 to 255, and save it"
+            " as 8 bits"
+        )
+    return picture
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -76,7 +217,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(
-            f"a {picture.mode} picture must be convertible to RGB: {error}"
+            f"a {picture.mode} picture must be convertible to RGB: {_short(error)}"
         ) from error
 
 
@@ -218,7 +359,8 @@ class Processor:
     ) -> dict[str, Tensor]:
         """Pictures and prompts, one each or lists of equal length -> the model's arguments.
 
-        images: PIL pictures or paths; suffixes: the answers to learn, for training.
+        images: paths, PIL pictures or arrays, see `as_picture`; suffixes: the answers to learn, for
+        training.
         Returns pixel_values (b, 3, y, x); input_ids, attention_mask, token_type_ids (b, t); and
         with suffixes labels (b, t), which are IGNORE everywhere but at the suffix and its eos.
         Raises ValueError if the numbers differ or a row is longer than the model's positions.
@@ -245,7 +387,7 @@ class Processor:
         if suffixes is None:
             del batch["labels"]
         side = self.config.vision.image_size
-        pictures = [p if isinstance(p, Image.Image) else open_picture(p) for p in images]
+        pictures = list(map(as_picture, images))
         batch["pixel_values"] = torch.stack([self.to_pixels(p, side) for p in pictures])
         return batch
 

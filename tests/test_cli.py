@@ -12,7 +12,7 @@ from conftest import randomise, tiny_config
 from PIL import Image
 
 from minipali import cli, locations
-from minipali.generation import generate
+from minipali.asking import generate
 from minipali.paligemma import PaliGemma
 from minipali.scenes import OBJECTS, TASKS, TRAINING_ARTISTS, ask, compose, plural
 

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import fresh_model, make_batch, make_ours, make_theirs
-from PIL import Image
 
-from minipali import generation
 from minipali.checks import exercise
 from minipali.checks.engine import CORRECT, WRONG, examine
-from minipali.generation import choose, distribution, generate, stream, token_steps
+from minipali.generation import choose, distribution, token_steps
 from minipali.paligemma import PaliGemma
 
 QUESTIONS = [(5, 0), (1, 0), (8, 0)]  # prompts of different lengths, no suffix
@@ -279,122 +277,6 @@ def test_a_seed_repeats_an_answer_and_another_gives_another(model):
     torch.rand(10)  # the global generator plays no part
     assert answer_ids(model, batch, temperature=1.0, seed=1) == first
     assert answer_ids(model, batch, temperature=1.0, seed=2) != first
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, found 0"),
-        ({"temperature": -0.1}, "temperature must be 0 .* found -0.1"),
-        ({"temperature": float("nan")}, "temperature must be 0 .* found nan"),
-        ({"temperature": float("inf")}, "temperature must be 0 .* found inf"),
-        ({"temperature": 1.0, "top_k": 0}, "top_k must be at least 1, found 0"),
-        ({"temperature": 1.0, "top_p": 0.0}, "top_p must be above 0 and at most 1, found 0.0"),
-        ({"temperature": 1.0, "top_p": 1.1}, "top_p must be above 0 and at most 1, found 1.1"),
-        ({"top_k": 5}, "set temperature above 0"),
-        ({"top_p": 0.5}, "set temperature above 0"),
-    ],
-)
-def test_options_out_of_range_are_named(model, processor, options, message):
-    with pytest.raises(ValueError, match=message):
-        generate(model, processor, picture(), "a", **options)
-    with pytest.raises(ValueError, match=message):
-        list(stream(model, processor, picture(), "a", **options))
-
-
-# --- text ----------------------------------------------------------------------------------------
-
-
-def picture(seed: int = 0) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), "uint8")
-    return Image.fromarray(values)
-
-
-def test_generate_is_processor_then_tokens_then_decode(model, processor):
-    pictures, prompts = [picture(0), picture(1)], ["a dog", "answer en what is on the left?"]
-    ids = their_answer_ids(make_theirs(), processor(pictures, prompts), eos_token_id=None)
-    expected = [processor.decode(row) for row in ids]
-    assert generate(model, processor, pictures, prompts, 8) == expected
-    assert generate(model, processor, picture(0), "a dog", 8) == expected[0]  # one in, one out
-    assert all(expected)
-
-
-@pytest.fixture
-def says(monkeypatch):
-    """Make the model say given token ids: one list for each row."""
-
-    def script(*rows):
-        steps = iter(torch.tensor(rows).T)
-        monkeypatch.setattr(generation, "choose", lambda *arguments: next(steps))
-
-    return script
-
-
-SPOKEN = {
-    "plain": "a dog and a cat",
-    "emoji": "a 😀👨‍👩‍👧 dog",
-    "emoji at the end": "dog 😀",
-    "right to left": "שלום",
-    "locations": "<loc0001><loc0500><loc0003><loc0004> dog ; <loc0009> cat",
-    "a true replacement character": "a\ufffdb",
-    "a replacement character at the end": "a\ufffd",
-    "nothing": "",
-    "spaces": "  a  ",
-}
-
-
-@pytest.mark.parametrize("name", SPOKEN)
-@pytest.mark.parametrize("ended", [True, False])
-def test_streamed_pieces_join_to_the_answer_and_hold_whole_characters(
-    model, processor, says, name, ended
-):
-    text = SPOKEN[name]
-    ids = processor.encode(text) + [1] * (ended or not text)
-    says(ids)
-    assert generate(model, processor, picture(), "a", len(ids)) == text
-    says(ids)
-    pieces = list(stream(model, processor, picture(), "a", len(ids)))
-    assert "".join(pieces) == text
-    assert all(pieces)
-    if "\ufffd" not in text:
-        assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_an_answer_cut_in_the_middle_of_an_emoji_still_streams_what_generate_says(
-    model, processor, says
-):
-    ids = processor.encode("a 😀")[:-1]
-    says(ids)
-    expected = generate(model, processor, picture(), "a", len(ids))
-    says(ids)
-    assert "".join(stream(model, processor, picture(), "a", len(ids))) == expected
-    assert expected.startswith("a ") and "\ufffd" in expected
-
-
-def test_pieces_come_as_soon_as_they_are_known(model, processor, says):
-    says(processor.encode("a dog 😀") + [1])
-    pieces = stream(model, processor, picture(), "a")
-    assert next(pieces) == "a"
-    assert next(pieces) == " dog"
-
-
-def test_stream_equals_generate_with_the_real_model_and_a_seed(model, processor):
-    options = {"max_new_tokens": 20, "temperature": 1.5, "top_k": 200, "seed": 3}
-    expected = generate(model, processor, picture(), "a dog", **options)
-    assert "".join(stream(model, processor, picture(), "a dog", **options)) == expected
-
-
-def test_stream_takes_one_prompt(model, processor):
-    with pytest.raises(ValueError, match="one prompt"):
-        list(stream(model, processor, [picture()], ["a"]))
-
-
-def test_the_words_of_a_finished_row_end_at_eos(model, processor, says):
-    dog, cat = processor.encode("a dog"), processor.encode("a cat")
-    assert len(dog) == len(cat) == 2
-    says([*dog, 1, 99, 99], [*cat, 99, 99, 1])
-    found = generate(model, processor, [picture()] * 2, ["a", "b"])
-    assert found[0] == "a dog" and found[1] == processor.decode([*cat, 99, 99])
 
 
 # --- the learner's own pieces --------------------------------------------------------------------

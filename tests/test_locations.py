@@ -5,10 +5,10 @@ import random
 import pytest
 from PIL import Image
 
-from minipali import load, locations
+from minipali import load
 from minipali.checks import exercise
 from minipali.checks.locations import EXERCISES, try_boxes
-from minipali.locations import box_tokens, detect, draw_boxes, overlap, read_boxes
+from minipali.locations import box_tokens, draw_boxes, overlap, read_boxes
 
 
 def test_corners_are_exact_and_vertical_comes_first():
@@ -43,14 +43,6 @@ def test_overlap_by_hand():
     assert overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0
     assert overlap((0, 0, 0, 0), (0, 0, 0, 0)) == 0
     assert overlap((1, 1, 0, 0), (0, 0, 1, 1)) == 0  # a box turned inside out
-
-
-def test_detect_answers_in_pixels_of_the_given_picture(monkeypatch):
-    answer = "<loc0000><loc0512><loc1023><loc1023> dog"
-    monkeypatch.setattr(locations, "generate", lambda *given: answer)
-    [(name, box)] = detect(None, None, Image.new("RGB", (400, 100)), "dog")
-    assert name == "dog"
-    assert box == pytest.approx((0, 400 * 512 / 1023, 100, 400))
 
 
 def test_drawing_leaves_the_picture_and_survives_any_box():

@@ -6,11 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from minipali import masks
 from minipali.locations import box_tokens
-from minipali.masks import MaskCodec, MasksError, load_codec, place_mask, read_masks, segment
+from minipali.masks import MaskCodec, MasksError, load_codec, place_mask, read_masks
 
 BLOCK = {"0": (128, 128, 3, 3), "2": (128, 128, 3, 3), "4": (128, 128, 1, 1)}
 # As Ning et al. configure it, and as big_vision reads it: names and shapes by hand.
@@ -292,16 +290,3 @@ def test_numbers_are_resized_before_they_are_compared_with_zero():
     assert placed[:, 330:].all() and not placed[:, :310].any()
     soft = torch.tensor([[-3.0, 1.0]])  # crosses at three quarters, not in the middle
     assert place_mask(soft, (0, 0, 4, 400), 4, 400)[0].argmax() == pytest.approx(250, abs=2)
-
-
-def test_segment_asks_and_reads_in_pixels_of_the_given_picture(monkeypatch):
-    asked = []
-
-    def generate(model, processor, picture, prompt, max_new_tokens):
-        asked.append((prompt, max_new_tokens >= 21 * 8))
-        return text((0.0, 0.5, 1.0, 1.0), [64] * 16, "dog")
-
-    monkeypatch.setattr(masks, "generate", generate)
-    [(_, box, mask)] = segment(None, None, Halves(), Image.new("RGB", (40, 10)), "dog")
-    assert asked == [("segment dog", True)]
-    assert mask.shape == (10, 40) and mask[:, 20:].all() and not mask[:, :19].any()

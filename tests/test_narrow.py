@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from conftest import fresh_model, make_batch
 
 from minipali import cli, load, narrow, save
-from minipali.generation import generate, token_steps
+from minipali.asking import generate
+from minipali.generation import token_steps
 from minipali.narrow import as_column, linear, quantize, rounded, suit, to_int8, widen, widened
 from minipali.scenes import examples
 

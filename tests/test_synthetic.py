@@ -88,7 +88,7 @@ def test_other_resolutions_load_by_config_alone(tmp_path, side):
     write_synthetic(tmp_path / "model", config)
     model, processor = load(tmp_path / "model")
     assert model.config.vision.num_patches == (side // 4) ** 2
-    from minipali.generation import generate
+    from minipali.asking import generate
     from minipali.scenes import examples
 
     assert isinstance(

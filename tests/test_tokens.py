@@ -1,16 +1,18 @@
 """Lesson 06: ids, masks and pixels equal those of transformers' PaliGemmaProcessor."""
 
 import io
+import os
 import random
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minipali import tokens
 from minipali.checks import exercise
@@ -406,18 +408,17 @@ def transparent_files(folder):
     yield saved(noise("RGBA"), folder / "rgba.webp", lossless=True)
 
 
-def test_transparent_files_equal_transformers_as_path_and_as_picture(ours, theirs, tmp_path):
-    differing = 0
+def test_a_transparent_file_is_white_there_by_its_path_and_as_a_picture(ours, theirs, tmp_path):
+    transparent = 0
     for path in transparent_files(tmp_path):
         with Image.open(path) as picture:
-            as_picture = to_pixels(picture, SIDE)
-            expected = their_pixels(theirs, picture)
-        torch.testing.assert_close(as_picture, expected, rtol=0, atol=1e-6, msg=path.name)
+            expected = their_pixels(theirs, picture)  # transformers lays a picture over white
+            as_picture = ours(picture, "a")["pixel_values"][0]
         as_path = ours(path, "a")["pixel_values"][0]
-        torch.testing.assert_close(as_path, path_pixels(theirs, path), rtol=0, atol=1e-6)
-        differing += not torch.equal(as_path, as_picture)
-    # transformers drops an alpha channel when it opens the file and lays a picture over white.
-    assert differing >= 3
+        torch.testing.assert_close(as_picture, expected, rtol=0, atol=1e-6, msg=path.name)
+        assert torch.equal(as_path, as_picture), path.name
+        transparent += not torch.equal(as_path, path_pixels(theirs, path))
+    assert transparent >= 3  # its `load_image` shows what is hidden behind the alpha channel
 
 
 def path_pixels(theirs, path) -> torch.Tensor:
@@ -427,26 +428,110 @@ def path_pixels(theirs, path) -> torch.Tensor:
         return their_pixels(theirs, load_image(str(path)))
 
 
+def with_exif(path, orientation: int, **tags) -> Image.Image:
+    """A file of 40 x 24 pixels with a camera's note, and the picture as it lies in the file."""
+    picture, exif = noise(size=(40, 24)), Image.Exif()
+    exif[0x0112] = orientation
+    saved(picture, path, exif=exif, **tags)
+    with Image.open(path) as file:
+        return file.convert("RGB")
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_photo_taken_with_a_turned_camera_is_upright_as_in_transformers(
-    ours, theirs, tmp_path, orientation
+    ours, theirs, tmp_path, kind, orientation
 ):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = saved(noise(size=(40, 24)), tmp_path / "turned.png", exif=exif)
+    with_exif(tmp_path / f"turned.{kind}", orientation)
+    path = tmp_path / f"turned.{kind}"
     found = ours(path, "a")["pixel_values"][0]
     torch.testing.assert_close(found, path_pixels(theirs, path), rtol=0, atol=1e-6)
-    assert open_picture(path).size == ((40, 24) if orientation < 5 else (24, 40))
-    with Image.open(path) as picture:  # a picture object is taken as it is, in both
-        found = to_pixels(picture, SIDE)
-        torch.testing.assert_close(found, their_pixels(theirs, picture), rtol=0, atol=1e-6)
+    upright = open_picture(path)
+    assert upright.size == ((40, 24) if orientation < 5 else (24, 40))
+    assert torch.equal(ours(upright, "a")["pixel_values"][0], found)  # not turned twice
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_turned_picture_object_is_taken_as_it_lies_and_a_warning_says_so(
+    ours, theirs, tmp_path, kind, orientation
+):
+    with_exif(tmp_path / f"turned.{kind}", orientation)
+    with Image.open(tmp_path / f"turned.{kind}") as picture:
+        for one in (picture, picture.convert("RGB")):  # which keeps the note
+            if orientation == 1:
+                found = ours(one, "a")
+            else:
+                with pytest.warns(UserWarning, match="is taken as it lies: give its path") as told:
+                    found = ours(one, "a")
+                assert told[0].filename == __file__  # the line that gave the picture
+            expected = their_pixels(theirs, one)
+            torch.testing.assert_close(found["pixel_values"][0], expected, rtol=0, atol=1e-6)
+        ours(ImageOps.exif_transpose(picture), "a")  # as the warning advises
+
+
+def exif_block(tags: list[bytes]) -> bytes:
+    return b"Exif\0\0MM\0*\0\0\0\x08" + len(tags).to_bytes(2, "big") + b"".join(tags)
+
+
+TURN = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)  # orientation 6, as a short
+MALFORMED = {
+    "garbage": (b"garbage", False),
+    "garbage after the mark": (b"Exif\0\0garbage", False),
+    "nothing": (b"Exif\0\0", False),
+    "cut before its tags": (exif_block([TURN])[:15], False),
+    "cut within the tag": (exif_block([TURN])[:-6], False),
+    "a text outside the file, before": (
+        exif_block([struct.pack(">HHII", 0x010F, 2, 90, 9999), TURN]), True,
+    ),
+    "a text outside the file, after": (
+        exif_block([TURN, struct.pack(">HHII", 0x0131, 2, 90, 9999)]), True,
+    ),
+    "a kind that does not exist": (
+        exif_block([TURN, struct.pack(">HHII", 0x0131, 99, 1, 0)]), True,
+    ),
+    "a fraction that is a text": (
+        exif_block([TURN, struct.pack(">HHI", 0x011A, 2, 3) + b"abc\0"]), True,
+    ),
+    "cut after the tag": (exif_block([TURN, TURN, TURN])[:-20], True),
+    "an orientation that does not exist": (
+        exif_block([struct.pack(">HHIHH", 0x0112, 3, 1, 77, 0)]), False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("name", MALFORMED)
+def test_an_odd_note_of_a_camera_never_refuses_a_whole_picture(tmp_path, kind, name):
+    block, turned = MALFORMED[name]
+    path = tmp_path / "photo"
+    noise(size=(40, 24)).save(path, kind, exif=block)
+    found = open_picture(path)
+    with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+        expected = file.convert("RGB")
+    if turned:
+        expected = expected.transpose(Image.Transpose.ROTATE_270)  # clockwise by a quarter
+    assert found.size == expected.size and found.tobytes() == expected.tobytes()
+
+
+def test_random_notes_of_a_camera_never_refuse_a_whole_picture(tmp_path):
+    rng, whole = np.random.default_rng(0), Image.Exif()
+    whole.update({0x010F: "maker", 0x0112: 6, 0x011A: 72.0, 0x0131: "program"})
+    sizes = set()
+    for _ in range(200):
+        block = bytearray(whole.tobytes())
+        for place in rng.integers(0, len(block), 4):
+            block[place] = rng.integers(256)
+        saved(noise(size=(40, 24)), tmp_path / "photo.jpg", exif=bytes(block))
+        sizes.add(open_picture(tmp_path / "photo.jpg").size)
+    assert sizes == {(40, 24), (24, 40)}
 
 
 @pytest.mark.parametrize(
     ("mode", "name"),
     [
         ("RGB", "a.jpg"), ("L", "a.jpg"), ("CMYK", "a.jpg"), ("RGB", "a.bmp"), ("1", "a.png"),
-        ("I;16", "a.png"), ("F", "a.tif"), ("CMYK", "a.tif"), ("P", "a.gif"), ("RGB", "a.webp"),
+        ("CMYK", "a.tif"), ("P", "a.gif"), ("RGB", "a.webp"),
         ("RGB", "straße 犬.png"),
     ],
 )  # fmt: skip
@@ -459,10 +544,65 @@ def test_files_of_many_formats_equal_transformers(ours, theirs, tmp_path, mode, 
     assert open_picture(path).mode == "RGB"
 
 
-def test_sixteen_bits_are_cut_off_at_255_as_pillow_does():
-    values = np.array([[0, 100, 255, 256, 65535]], dtype="uint16")
-    found = np.array(tokens.to_rgb(Image.fromarray(values)))
-    assert found[0, :, 0].tolist() == [0, 100, 255, 255, 255]
+STEPS = np.arange(0, 65536, 257).astype("uint16").reshape(16, 16)  # what 0 to 255 are in 16 bits
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_a_file_of_16_bits_keeps_its_256_levels(tmp_path, name):
+    if name == "a.pgm":
+        (tmp_path / name).write_bytes(b"P5 16 16 65535\n" + STEPS.astype(">u2").tobytes())
+    else:
+        saved(Image.fromarray(STEPS), tmp_path / name)
+    found = np.asarray(open_picture(tmp_path / name))
+    assert (found == np.arange(256).reshape(16, 16, 1)).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_file_of_32_bits_is_refused(tmp_path, mode):
+    with pytest.raises(PictureError, match=r"a\.tif must have 8 or 16 bits a colour, found 32"):
+        open_picture(saved(noise(mode), tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_a_picture_object_of_many_bits_is_cut_off_as_in_transformers_with_a_warning(
+    ours, theirs, mode
+):
+    with pytest.warns(UserWarning, match=f"mode {mode} is read as if 0 were black and 255 white"):
+        found = ours(noise(mode), "a")["pixel_values"][0]
+    torch.testing.assert_close(found, their_pixels(theirs, noise(mode)), rtol=0, atol=1e-6)
+
+
+def test_arrays_of_bytes_equal_transformers_wherever_the_colours_are(ours, theirs):
+    values = np.asarray(noise(size=(40, 24)))  # (y, x, 3)
+    turned = np.moveaxis(values, 2, 0)  # (3, y, x)
+    expected = ours(Image.fromarray(values), "a")["pixel_values"]
+    for given in (values, turned, torch.tensor(values), torch.tensor(turned)):
+        assert torch.equal(ours(given, "a")["pixel_values"], expected)
+        torch.testing.assert_close(their_pixels(theirs, given), expected[0], rtol=0, atol=1e-6)
+    assert torch.equal(ours([values, turned], ["a", "a"])["pixel_values"][1], expected[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (np.random.default_rng(0).random((300, 200, 3)), r"ndarray of float64, \(300, 200, 3\)"),
+        (torch.rand(3, 30, 20), r"Tensor of float32, \(3, 30, 20\)"),
+        (np.zeros((30, 20), "uint8"), r"ndarray of uint8, \(30, 20\)"),
+        (np.zeros((3, 20, 3), "uint8"), r"ndarray of uint8, \(3, 20, 3\)"),  # either way
+        (np.zeros((30, 20, 3), "int64"), r"ndarray of int64, \(30, 20, 3\)"),
+        (None, "NoneType"),
+        (3.5, "float"),
+        (3, "int"),
+        (b"\x89PNG", "bytes"),
+        (io.BytesIO(b"\x89PNG"), "BytesIO"),
+        ({"path": "a.png"}, "dict"),
+    ],
+)
+def test_what_is_no_picture_is_named_in_one_short_line(ours, given, found):
+    for way in (lambda given: ours(given, "a"), lambda given: ours([given], ["a"])):
+        with pytest.raises(PictureError, match=f"{found}: .*Image.fromarray") as refused:
+            way(given)
+        assert len(str(refused.value)) < 200 and "\n" not in str(refused.value)
 
 
 def test_an_animation_shows_its_first_frame(ours, theirs, tmp_path):
@@ -496,9 +636,13 @@ def encoded(kind: str, **options) -> bytes:
 
 
 def test_a_missing_file_is_named(ours, tmp_path):
-    for path in (tmp_path / "none.png", tmp_path / "none" / "none.png"):
+    missing = (tmp_path / "none.png", tmp_path / "none" / "none.png")
+    for path in (*missing, "a\0none.png", "x" * 5000 + "none.png"):
         with pytest.raises(PictureError, match=r"no picture at .*none\.png: check the path"):
             ours(path, "a")
+        with pytest.raises(PictureError) as refused:
+            open_picture(path)
+        assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -513,10 +657,13 @@ def test_a_missing_file_is_named(ours, tmp_path):
         (png_claiming(100_000, 100_000), "must "),
         (png_claiming(15_000, 10_000), "must have from 1 to 100,000,000 pixels, found 15000"),
         (png_claiming(0, 10), "must "),
+        (b"%PDF-1.7\n%", "must be a picture, found a PDF: save the page as PNG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "must .* found a HEIC photo: save it as JPEG"),
+        (b'<?xml version="1.0"?>\n<svg width="9">', "must .* found an SVG drawing: save it as PNG"),
     ],
     ids=[
         "empty", "text", "cut png", "png header alone", "cut jpeg", "cut webp", "bomb",
-        "above our limit", "no width",
+        "above our limit", "no width", "pdf", "heic", "svg",
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_whole_picture_is_named(tmp_path, content, message):
@@ -526,14 +673,29 @@ def test_a_file_that_is_no_whole_picture_is_named(tmp_path, content, message):
         open_picture(path)
 
 
-@pytest.mark.parametrize("path", ["", "a\0b.png", "x" * 5000 + ".png", 3.5, None, np.zeros((4, 4))])
+@pytest.mark.parametrize("path", ["", 3.5, 0, None, np.zeros((4, 4))])
 def test_what_is_no_path_is_a_picture_error_too(path):
     with pytest.raises(PictureError):
         open_picture(path)
 
 
+@pytest.mark.parametrize("link", ["https://example.org/a.png", "http://example.org/a.png"])
+def test_a_link_is_refused_with_advice(ours, link):
+    for given in (link, Path(link)):
+        with pytest.raises(PictureError, match="is a link, and .* download the picture first"):
+            ours(given, "a")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_or_a_device_is_refused_before_it_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")  # to open it waits until somebody writes
+    for path in (tmp_path / "pipe.png", os.devnull):
+        with pytest.raises(PictureError, match="found a pipe or a device"):
+            open_picture(path)
+
+
 def test_a_folder_and_an_unreadable_file_are_named(tmp_path, monkeypatch):
-    with pytest.raises(PictureError, match="must be a whole picture file"):
+    with pytest.raises(PictureError, match="found a folder: name a file in it"):
         open_picture(tmp_path)
     path = saved(noise(), tmp_path / "locked.png")
 
@@ -563,9 +725,13 @@ def test_a_damaged_file_is_a_picture_or_a_picture_error_never_another_crash(tmp_
     assert refused > 0
 
 
-def test_a_picture_object_of_a_damaged_file_is_a_picture_error():
-    with Image.open(io.BytesIO(encoded("PNG")[:-2000])) as picture, pytest.raises(PictureError):
-        to_pixels(picture, SIDE)
+def test_a_picture_object_of_a_damaged_file_is_a_picture_error(ours):
+    for way in (lambda picture: to_pixels(picture, SIDE), lambda picture: ours(picture, "a")):
+        cut = io.BytesIO(encoded("PNG")[:-2000])
+        with Image.open(cut) as picture, pytest.raises(PictureError):
+            way(picture)
+    with pytest.raises(PictureError, match="must have all its pixels"):
+        ours(picture, "a")  # closed
 
 
 def test_picture_objects_without_pixels_with_too_many_or_of_an_odd_kind_are_refused(monkeypatch):

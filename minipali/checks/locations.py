@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from minipali import locations, scenes
+from minipali.asking import generate
 from minipali.checks import show
 from minipali.checks.engine import (
     CORRECT,
@@ -16,7 +17,6 @@ from minipali.checks.engine import (
     Outcome,
 )
 from minipali.evaluation import evaluation_set
-from minipali.generation import generate
 from minipali.paligemma import PaliGemma
 from minipali.tokens import Processor
 

@@ -126,11 +126,11 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=None):
     ordered, tokens = (logits / temperature).sort(dim=-1, descending=True)
     if top_k is not None:
         ordered[:, top_k:] = float("-inf")
-    probabilities = ordered.softmax(dim=-1)
+    probabilities = ordered.double().softmax(dim=-1)  # float32 rounds too much for exact sums
     if top_p is not None:
         before = probabilities.cumsum(dim=-1) - probabilities  # what the likelier ones reach
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
-    probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    probabilities = (probabilities / probabilities.sum(dim=-1, keepdim=True)).float()
     return torch.zeros_like(logits).scatter(-1, tokens, probabilities)  # back in their places
 
 

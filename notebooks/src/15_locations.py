@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 
-from minipali import figures, generate, load, locations, masks, scenes
+from minipali import detect, figures, generate, load, locations, masks, scenes
 
 model, processor = load("small")
 figures.model_map("head", model.config)
@@ -503,7 +503,7 @@ some = list(zip(corners, corners[1:], strict=False))
 print("overlap: ", np.allclose([overlap(*p) for p in some], [locations.overlap(*p) for p in some]))
 picture = scenes.examples()["penguin_test_artist"].resize((500, 200))
 [(_, numbers)] = read(generate(model, processor, picture, "detect penguin"))
-[(_, box)] = locations.detect(model, processor, picture, "penguin")
+[(_, box)] = detect(model, processor, picture, "penguin")
 print("detect:  ", np.allclose(tokens_to_box(numbers, 200, 500), box))
 
 # %% [markdown]
