@@ -1,22 +1,33 @@
 """The exercises' checks: right answers pass, mistakes are named, nothing is borrowed."""
 
+import cProfile
+import functools
+import importlib
+import io
 import re
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from minipali import checks, load, patches
 from minipali.checks import CheckFailed, check, engine, exercise, hint
+from minipali.checks.comparing import same
 from minipali.checks.engine import (
     CORRECT,
     CRASHED,
     NOT_ATTEMPTED,
     REFUSED,
     WRONG,
-    _same,
+    answers,
     examine,
-    run,
 )
-from minipali.checks.lessons import STEMS, exercises
+from minipali.checks.lessons import STEMS, by_lesson, exercises
+from minipali.checks.running import SETTINGS
+from minipali.swap import HOOKS, OF_PROCESSOR, PIECES, swap
 
 ALL = list(exercises().values())
 MISTAKES = [(one, mistake) for one in ALL for mistake in one.mistakes]
@@ -25,7 +36,7 @@ MISTAKES = [(one, mistake) for one in ALL for mistake in one.mistakes]
 @pytest.fixture
 def unwatched(monkeypatch):
     """Let the finished pieces and the known mistakes count as a learner's own code."""
-    monkeypatch.setattr(engine, "_finished_files", lambda exercise: set())
+    monkeypatch.setattr(engine, "_finished_modules", lambda exercise: set())
 
 
 def foreign(function):
@@ -53,9 +64,6 @@ def test_each_known_mistake_is_rejected_and_named(unwatched, one, mistake):
     ("one", "mistake"), MISTAKES, ids=[f"{one.name}-{mistake.name}" for one, mistake in MISTAKES]
 )
 def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
-    def far(arguments):
-        return apart(run(one, one.reference, arguments), run(one, mistake.wrong, arguments))
-
     def apart(right, wrong):
         if isinstance(right, tuple):
             return any(apart(*both) for both in zip(right, wrong, strict=True))
@@ -66,25 +74,49 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
         difference = (right.double() - wrong.double()).abs()
         return bool(difference.isnan().any() or difference.max() > 100 * one.tolerance)
 
-    assert any(far(arguments) for arguments in one.cases())
+    pairs = zip(answers(one, one.reference), answers(one, mistake.wrong), strict=True)
+    assert any(apart(*both) for both in pairs)
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_a_mistake_is_one_edit_of_a_right_answer(one):
+    """Else more than what its sentence says would be wrong with it."""
+    right = answers(one, one.reference)
+    for edited in {m.wrong.func for m in one.mistakes if isinstance(m.wrong, functools.partial)}:
+        unedited = answers(one, edited)
+        assert all(map(functools.partial(same, tolerance=one.tolerance), unedited, right))
+
+
+def test_the_references_are_what_the_trained_model_does(capsys):
+    """Also where the package has a module in place of a function, they are one truth."""
+    for whole, known in zip(load("small"), ({**PIECES, **HOOKS}, OF_PROCESSOR), strict=True):
+        swap(whole, **{name: exercise(name).reference for name in known})
+    said = capsys.readouterr().out
+    assert said.count("correct") == 2 and "wrong" not in said
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 def test_an_exercise_has_enough_mistakes_and_hints_and_no_two_mistakes_are_alike(one):
     assert 4 <= len(one.mistakes) <= 8
     assert len(one.hints) >= 3
-    cases = one.cases()
-    results = [[run(one, mistake.wrong, case) for case in cases] for mistake in one.mistakes]
+    results = [answers(one, mistake.wrong) for mistake in one.mistakes]
     for i, first in enumerate(results):
         for second in results[:i]:
-            alike = all(_same(a, b, one.tolerance) for a, b in zip(first, second, strict=True))
+            alike = all(same(a, b, one.tolerance) for a, b in zip(first, second, strict=True))
             assert not alike
 
 
 def test_names_are_unique_and_every_lesson_with_checks_is_listed():
-    names = [one.name for one in ALL]
-    assert len(names) == len(set(names))
-    assert STEMS[0] == "patches"
+    with_checks = {
+        path.stem
+        for path in Path(checks.__file__).parent.glob("*.py")
+        if hasattr(importlib.import_module(f"minipali.checks.{path.stem}"), "EXERCISES")
+    }
+    assert with_checks == set(STEMS)
+    sources = Path(__file__).parents[1] / "exercises" / "src"
+    assert sorted(by_lesson()) == sorted(path.stem for path in sources.glob("*.py"))
+    every = [one for of_lesson in by_lesson().values() for one in of_lesson]
+    assert len(every) == len({one.name for one in every}) == len(ALL)
 
 
 CELL = """
@@ -123,11 +155,82 @@ disguises = [
 """
 
 
-def test_the_finished_piece_is_refused_in_every_disguise():
+def disguises():
     scope = {}
     exec(CELL, scope)
-    for disguise in scope["disguises"]:
+    return scope["disguises"]
+
+
+def test_the_finished_piece_is_refused_in_every_disguise():
+    for disguise in disguises():
         assert examine(exercise("patchify"), disguise).status == REFUSED, disguise
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_every_finished_piece_is_refused_inside_a_function_too(one):
+    assert examine(one, foreign(one.reference)).status == REFUSED
+
+
+def profiled_in_c():
+    return cProfile.Profile().enable, lambda: None
+
+
+def profiled():
+    seen = []
+    return lambda: sys.setprofile(lambda *event: seen.append(event)), lambda: seen
+
+
+def debugged():
+    seen = []
+
+    def trace(frame, event, _):
+        seen.append(event)
+        return trace
+
+    return lambda: sys.settrace(trace), lambda: seen
+
+
+@pytest.mark.parametrize("hook", [profiled_in_c, profiled, debugged])
+def test_profilers_and_debuggers_change_nothing_and_lose_nothing(hook):
+    scope = {}
+    exec(HONEST, scope)
+    attempts = [*scope["honest"], *disguises()]
+    expected = [CORRECT] * len(scope["honest"]) + [REFUSED] * len(disguises())
+    traced, profiler = sys.gettrace(), sys.getprofile()
+    start, seen = hook()
+    try:
+        start()
+        during = sys.gettrace(), sys.getprofile()
+        found = [examine(exercise("patchify"), attempt).status for attempt in attempts]
+        assert (sys.gettrace(), sys.getprofile()) == during
+    finally:
+        sys.settrace(traced)
+        sys.setprofile(profiler if callable(profiler) else None)
+    assert found == expected
+    assert seen() is None or seen()
+
+
+def test_watching_leaves_the_package_as_it_was_and_no_other_thread_is_watched():
+    code, defaults = patches.patchify.__code__, patches.patchify.__kwdefaults__
+    pixels, results = torch.zeros(1, 3, 4, 4), []
+
+    def in_another_thread():
+        results.append(patches.patchify(pixels, 2).shape)
+
+    def right_beside_a_thread(pixels, p):
+        thread = threading.Thread(target=in_another_thread)
+        thread.start()
+        thread.join()
+        return honest_patchify(pixels, p)
+
+    def gives_up(pixels, p):
+        raise KeyboardInterrupt
+
+    assert examine(exercise("patchify"), right_beside_a_thread).status == CORRECT
+    assert results == [(1, 4, 12)] * 2
+    with pytest.raises(KeyboardInterrupt):
+        examine(exercise("patchify"), gives_up)
+    assert (patches.patchify.__code__, patches.patchify.__kwdefaults__) == (code, defaults)
 
 
 HONEST = """
@@ -152,6 +255,15 @@ def through_numpy(pixels, p):
 honest = [Cutter(), loops, through_numpy,
     lambda a, b: torch.nn.functional.unfold(a, b, stride=b).transpose(1, 2)]
 """
+
+
+def honest_patchify(pixels, p):
+    rows = [
+        pixels[:, :, y : y + p, x : x + p].flatten(1)
+        for y in range(0, pixels.shape[2], p)
+        for x in range(0, pixels.shape[3], p)
+    ]
+    return torch.stack(rows, dim=1)
 
 
 def test_honest_answers_of_any_style_are_correct():
@@ -181,7 +293,7 @@ def test_a_stub_is_not_attempted():
     assert examine(exercise("patchify"), stub).status == NOT_ATTEMPTED
     assert examine(exercise("patchify"), lambda pixels, patch_size: ...).status == NOT_ATTEMPTED
     outcome = examine(exercise("patchify"), lambda pixels, patch_size: stub(pixels, patch_size))
-    assert outcome.status == NOT_ATTEMPTED and "calls `stub`" in outcome.message
+    assert outcome.status == NOT_ATTEMPTED and "`stub` is not written yet" in outcome.message
 
 
 class Learned:
@@ -289,13 +401,242 @@ def test_only_strict_mode_raises(unwatched, monkeypatch, capsys):
     check("patchify", foreign(exercise("patchify").reference))
 
 
-def test_hints_come_one_by_one_and_an_unknown_name_lists_the_known(capsys):
+def test_hints_come_one_by_one(capsys):
     hint("patchify", 2)
     assert "Hint 2 of 3" in capsys.readouterr().out
-    hint("patchify", 9)
-    assert "hints 1 to 3" in capsys.readouterr().out
-    with pytest.raises(KeyError, match="embed_patches"):
-        hint("pachify", 1)
+    for number in (0, -1, 4, "1", 1.5, None, torch):
+        hint("patchify", number)
+        assert "hints 1 to 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pachify", "", None, 3, honest_patchify, torch.zeros(2)])
+def test_an_unknown_name_is_told_which_there_are(capsys, monkeypatch, name):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    hint(name, 1)
+    check(name, honest_patchify)
+    said = capsys.readouterr().out
+    if isinstance(name, str):
+        assert said.count("embed_patches") == 2 and "unknown" in said
+    else:
+        assert said.count('check("patchify", patchify)') == 2
+    monkeypatch.setenv("MINIPALI_STRICT", "1")
+    with pytest.raises(CheckFailed):
+        check(name, honest_patchify)
+    with pytest.raises(KeyError):
+        exercise(name)
+
+
+def test_a_mistyped_name_is_guessed(capsys):
+    hint("pachify")
+    assert "Did you mean 'patchify'?" in capsys.readouterr().out
+
+
+def test_a_console_without_a_tick_shows_the_rest_and_listeners_hear_of_it(monkeypatch):
+    console, heard = io.TextIOWrapper(io.BytesIO(), encoding="cp1252"), []
+    monkeypatch.setattr(sys, "stdout", console)
+    monkeypatch.setattr(checks, "listeners", [heard.append])
+    check("patchify", honest_patchify)
+    console.flush()
+    assert console.buffer.getvalue().startswith(b"? patchify: correct")
+    assert [outcome.status for outcome in heard] == [CORRECT]
+
+
+# --- what an attempt does to torch, and torch to an attempt ---------------------------------------
+
+CHANGES = {
+    "default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "default device": lambda: torch.set_default_device("meta"),
+    "grad mode": lambda: torch.set_grad_enabled(False),
+    "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
+    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "autocast on a GPU": lambda: torch.set_autocast_enabled("cuda", True),
+    "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "precision of products": lambda: torch.set_float32_matmul_precision("medium"),
+    "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "random numbers": lambda: torch.manual_seed(1234),
+}
+
+
+def settings():
+    found = {name: read() for name, (read, _, _) in SETTINGS.items()}
+    return {name: x.tolist() if torch.is_tensor(x) else x for name, x in found.items()}
+
+
+@pytest.fixture
+def restored():
+    before = [(write, read()) for read, write, _ in SETTINGS.values()]
+    yield
+    for write, value in before:
+        write(value)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_an_attempt_changes_in_torch_is_put_back(restored, name):
+    seen = []
+
+    def changes(pixels, p):
+        seen.append(settings()[name])
+        CHANGES[name]()
+        seen.append(settings()[name])
+        return honest_patchify(pixels, p)
+
+    before = settings()
+    assert examine(exercise("patchify"), changes).status == CORRECT
+    assert settings() == before
+    assert seen[0] != seen[1], "the attempt did change it"
+    assert seen[:2] == seen[2:], "and the next case did not notice"
+
+
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "threads"])
+def test_the_outcome_does_not_depend_on_settings_and_leaves_them(restored, name):
+    module = nn.Linear(3, 2)
+    CHANGES[name]()
+    before = settings()
+    for piece, attempt in {"patchify": honest_patchify, "train": honest_train}.items():
+        assert examine(exercise(piece), attempt).status == CORRECT
+        assert settings() == before
+    assert module.weight.device.type == "cpu"
+
+
+def test_inference_mode_around_a_check_or_left_on_by_an_attempt_does_not_matter():
+    kept = []
+
+    def leaves_it_on(pixels, p):
+        kept.append(torch.inference_mode())
+        kept[-1].__enter__()
+        return honest_patchify(pixels, p)
+
+    with torch.inference_mode():
+        assert examine(exercise("train"), honest_train).status == CORRECT
+        assert torch.is_inference_mode_enabled()
+    assert examine(exercise("patchify"), leaves_it_on).status == CORRECT
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    for one in reversed(kept):
+        one.__exit__(None, None, None)
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+
+
+def honest_train(module, optimizer, batches, held_out, loss, epochs, max_norm):
+    losses, measured = [], []
+    for _ in range(epochs):
+        module.train()
+        for x, y in batches:
+            value = loss(module(x), y)
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+            optimizer.step()
+            losses.append(value.item())
+        module.eval()
+        with torch.no_grad():
+            measured.append(loss(module(held_out[0]), held_out[1]).item())
+    return torch.tensor(losses), torch.tensor(measured)
+
+
+# --- results and errors that are hard to look at --------------------------------------------------
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __eq__ = __len__ = __repr__ = __str__
+    __hash__ = None
+
+
+class Silent(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), named=None):
+        raise TypeError("no")
+
+
+def raising(error):
+    def attempt(*given):
+        raise error
+
+    return attempt
+
+
+def endless(*given):
+    while True:
+        yield torch.zeros(1)
+
+
+def deep(*given):
+    return deep(*given)
+
+
+RIGHT_SHAPE = torch.zeros(2, 6, 12)
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (RIGHT_SHAPE.to_sparse(), "found a sparse_coo one"),
+        (RIGHT_SHAPE.to("meta"), "must be on cpu, found meta"),
+        (RIGHT_SHAPE.to(torch.complex64), "found torch.complex64"),
+        (RIGHT_SHAPE.bool(), "found torch.bool"),
+        (RIGHT_SHAPE.to(torch.float8_e4m3fn), "found torch.float8_e4m3fn"),
+        (RIGHT_SHAPE.as_subclass(Silent), "cannot be examined: TypeError: no"),
+        (NoText(), "found a NoText"),
+        ((x for x in [1, 2]), "found a list"),
+        (float("nan"), "must be a Tensor, found a float"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
+)
+def test_an_odd_result_gets_a_sentence(result, said):
+    outcome = examine(exercise("patchify"), lambda *given: result)
+    assert outcome.status in (WRONG, CRASHED)
+    assert said in str(outcome)
+
+
+@pytest.mark.parametrize(
+    "name", ["prompt_ids", "box_to_tokens", "overlap", "our_name", "row_labels"]
+)
+@pytest.mark.parametrize(
+    "result",
+    [
+        float("nan"), 10**400, 1j, NoText(), [NoText()], "x" * 10**6, [float("nan")] * 4, [None],
+        (), ([], []), (NoText(), NoText()), torch.zeros(4), {}, True,
+    ],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_odd_results_where_plain_values_are_due(name, result):
+    outcome = examine(exercise(name), lambda *given: result)
+    assert outcome.status in (WRONG, CRASHED)
+    assert len(str(outcome)) < 3000
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (raising(NoText()), "NoText: a NoText that cannot be shown"),
+        (raising(ValueError("x" * 10**6)), "… (1000000 characters)"),
+        (raising(SystemExit(3)), "SystemExit: 3"),
+        (raising(GeneratorExit()), "GeneratorExit in line"),
+        (deep, "RecursionError: maximum recursion depth"),
+        (endless, "it must come to an end"),
+        (lambda pixels, p: pixels.bool() @ pixels.bool().mT, "not implemented for 'Bool'"),
+    ],
+)
+def test_what_an_attempt_raises_is_told_in_short(attempt, said):
+    outcome = examine(exercise("patchify"), attempt)
+    assert outcome.status == CRASHED
+    assert said in outcome.message and len(outcome.message) < 1000
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (lambda: [1, 2], "one token a row, (b,); found int"),
+        (lambda: [torch.zeros(1), torch.zeros(2)], "found torch.Size([1]) and torch.Size([2])"),
+        (lambda: [], "found no step"),
+        (lambda: endless(), "it must come to an end"),
+    ],
+)
+def test_odd_steps_are_told(steps, said):
+    outcome = examine(exercise("continue_tokens"), lambda *given: steps())
+    assert outcome.status in (WRONG, CRASHED) and said in outcome.message
 
 
 def of_batch_norm(change):

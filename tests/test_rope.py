@@ -197,7 +197,7 @@ def one_head_for_all(query, key, value, positions, heads, kv_heads, theta):
 def test_mistakes_that_are_in_no_list_are_rejected_with_a_useful_sentence(
     monkeypatch, name, attempt, said
 ):
-    monkeypatch.setattr("minipali.checks.engine._finished_files", lambda exercise: set())
+    monkeypatch.setattr("minipali.checks.engine._finished_modules", lambda exercise: set())
     outcome = examine(exercise(name), attempt)
     assert outcome.status == WRONG
     assert said in outcome.message

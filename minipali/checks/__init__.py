@@ -7,10 +7,13 @@ Outcomes are displayed, not raised, so that a notebook runs to its end. With the
 variable MINIPALI_STRICT=1 everything but *correct* raises CheckFailed: so solutions are tested.
 """
 
+import difflib
 import os
+import sys
 from collections.abc import Callable
 
-from minipali.checks.engine import CORRECT, Exercise, Outcome, examine
+from minipali.checks.comparing import shown
+from minipali.checks.engine import CORRECT, UNKNOWN, Exercise, Outcome, examine
 from minipali.checks.lessons import exercises
 
 __all__ = ["CheckFailed", "check", "exercise", "hint", "show"]
@@ -26,33 +29,51 @@ class CheckFailed(AssertionError):
 
 def exercise(name: str) -> Exercise:
     """The exercise of that name. Raises KeyError that lists the names there are."""
-    known = exercises()
-    if name not in known:
-        raise KeyError(f"no exercise {name!r}; there are: {', '.join(known)}")
-    return known[name]
+    if unknown := _unknown(name):
+        raise KeyError(unknown)
+    return exercises()[name]
 
 
 def check(name: str, attempt: Callable) -> None:
-    """Examine a learner's function and display the outcome.
-
-    Raises KeyError, listing the names there are, for an unknown exercise.
-    """
-    show(examine(exercise(name), attempt))
+    """Examine a learner's function and display the outcome; also for a name that does not exist."""
+    unknown = _unknown(name)
+    show(Outcome(shown(name), UNKNOWN, unknown) if unknown else examine(exercise(name), attempt))
 
 
 def hint(name: str, number: int = 1) -> None:
     """Display hint `number` of an exercise, counted from 1; the last ones say the most."""
-    hints = exercise(name).hints
-    if not 1 <= number <= len(hints):
-        print(f"{name} has hints 1 to {len(hints)}.")
+    if unknown := _unknown(name):
+        _write(unknown)
         return
-    print(f"Hint {number} of {len(hints)}: {hints[number - 1]}")
+    hints = exercise(name).hints
+    if number not in range(1, len(hints) + 1):
+        _write(f'{name} has hints 1 to {len(hints)}: hint("{name}", 1), and so on.')
+        return
+    _write(f"Hint {int(number)} of {len(hints)}: {hints[int(number) - 1]}")
 
 
 def show(outcome: Outcome) -> None:
     """Print an outcome; in strict mode raise CheckFailed unless it is *correct*."""
-    print(outcome)
     for listener in listeners:
         listener(outcome)
+    _write(str(outcome))
     if outcome.status != CORRECT and os.environ.get("MINIPALI_STRICT") == "1":
         raise CheckFailed(str(outcome))
+
+
+def _unknown(name) -> str:
+    """What is to be said about a name that is none of an exercise, or ""."""
+    known = list(exercises())
+    if name in known:
+        return ""
+    if not isinstance(name, str):
+        return f'The name of the exercise comes first, as text: check("{known[0]}", {known[0]}).'
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"There is no exercise {shown(name)!r}.{meant} There are: {', '.join(known)}."
+
+
+def _write(text: str) -> None:
+    # A console that cannot write a tick (Windows, cp1252) gets a question mark in its place.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, errors="replace").decode(encoding))

@@ -1,19 +1,15 @@
 """Lesson 03: attention as a weighted average, and in several heads."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minipali.attention import attention_weights
+from minipali.attention import attend
 from minipali.checks.engine import Exercise, Mistake
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """The reference: (b, h, t, k), (b, h, s, k), (b, h, s, k) -> (b, h, t, k)."""
-    return attention_weights(query, key, mask) @ value
 
 
 def _attend_cases() -> list[tuple]:
@@ -46,22 +42,23 @@ def _attend_cases() -> list[tuple]:
 
 
 def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
     scale: Callable[[int], float] = lambda k: k**-0.5,
     axis: int = -1,
     hidden: Callable[[Tensor], Tensor] = lambda mask: ~mask,
     fill: float = float("-inf"),
     clean: bool = True,
-) -> Callable:
-    """Attention with one thing changed; clean: hidden weights are set to zero at the end."""
-
-    def wrong(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        scores = query @ key.transpose(-1, -2) * scale(query.shape[-1])
-        if mask is None:
-            return scores.softmax(axis) @ value
-        weights = scores.masked_fill(hidden(mask), fill).softmax(axis)
-        return (weights.masked_fill(hidden(mask), 0.0) if clean else weights) @ value
-
-    return wrong
+) -> Tensor:
+    """attend with one thing changed; clean: hidden weights are set to zero at the end."""
+    scores = query @ key.transpose(-1, -2) * scale(query.shape[-1])
+    if mask is None:
+        return scores.softmax(axis) @ value
+    weights = scores.masked_fill(hidden(mask), fill).softmax(axis)
+    return (weights.masked_fill(hidden(mask), 0.0) if clean else weights) @ value
 
 
 def _mask_after_softmax(query, key, value, mask):
@@ -82,25 +79,25 @@ ATTEND = Exercise(
     mistakes=(
         Mistake(
             "scale missing",
-            _attend(scale=lambda k: 1.0),
+            partial(_attend, scale=lambda k: 1.0),
             "The scores are not scaled. Multiply them by 1 / sqrt(k) before the softmax, where k ="
             " query.shape[-1]; else wide heads look at one key alone.",
         ),
         Mistake(
             "scale by k",
-            _attend(scale=lambda k: 1 / k),
+            partial(_attend, scale=lambda k: 1 / k),
             "The scores are divided by k. Divide by its square root: a sum of k products typically"
             " has the size sqrt(k), not k.",
         ),
         Mistake(
             "times minus a half",
-            _attend(scale=lambda k: k * -0.5),
+            partial(_attend, scale=lambda k: k * -0.5),
             "The scores are multiplied by k * -0.5, one star short of k ** -0.5. The factor is"
             " negative, so the least similar key gets the largest weight.",
         ),
         Mistake(
             "softmax over the queries",
-            _attend(axis=-2),
+            partial(_attend, axis=-2),
             "The softmax runs over the queries. Each query shares out one whole among the keys: a"
             " row of (t, s) must sum to 1, so take dim=-1.",
         ),
@@ -112,20 +109,20 @@ ATTEND = Exercise(
         ),
         Mistake(
             "mask upside down",
-            _attend(hidden=lambda mask: mask),
+            partial(_attend, hidden=lambda mask: mask),
             "The mask is upside down: True means that the query may look there. Fill the others:"
             " masked_fill(~mask, ...).",
         ),
         Mistake(
             "NaN where nothing is visible",
-            _attend(clean=False),
+            partial(_attend, clean=False),
             "A query that may see nothing gives NaN: its scores are all -inf, so the softmax"
             " computes 0 / 0. The contract says zeros: set the hidden weights to 0 after the"
             " softmax as well.",
         ),
         Mistake(
             "average where nothing is visible",
-            _attend(fill=-1e9, clean=False),
+            partial(_attend, fill=-1e9, clean=False),
             "A query that may see nothing gets the plain average of all values, hidden ones too: if"
             " all scores are the same large negative number, the softmax finds them equal. The"
             " contract says zeros.",
@@ -143,27 +140,6 @@ ATTEND = Exercise(
 )
 
 
-def multi_head_attention(
-    x: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    v_weight: Tensor,
-    v_bias: Tensor,
-    out_weight: Tensor,
-    out_bias: Tensor,
-    heads: int,
-) -> Tensor:
-    """The reference: (b, n, d) -> (b, n, d)."""
-    query, key, value = (
-        rearrange(F.linear(x, weight, bias), "b n (h k) -> b h n k", h=heads)
-        for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
-    )
-    mixed = attend(query, key, value, None)
-    return F.linear(rearrange(mixed, "b h n k -> b n (h k)"), out_weight, out_bias)
-
-
 def _multi_head_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(4)
 
@@ -178,37 +154,47 @@ def _multi_head_cases() -> list[tuple]:
     return [case(2, 5, 12, 3), case(3, 7, 10, 2)]
 
 
-def _multi_head(
+def multi_head_attention(
+    x: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    v_weight: Tensor,
+    v_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    heads: int,
+    *,
     split: str = "b n (h k) -> b h n k",
     merge: str = "b h n k -> b n (h k)",
     scale_by_width: bool = False,
     transposed: bool = False,
     out: bool = True,
-) -> Callable:
-    """Multi-head attention with one thing changed. Empty patterns stand for a plain reshape."""
+) -> Tensor:
+    """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
 
-    def wrong(x, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias, out_weight, out_bias, heads):
-        b, n, d = x.shape
+    Empty patterns stand for a plain reshape.
+    """
+    b, n, d = x.shape
 
-        def linear(x, weight, bias):
-            return F.linear(x, weight.T if transposed else weight, bias)
+    def linear(x, weight, bias):
+        return F.linear(x, weight.T if transposed else weight, bias)
 
-        def parts(x):
-            if not split:
-                return x.reshape(b, heads, n, d // heads)
-            return rearrange(x, split, h=heads)
+    def parts(x):
+        if not split:
+            return x.reshape(b, heads, n, d // heads)
+        return rearrange(x, split, h=heads)
 
-        query, key, value = (
-            parts(linear(x, weight, bias))
-            for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
-        )
-        if scale_by_width:
-            query = query * heads**-0.5  # k ** -0.5 * h ** -0.5 = d ** -0.5
-        mixed = attend(query, key, value, None)
-        mixed = rearrange(mixed, merge) if merge else mixed.reshape(b, n, d)
-        return linear(mixed, out_weight, out_bias) if out else mixed
-
-    return wrong
+    query, key, value = (
+        parts(linear(x, weight, bias))
+        for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
+    )
+    if scale_by_width:
+        query = query * heads**-0.5  # k ** -0.5 * h ** -0.5 = d ** -0.5
+    mixed = attend(query, key, value, None)
+    mixed = rearrange(mixed, merge) if merge else mixed.reshape(b, n, d)
+    return linear(mixed, out_weight, out_bias) if out else mixed
 
 
 MULTI_HEAD_ATTENTION = Exercise(
@@ -224,50 +210,54 @@ MULTI_HEAD_ATTENTION = Exercise(
     mistakes=(
         Mistake(
             "heads split as (k h)",
-            _multi_head(split="b n (k h) -> b h n k", merge="b h n k -> b n (k h)"),
+            partial(
+                multi_head_attention, split="b n (k h) -> b h n k", merge="b h n k -> b n (k h)"
+            ),
             "The heads are split as (k h): each head got every h-th number. The trained weights"
             " keep the numbers of a head side by side: write (h k), the head as the slow axis.",
         ),
         Mistake(
             "heads merged as (k h)",
-            _multi_head(merge="b h n k -> b n (k h)"),
+            partial(multi_head_attention, merge="b h n k -> b n (k h)"),
             "The heads are split rightly but put back as (k h), in another order than they came."
             " Write (h k) on the way back too.",
         ),
         Mistake(
             "reshaped without transpose",
-            _multi_head(split="", merge=""),
+            partial(multi_head_attention, split="", merge=""),
             "The heads come from a reshape alone, (b, n, d) to (b, h, n, k). It moves no axis, so"
             " numbers of different patches end up in one head. Split d first: (b, n, h, k), then"
             " transpose n and h.",
         ),
         Mistake(
             "merged without transpose",
-            _multi_head(merge=""),
+            partial(multi_head_attention, merge=""),
             "The result of the heads, (b, h, n, k), is reshaped to (b, n, d) without a transpose,"
             " so numbers of different patches are mixed up. Bring n before h first.",
         ),
         Mistake(
             "heads attend to heads",
-            _multi_head(split="b n (h k) -> b n h k", merge="b n h k -> b n (h k)"),
+            partial(
+                multi_head_attention, split="b n (h k) -> b n h k", merge="b n h k -> b n (h k)"
+            ),
             "The heads of one patch attend to each other, and no patch sees another. Positions are"
             " compared, inside each head: n must be the last axis but one, (b, h, n, k).",
         ),
         Mistake(
             "scale by the whole width",
-            _multi_head(scale_by_width=True),
+            partial(multi_head_attention, scale_by_width=True),
             "The scores are scaled by the whole width d. Each head's dot product has only k = d /"
             " heads terms: scale by 1 / sqrt(k).",
         ),
         Mistake(
             "weights transposed",
-            _multi_head(transposed=True),
+            partial(multi_head_attention, transposed=True),
             "The weights are used as x @ W. torch keeps a weight as (out, in): write x @ W.T, or"
             " F.linear(x, W, bias). The matrices are square, so no shape complains.",
         ),
         Mistake(
             "last map missing",
-            _multi_head(out=False),
+            partial(multi_head_attention, out=False),
             "The last map is missing: after the heads are put side by side, out_weight and out_bias"
             " mix them.",
         ),

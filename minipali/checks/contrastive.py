@@ -2,24 +2,14 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minipali.checks.engine import Exercise, Mistake
-from minipali.contrastive import clip_loss as finished_clip_loss
-from minipali.contrastive import siglip_loss as finished_siglip_loss
-
-
-def clip_loss(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
-    """The reference: (n, e), (n, e), () -> ()."""
-    return finished_clip_loss(image, text, log_scale)
-
-
-def siglip_loss(image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
-    """The reference: (n, e), (n, e), (), () -> ()."""
-    return finished_siglip_loss(image, text, log_scale, bias)
+from minipali.contrastive import clip_loss, siglip_loss
 
 
 def _embeddings(n: int, e: int, seed: int, alike: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -58,21 +48,21 @@ def _logits(image: Tensor, text: Tensor, factor: Tensor, unit: bool = True) -> T
     return image @ text.T * factor
 
 
-def _clip(
+def _clip_loss(
+    image: Tensor,
+    text: Tensor,
+    log_scale: Tensor,
+    *,
     rows: float = 0.5,
     columns: float = 0.5,
     unit: bool = True,
     factor: Callable[[Tensor], Tensor] = torch.exp,
     of_row: Callable[[Tensor], Tensor] = lambda s: s.log_softmax(dim=1).diagonal().mean(),
     of_column: Callable[[Tensor], Tensor] = lambda s: s.log_softmax(dim=0).diagonal().mean(),
-) -> Callable:
-    """The softmax loss with one thing changed; rows, columns: the weight of each direction."""
-
-    def wrong(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
-        logits = _logits(image, text, factor(log_scale), unit)
-        return -(rows * of_row(logits) + columns * of_column(logits))
-
-    return wrong
+) -> Tensor:
+    """clip_loss with one thing changed; rows, columns: the weight of each direction."""
+    logits = _logits(image, text, factor(log_scale), unit)
+    return -(rows * of_row(logits) + columns * of_column(logits))
 
 
 CLIP = Exercise(
@@ -87,44 +77,45 @@ CLIP = Exercise(
     mistakes=(
         Mistake(
             "rows only",
-            _clip(rows=1.0, columns=0.0),
+            partial(_clip_loss, rows=1.0, columns=0.0),
             "Only one direction: each picture chooses among the sentences (rows). The loss is"
             " symmetric: let each sentence choose among the pictures too (columns), and take the"
             " mean of both.",
         ),
         Mistake(
             "columns only",
-            _clip(rows=0.0, columns=1.0),
+            partial(_clip_loss, rows=0.0, columns=1.0),
             "Only one direction: each sentence chooses among the pictures (columns). The loss is"
             " symmetric: let each picture choose among the sentences too (rows), and take the mean"
             " of both.",
         ),
         Mistake(
             "both directions added",
-            _clip(rows=1.0, columns=1.0),
+            partial(_clip_loss, rows=1.0, columns=1.0),
             "Both directions are there, but added. The loss is their mean: divide the sum by 2.",
         ),
         Mistake(
             "averaged over n squared",
-            lambda image, text, log_scale: _clip()(image, text, log_scale) / len(image),
+            lambda image, text, log_scale: _clip_loss(image, text, log_scale) / len(image),
             "The loss is n times too small: the sum over the n right pairs is divided by n * n."
             " A row has one right answer, so each direction is a mean over n.",
         ),
         Mistake(
             "embeddings not normalised",
-            _clip(unit=False),
+            partial(_clip_loss, unit=False),
             "The embeddings are not normalised: long vectors get large scores. Divide each by its"
             " length (F.normalize, dim=-1), then the products are cosines.",
         ),
         Mistake(
             "temperature not exponentiated",
-            _clip(factor=lambda log_scale: log_scale),
+            partial(_clip_loss, factor=lambda log_scale: log_scale),
             "The cosines are multiplied by log_scale itself. It is the logarithm of the factor:"
             " multiply by log_scale.exp().",
         ),
         Mistake(
             "log missing",
-            _clip(
+            partial(
+                _clip_loss,
                 of_row=lambda s: s.softmax(dim=1).diagonal().mean(),
                 of_column=lambda s: s.softmax(dim=0).diagonal().mean(),
             ),
@@ -133,7 +124,7 @@ CLIP = Exercise(
         ),
         Mistake(
             "log missing in the first term",
-            _clip(of_row=lambda s: s.softmax(dim=1).diagonal().mean()),
+            partial(_clip_loss, of_row=lambda s: s.softmax(dim=1).diagonal().mean()),
             "The logarithm is missing in one direction, picture to text (it is missing in the notes"
             " too). Both terms are logarithms of probabilities.",
         ),
@@ -150,23 +141,24 @@ CLIP = Exercise(
 )
 
 
-def _siglip(
+def _siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
+    *,
     unit: bool = True,
     factor: Callable[[Tensor], Tensor] = torch.exp,
     wrong_label: float = -1.0,
     log: Callable[[Tensor], Tensor] = F.logsigmoid,
     power: int = 1,
     add_bias: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, bias, scale: s + bias,
-) -> Callable:
-    """The sigmoid loss with one thing changed; power: of n, by which the sum is divided."""
-
-    def wrong(image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
-        scale = factor(log_scale)
-        logits = add_bias(_logits(image, text, scale, unit), bias, scale)
-        labels = torch.full_like(logits, wrong_label).fill_diagonal_(1.0)
-        return -log(labels * logits).sum() / len(image) ** power
-
-    return wrong
+) -> Tensor:
+    """siglip_loss with one thing changed; power: of n, by which the sum is divided."""
+    scale = factor(log_scale)
+    logits = add_bias(_logits(image, text, scale, unit), bias, scale)
+    labels = torch.full_like(logits, wrong_label).fill_diagonal_(1.0)
+    return -log(labels * logits).sum() / len(image) ** power
 
 
 SIGLIP = Exercise(
@@ -181,47 +173,47 @@ SIGLIP = Exercise(
     mistakes=(
         Mistake(
             "labels 0 and 1",
-            _siglip(wrong_label=0.0),
+            partial(_siglip_loss, wrong_label=0.0),
             "The labels are 1 and 0. In -log sigmoid(label * logit) a 0 wipes the logit out, and"
             " every wrong pair costs log 2 whatever the model says. Use +1 and -1.",
         ),
         Mistake(
             "averaged over n squared",
-            _siglip(power=2),
+            partial(_siglip_loss, power=2),
             "The sum over all n * n pairs is divided by n * n. Divide it by n, the number of"
             " pictures.",
         ),
         Mistake(
             "not divided",
-            _siglip(power=0),
+            partial(_siglip_loss, power=0),
             "The sum over all pairs is not divided. Divide it by n, the number of pictures.",
         ),
         Mistake(
             "embeddings not normalised",
-            _siglip(unit=False),
+            partial(_siglip_loss, unit=False),
             "The embeddings are not normalised: long vectors get large scores. Divide each by its"
             " length (F.normalize, dim=-1), then the products are cosines.",
         ),
         Mistake(
             "temperature not exponentiated",
-            _siglip(factor=lambda log_scale: log_scale),
+            partial(_siglip_loss, factor=lambda log_scale: log_scale),
             "The cosines are multiplied by log_scale itself. It is the logarithm of the factor:"
             " multiply by log_scale.exp().",
         ),
         Mistake(
             "log missing",
-            _siglip(log=torch.sigmoid),
+            partial(_siglip_loss, log=torch.sigmoid),
             "The logarithm is missing: this adds up minus the probabilities of the right answers."
             " Take the log of each first, best as F.logsigmoid.",
         ),
         Mistake(
             "bias omitted",
-            _siglip(add_bias=lambda s, bias, scale: s),
+            partial(_siglip_loss, add_bias=lambda s, bias, scale: s),
             "The bias is missing. The logit of a pair is factor * cosine + bias.",
         ),
         Mistake(
             "bias inside the factor",
-            _siglip(add_bias=lambda s, bias, scale: s + bias * scale),
+            partial(_siglip_loss, add_bias=lambda s, bias, scale: s + bias * scale),
             "The bias is multiplied by the factor too. Multiply first, add afterwards: factor *"
             " cosine + bias.",
         ),

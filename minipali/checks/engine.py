@@ -4,28 +4,30 @@ The contract of every exercise is weights and inputs in, outputs out; names insi
 learner's own.
 """
 
-import copy
 import functools
+import importlib
 import inspect
-import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from numbers import Number
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
+
+from minipali.checks.comparing import difference, of_parts, same, shown
+from minipali.checks.running import DATA, call, copied, plain_torch
 
 NOT_ATTEMPTED = "not attempted"
 CRASHED = "crashed"
 WRONG = "wrong"
 REFUSED = "refused"
 CORRECT = "correct"
-STDLIB = Path(sysconfig.get_path("stdlib"))
-DATA = (list, Image)  # arguments, beside tensors, that a function could write into
+UNKNOWN = "unknown"
+PACKAGE, STDLIB = Path(__file__).parents[1], Path(sysconfig.get_path("stdlib"))
 _MARKS = {CORRECT: "✓", NOT_ATTEMPTED: "…"}
 
 
@@ -65,7 +67,9 @@ class Exercise:
 
     @property
     def parameters(self) -> list[str]:
-        return list(inspect.signature(self.reference).parameters)
+        """Names of the arguments, without those by keyword alone: they make mistakes of it."""
+        given = inspect.signature(self.reference).parameters.values()
+        return [one.name for one in given if one.kind is not one.KEYWORD_ONLY]
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,35 @@ class Outcome:
         return f"{_MARKS.get(self.status, '✗')} {self.name}: {self.status}. {self.message}"
 
 
+def failed(name: str, error: BaseException, more: str = "") -> Outcome:
+    """The outcome of a learner's code that raised: *not attempted* if a stub did, else *crashed*.
+
+    more: a last sentence. KeyboardInterrupt is raised again.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    status, said = CRASHED, _crash(error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    # torch raises it too, where it cannot compute with some kind of numbers: from inside.
+    if isinstance(error, NotImplementedError) and "raise" in (last.line or "raise"):
+        status = NOT_ATTEMPTED
+        said = (
+            f"`{last.name}` is not written yet: replace its line that raises NotImplementedError."
+        )
+    return Outcome(name, status, f"{said} {more}".rstrip())
+
+
 def examine(exercise: Exercise, attempt: Callable) -> Outcome:
     """Try an attempt on every case and say the first thing that is wrong with it."""
+    with plain_torch():
+        try:
+            return _examine(exercise, attempt)
+        except Exception as error:  # an object can refuse to be looked at in many ways
+            said = "Your function, or what it returns, cannot be examined"
+            return Outcome(exercise.name, CRASHED, f"{said}: {_crash(error)}")
 
+
+def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
     def outcome(status: str, message: str) -> Outcome:
         return Outcome(exercise.name, status, message)
 
@@ -102,16 +132,15 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
         case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
         given = copied(arguments)
         try:
-            result, ran = _watched(attempt, given, _finished_files(exercise))
-            if exercise.steps and isinstance(result, list) and result:
-                result = torch.stack(result, dim=1)
-        except NotImplementedError as error:
-            return outcome(NOT_ATTEMPTED, _unwritten(error, attempt))
-        except Exception as error:
+            result, ran = call(attempt, given, _finished_modules(exercise))
+        except BaseException as error:
+            raised = failed(exercise.name, error)
+            if raised.status == NOT_ATTEMPTED:
+                return raised
             # A mistake that shows in an earlier case is often the reason, and says more.
-            if complaint := _first_wrong(exercise, cases, results, only_known=True):
+            if complaint := _first_wrong(exercise, results, only_known=True):
                 return outcome(WRONG, complaint)
-            return outcome(CRASHED, f"{case}: {_crash(error)}")
+            return outcome(CRASHED, f"{case}: {raised.message}")
         if ran:
             return outcome(
                 REFUSED, f"It runs minipali's own {ran}. Write your own: that is the exercise."
@@ -121,49 +150,54 @@ def examine(exercise: Exercise, attempt: Callable) -> Outcome:
         for parameter, before, after in zip(exercise.parameters, arguments, given, strict=False):
             if parameter in exercise.in_place or not isinstance(before, (Tensor, *DATA)):
                 continue
-            if not _same(before, after, 0.0):
+            if not same(before, after, 0.0):
                 return outcome(
                     WRONG,
                     f"{case}: your function changed its input `{parameter}` in place. Make a"
                     " new one instead (x = x + y, not x += y).",
                 )
+        if exercise.steps and isinstance(result, list):
+            found = {getattr(step, "shape", type(step).__name__) for step in result}
+            if len(found) != 1 or not isinstance(result[0], Tensor):
+                return outcome(
+                    WRONG,
+                    f"{case}: each step must be a Tensor with one token a row, (b,); found"
+                    f" {' and '.join(sorted(map(shown, found))) or 'no step'}.",
+                )
+            result = torch.stack(result, dim=1)
         results.append(with_written(exercise, result, given))
 
-    if complaint := _first_wrong(exercise, cases, results):
+    if complaint := _first_wrong(exercise, results):
         return outcome(WRONG, complaint)
     return outcome(CORRECT, f"Checked: {exercise.checked}.")
 
 
-def _first_wrong(
-    exercise: Exercise, cases: list[tuple], results: list, only_known: bool = False
-) -> str:
+def _first_wrong(exercise: Exercise, results: list, only_known: bool = False) -> str:
     """What is wrong with the first wrong one of the results there are, or ""."""
-    for number, result in enumerate(results, start=1):
-        arguments = cases[number - 1]
-        complaint = _compare(exercise, result, run(exercise, exercise.reference, arguments))
+    cases = exercise.cases()
+    expected = answers(exercise, exercise.reference, len(results))
+    for number, (result, right) in enumerate(zip(results, expected, strict=True), start=1):
+        complaint = _compare(exercise, result, right)
         if not complaint:
             continue
         if number > 1:
             before = "Case 1 is" if number == 2 else f"Cases 1 to {number - 1} are"
             complaint += f" {before} right."
-        # Two mistakes at once match none in every case, but the first wrong case may show one.
-        here = slice(number - 1, number)
-        named = diagnose(exercise, cases[: len(results)], results) or diagnose(
-            exercise, cases[here], results[here]
-        )
-        case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
-        if named:
+        case = f"Case {number} of {len(cases)} ({_describe(exercise, cases[number - 1])})"
+        if named := diagnose(exercise, results, number):
             return f"{named} {case}: {complaint}"
         return "" if only_known else f"{case}: {complaint}"
     return ""
 
 
-def copied(arguments: tuple) -> list:
-    """Arguments that a function may write into without harm to the case."""
-    return [
-        a.clone() if isinstance(a, Tensor) else copy.deepcopy(a) if isinstance(a, DATA) else a
-        for a in arguments
-    ]
+def _compare(exercise: Exercise, result, expected) -> str:
+    """What is wrong with one result, or ""."""
+    if exercise.parts and result is not None:
+        written = len(exercise.in_place)
+        return of_parts(
+            result, expected, exercise.parts, exercise.axes, written, exercise.tolerance
+        )
+    return difference(result, expected, exercise.axes, exercise.tolerance)
 
 
 def with_written(exercise: Exercise, result, given: list):
@@ -173,23 +207,40 @@ def with_written(exercise: Exercise, result, given: list):
     return (*result, *(given[exercise.parameters.index(name)] for name in exercise.in_place))
 
 
-def run(exercise: Exercise, function: Callable, arguments: tuple):
-    """What a function makes of a case, on copies of the case's tensors."""
-    given = copied(arguments)
-    return with_written(exercise, function(*given), given)
+def answers(exercise: Exercise, function: Callable, number: int | None = None) -> list:
+    """What the reference or a known mistake makes of the first `number` cases, or of all.
+
+    Of cases of its own: some hand over functions that remember what was done with them.
+    """
+    found = []
+    for arguments in exercise.cases()[:number]:
+        given = list(arguments)
+        result, _ = call(function, given, set())
+        if exercise.steps and isinstance(result, list):
+            result = torch.stack(result, dim=1)
+        found.append(with_written(exercise, result, given))
+    return found
 
 
-def diagnose(exercise: Exercise, cases: list[tuple], results: list) -> str:
-    """The sentence of the known mistake that gives just these results, or "" if none or several."""
-    said = set()
+def diagnose(exercise: Exercise, results: list, number: int) -> str:
+    """The sentence of the known mistake that gives just these results, or "" if none or several.
+
+    Two mistakes at once match none in every case, but case `number`, the first wrong one, may show
+    one of them.
+    """
+    everywhere, here = set(), set()
     for mistake in exercise.mistakes:
         try:
-            wrong = [run(exercise, mistake.wrong, arguments) for arguments in cases]
+            wrong = answers(exercise, mistake.wrong, len(results))
         except Exception:
             continue
         pairs = zip(results, wrong, strict=True)
-        if all(_same(result, other, exercise.tolerance) for result, other in pairs):
-            said.add(mistake.says)
+        equal = [same(result, other, exercise.tolerance) for result, other in pairs]
+        if all(equal):
+            everywhere.add(mistake.says)
+        if equal[number - 1]:
+            here.add(mistake.says)
+    said = everywhere or here
     return said.pop() if len(said) == 1 else ""
 
 
@@ -206,48 +257,15 @@ def borrowed(attempt: Callable) -> str:
     return ""
 
 
-def _finished_files(exercise: Exercise) -> set[str]:
-    """The files that hold the finished piece: the lesson's module and its checks."""
-    checks = Path(exercise.cases.__code__.co_filename)
-    return {str(checks), str(checks.parents[1] / checks.name)}
-
-
-def _watched(attempt: Callable, given: list, finished: set[str]) -> tuple[object, str]:
-    """Call the attempt; return its result and the finished function that it ran on the way, or "".
-
-    What runs is watched, not what is named: a name says little, and there are many ways round it.
-    Functions that the exercise itself hands over may run.
-    """
-    ran, inside_given = "", 0
-    handed = {getattr(one, "__code__", None) for one in given} - {None}
-
-    def watch(frame, event, _argument):
-        nonlocal ran, inside_given
-        if frame.f_code in handed:
-            inside_given += {"call": 1, "return": -1}.get(event, 0)
-        elif event == "call" and not inside_given and frame.f_code.co_filename in finished:
-            ran = ran or frame.f_code.co_name
-
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        result = attempt(*given)
-        if isinstance(result, Iterator):  # a generator runs when it is asked
-            result = list(result)
-    finally:
-        sys.setprofile(before)
-    return result, ran
-
-
-def _unwritten(error: NotImplementedError, attempt: Callable) -> str:
-    where = traceback.extract_tb(error.__traceback__)[-1].name
-    if where != getattr(attempt, "__name__", where):
-        return f"It calls `{where}`, which is not written yet."
-    return "Replace the line that raises NotImplementedError."
+def _finished_modules(exercise: Exercise) -> set[ModuleType]:
+    """Where the finished piece is: the lesson's module, its checks, the reference's module."""
+    checks = exercise.cases.__module__
+    names = {checks, checks.replace(".checks", ""), exercise.reference.__module__}
+    return {importlib.import_module(name) for name in names}
 
 
 def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
-    expected = ", ".join(exercise.parameters)
+    expected = ", ".join(exercise.parameters[: len(arguments)])
     if inspect.isclass(attempt):
         return f"Give check an instance of your class: {attempt.__name__}(...)."
     try:
@@ -271,7 +289,7 @@ def _describe(exercise: Exercise, arguments: tuple) -> str:
             return f"{name} {tuple(value.shape)}"
         if isinstance(value, Image):
             return f"{name}: {value.mode}, {value.width} x {value.height} pixels"
-        return f"{name} = {value}"
+        return f"{name} = {shown(value)}"
 
     parts = [
         described(name, value)
@@ -283,130 +301,13 @@ def _describe(exercise: Exercise, arguments: tuple) -> str:
     return ", ".join(parts)
 
 
-def _crash(error: Exception) -> str:
+def _crash(error: BaseException) -> str:
     line = ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         # The innermost line that is the learner's: not in a library, not in this package.
         file = Path(frame.filename)
-        library = STDLIB in file.parents or {"site-packages", "minipali"} & set(file.parts)
-        if not library:
+        if not {PACKAGE, STDLIB} & set(file.parents) and "site-packages" not in file.parts:
             line = f" in line {frame.lineno} of its cell: {frame.line}" if frame.line else ""
             break
-    return f"{type(error).__name__}: {error}{line}"
-
-
-def _compare(exercise: Exercise, result, expected) -> str:
-    """What is wrong with one result, or ""."""
-    if result is None:
-        return "your function returned None. Is a `return` missing?"
-    if exercise.parts:
-        return _compare_parts(exercise, result, expected)
-    numbers = isinstance(result, Number) and isinstance(expected, Number)
-    if not numbers and not isinstance(result, type(expected)):
-        found = type(result).__name__
-        more = " torch.from_numpy makes a tensor of it." if found == "ndarray" else ""
-        return f"the result must be a {type(expected).__name__}, found a {found}.{more}"
-    if not isinstance(expected, Tensor):
-        return "" if _same(result, expected, exercise.tolerance) else (
-            f"the result must be {expected}, found {result}."
-        )  # fmt: skip
-    if result.shape != expected.shape:
-        axes = exercise.axes.split()
-        if result.ndim != expected.ndim:
-            return (
-                f"the result must have {expected.ndim} axes ({exercise.axes}), shape"
-                f" {tuple(expected.shape)}; found {result.ndim} axes, shape {tuple(result.shape)}."
-            )
-        wrong = [
-            f"axis {i} ({axes[i]}) must be {want}, found {got}"
-            for i, (want, got) in enumerate(zip(expected.shape, result.shape, strict=True))
-            if want != got
-        ]
-        return f"the shape is wrong: {'; '.join(wrong)}."
-    if result.dtype != expected.dtype:
-        return f"the dtype must be {expected.dtype}, found {result.dtype}."
-    if result.device != expected.device:
-        return f"the result must be on {expected.device}, found {result.device}."
-    bad = (~result.isfinite()) & expected.isfinite()
-    if bad.any():
-        where = tuple(bad.nonzero()[0].tolist())
-        place = f" at {_place(exercise, where)}" if where else ""
-        return f"the result has {result[where].item()}{place}."
-    difference = (result.double() - expected.double()).abs()
-    if not _same(result, expected, exercise.tolerance):
-        if result.ndim == 0:
-            return f"the result must be {expected.item():.6g}, found {result.item():.6g}."
-        where = tuple(
-            torch.stack(torch.unravel_index(difference.argmax(), difference.shape)).tolist()
-        )
-        if moved := _moved(exercise, result, expected):
-            return moved
-        share = (difference > exercise.tolerance).double().mean().item()
-        return (
-            f"the shape is right, but {share:.0%} of the values are not. The largest difference is"
-            f" at {_place(exercise, where)}: expected {expected[where].item():.4g}, found"
-            f" {result[where].item():.4g}."
-        )
-    return ""
-
-
-def _moved(exercise: Exercise, result: Tensor, expected: Tensor) -> str:
-    """How the right numbers are arranged wrongly, or "" if they are not the right numbers."""
-
-    def alike(a: Tensor, b: Tensor) -> bool:
-        return _same(a.flatten(1).sort(dim=1).values, b.flatten(1).sort(dim=1).values, 1e-6)
-
-    axes = exercise.axes.split()
-    if result.ndim != 3 or not alike(result[None], expected[None]):
-        return ""
-    start = "all the right numbers are there, but not in their places:"
-    if not alike(result, expected):
-        return f"{start} some are in another {axes[0]}. The axis {axes[0]} must stay in front."
-    flat, wanted = result.flatten(0, 1), expected.flatten(0, 1)
-    if alike(flat, wanted):
-        return f"{start} along {axes[2]} they have another order."
-    order = [rows.sort(dim=-1).values.tolist() for rows in (result, expected)]
-    if all(sorted(a) == sorted(b) for a, b in zip(*order, strict=True)):
-        return f"{start} along {axes[1]} they have another order."
-    return f"{start} numbers that belong to different {axes[1]} are mixed."
-
-
-def _compare_parts(exercise: Exercise, result, expected: tuple) -> str:
-    """What is wrong with the first wrong part of a tuple, or ""."""
-    if not isinstance(result, tuple) or len(result) != len(expected):
-        written = len(exercise.in_place)
-        found = type(result).__name__
-        if isinstance(result, tuple):
-            found = f"a tuple of {len(result) - written}"
-        names = exercise.parts[: len(exercise.parts) - written]
-        return f"it must end with `return {', '.join(names)}`; found {found}."
-    axes = exercise.axes.split(";")
-    for name, got, want, own in zip(exercise.parts, result, expected, axes, strict=True):
-        complaint = _compare(replace(exercise, axes=own.strip(), parts=()), got, want)
-        if complaint:
-            number = exercise.parts.index(name) + 1
-            if number > len(exercise.parts) - len(exercise.in_place):
-                return f"{name}, which your function shall write into: {complaint}"
-            return f"{name}, part {number} of the result: {complaint}"
-    return ""
-
-
-def _place(exercise: Exercise, where: tuple[int, ...]) -> str:
-    axes = exercise.axes.split()
-    return ", ".join(f"{axis} {index}" for axis, index in zip(axes, where, strict=False)) or "0"
-
-
-def _same(a, b, tolerance: float) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return (
-            a.shape == b.shape
-            and a.dtype == b.dtype
-            and torch.allclose(
-                a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True
-            )
-        )
-    if isinstance(a, (tuple, list)) and type(a) is type(b):
-        return len(a) == len(b) and all(_same(x, y, tolerance) for x, y in zip(a, b, strict=True))
-    if isinstance(a, Number) and isinstance(b, Number):  # NumPy's too
-        return abs(a - b) <= tolerance * max(1.0, abs(b))
-    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
+    text = shown(error)
+    return f"{type(error).__name__}{': ' if text else ''}{text}{line}"

@@ -1,13 +1,13 @@
 """Lesson 12: the distribution of the next token, the loop, and the way from pixels to tokens."""
 
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minipali.checks.engine import Exercise, Mistake
-from minipali.generation import distribution
+from minipali.generation import continue_tokens, distribution
 
 # --- distribution ---------------------------------------------------------------------------------
 
@@ -31,32 +31,33 @@ def _distribution_cases() -> list[tuple]:
 
 
 def _distribution(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    *,
     soften: Callable[[Tensor, float], Tensor] = lambda logits, t: (logits / t).softmax(-1),
     one_less: bool = False,
     whole: bool = False,
     renormalise: bool = True,
     back: str = "scatter",
-) -> Callable:
-    """The distribution with one thing changed."""
-
-    def wrong(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-        p, tokens = soften(logits, temperature).sort(dim=-1, descending=True)
-        place = torch.arange(p.shape[-1])
-        before = p.cumsum(-1) - p
-        if top_k is not None:
-            p = p.masked_fill(place >= top_k, 0.0)
-            if not whole:
-                before = (p.cumsum(-1) - p) / p.sum(-1, keepdim=True)
-        if top_p is not None:
-            reached = before + p / p.sum(-1, keepdim=True)
-            p = p.masked_fill(reached > top_p if one_less else before >= top_p, 0.0)
-        if renormalise:
-            p = p / p.sum(-1, keepdim=True)
-        if back == "sorted":
-            return p
-        return p.gather(-1, tokens) if back == "gather" else p.scatter(-1, tokens, p)
-
-    return wrong
+) -> Tensor:
+    """distribution with one thing changed."""
+    p, tokens = soften(logits, temperature).sort(dim=-1, descending=True)
+    place = torch.arange(p.shape[-1])
+    before = p.cumsum(-1) - p
+    if top_k is not None:
+        p = p.masked_fill(place >= top_k, 0.0)
+        if not whole:
+            before = (p.cumsum(-1) - p) / p.sum(-1, keepdim=True)
+    if top_p is not None:
+        reached = before + p / p.sum(-1, keepdim=True)
+        p = p.masked_fill(reached > top_p if one_less else before >= top_p, 0.0)
+    if renormalise:
+        p = p / p.sum(-1, keepdim=True)
+    if back == "sorted":
+        return p
+    return p.gather(-1, tokens) if back == "gather" else p.scatter(-1, tokens, p)
 
 
 def _divided_after(logits: Tensor, temperature: float) -> Tensor:
@@ -66,9 +67,7 @@ def _divided_after(logits: Tensor, temperature: float) -> Tensor:
 
 DISTRIBUTION = Exercise(
     name="distribution",
-    reference=lambda logits, temperature, top_k, top_p: distribution(
-        logits, temperature, top_k, top_p
-    ),
+    reference=distribution,
     cases=_distribution_cases,
     axes="b v",
     checked=(
@@ -78,49 +77,49 @@ DISTRIBUTION = Exercise(
     mistakes=(
         Mistake(
             "temperature after the softmax",
-            _distribution(soften=_divided_after),
+            partial(_distribution, soften=_divided_after),
             "The temperature has no effect. If you divide the probabilities by it, making them sum"
             " to 1 takes it out again. Divide the logits, before the softmax.",
         ),
         Mistake(
             "softmax of probabilities",
-            _distribution(soften=lambda logits, t: (logits.softmax(-1) / t).softmax(-1)),
+            partial(_distribution, soften=lambda logits, t: (logits.softmax(-1) / t).softmax(-1)),
             "There are two softmaxes: the temperature divides probabilities, and another softmax"
             " makes them nearly equal. Divide the logits, and take one softmax of that.",
         ),
         Mistake(
             "times the temperature",
-            _distribution(soften=lambda logits, t: (logits * t).softmax(-1)),
+            partial(_distribution, soften=lambda logits, t: (logits * t).softmax(-1)),
             "The logits are multiplied by the temperature, so a high one makes the model surer."
             " Divide by it.",
         ),
         Mistake(
             "crossing token dropped",
-            _distribution(one_less=True),
+            partial(_distribution, one_less=True),
             "Top-p drops the token that crosses p. It belongs to the fewest tokens that reach p"
             " together. Keep a token if those *before* it have not reached p: cumsum minus its own"
             " probability < top_p. Then there is also always one left.",
         ),
         Mistake(
             "not renormalised",
-            _distribution(renormalise=False),
+            partial(_distribution, renormalise=False),
             "What is kept does not sum to 1. Divide by its sum after cutting.",
         ),
         Mistake(
             "left in sorted order",
-            _distribution(back="sorted"),
+            partial(_distribution, back="sorted"),
             "The probabilities are sorted, most likely first, so column 0 is no longer token 0."
             " Put each back at its token: zeros.scatter(-1, tokens, probabilities).",
         ),
         Mistake(
             "gather instead of scatter",
-            _distribution(back="gather"),
+            partial(_distribution, back="gather"),
             "The probabilities come back to wrong tokens: gather takes *from* the places that sort"
             " names. You want to put them *to* these places, and that is scatter.",
         ),
         Mistake(
             "top-p of the whole",
-            _distribution(whole=True),
+            partial(_distribution, whole=True),
             "With both, top-p counts the probabilities of all tokens, also of those that top-k has"
             " cut. Cut to k first, make the rest sum to 1, and count p within that.",
         ),
@@ -140,32 +139,14 @@ DISTRIBUTION = Exercise(
 # --- continue_tokens ------------------------------------------------------------------------------
 
 
-def continue_tokens(
+def _continue_tokens(
     logits: Tensor,
     step: Callable,
     choose: Callable,
     eos: int,
     pad: int,
     max_new_tokens: int,
-) -> Tensor:
-    """The reference, its steps side by side: (b, t)."""
-    return _loop()(logits, step, choose, eos, pad, max_new_tokens)
-
-
-def _from_the_start(function: Callable) -> Callable:
-    """Let the given functions of a case forget the calls of earlier attempts."""
-
-    @functools.wraps(function)
-    def run(*arguments):
-        for one in arguments:
-            if hasattr(one, "forget"):
-                one.forget()
-        return function(*arguments)
-
-    return run
-
-
-def _loop(
+    *,
     stop: str = "all",
     padding: bool = True,
     eos_shown: bool = True,
@@ -173,31 +154,29 @@ def _loop(
     first: bool = True,
     revive: bool = False,
     stale: bool = False,
-) -> Callable:
-    """The loop with one thing changed. stop: "all", "any" or "never"."""
+) -> Tensor:
+    """continue_tokens, its steps side by side (b, t), with one thing changed.
 
-    @_from_the_start
-    def wrong(logits, step, choose, eos, pad, max_new_tokens):
-        running = torch.ones(len(logits), dtype=torch.bool)
-        if not first:
-            logits = step(choose(logits), running)
-        told = []
-        for number in range(max_new_tokens + more):
-            tokens = choose(logits)
-            before = running
-            if padding:
-                tokens = torch.where(running, tokens, pad)
-            running = (tokens != eos) if revive else running & (tokens != eos)
-            if stop == "never":
-                running = torch.ones_like(running)
-            told.append(tokens if eos_shown else torch.where(running, tokens, pad))
-            done = not running.any() if stop == "all" else not running.all()
-            if (done and stop != "never") or number + 1 == max_new_tokens + more:
-                break
-            logits = step(tokens, before if stale else running)
-        return torch.stack(told, dim=1)
-
-    return wrong
+    stop: "all", "any" or "never".
+    """
+    running = torch.ones(len(logits), dtype=torch.bool)
+    if not first:
+        logits = step(choose(logits), running)
+    told = []
+    for number in range(max_new_tokens + more):
+        tokens = choose(logits)
+        before = running
+        if padding:
+            tokens = torch.where(running, tokens, pad)
+        running = (tokens != eos) if revive else running & (tokens != eos)
+        if stop == "never":
+            running = torch.ones_like(running)
+        told.append(tokens if eos_shown else torch.where(running, tokens, pad))
+        done = not running.any() if stop == "all" else not running.all()
+        if (done and stop != "never") or number + 1 == max_new_tokens + more:
+            break
+        logits = step(tokens, before if stale else running)
+    return torch.stack(told, dim=1)
 
 
 def _script(texts: list[list[int]], vocabulary: int, watch: int | None = None) -> tuple:
@@ -239,14 +218,9 @@ def _script(texts: list[list[int]], vocabulary: int, watch: int | None = None) -
             return as_logits(torch.full_like(rows, vocabulary - 1))
         return as_logits(follows[rows, tokens])
 
-    def forget():
-        calls.clear()
-        ended.fill_(False)
-
     def choose(logits):
         return logits.argmax(dim=-1)
 
-    step.forget = forget
     return as_logits(torch.tensor([text[0] for text in texts])), step, choose
 
 
@@ -276,49 +250,49 @@ CONTINUE_TOKENS = Exercise(
     mistakes=(
         Mistake(
             "never stops",
-            _loop(stop="never"),
+            partial(_continue_tokens, stop="never"),
             "Nothing stops at eos: the rows talk on until max_new_tokens. Remember which rows have"
             " said eos, and end when all have.",
         ),
         Mistake(
             "stops with the first row",
-            _loop(stop="any"),
+            partial(_continue_tokens, stop="any"),
             "The loop ends when the first row says eos, and the others are cut off. End when *no*"
             " row is running any more.",
         ),
         Mistake(
             "no padding after eos",
-            _loop(padding=False),
+            partial(_continue_tokens, padding=False),
             "Rows that have said eos go on with tokens. Give pad for them: torch.where(running,"
             " tokens, pad).",
         ),
         Mistake(
             "eos becomes padding",
-            _loop(eos_shown=False),
+            partial(_continue_tokens, eos_shown=False),
             "The eos itself is replaced by pad. Give out the tokens first, and update running after"
             " that; padding begins with the token after eos.",
         ),
         Mistake(
             "one token too many",
-            _loop(more=1),
+            partial(_continue_tokens, more=1),
             "There is one token more than max_new_tokens. The token from the first logits counts"
             " too.",
         ),
         Mistake(
             "first logits not used",
-            _loop(first=False),
+            partial(_continue_tokens, first=False),
             "The first token is missing. The logits that you are given are for it: choose from them"
             " before the first step.",
         ),
         Mistake(
             "ended rows start again",
-            _loop(revive=True),
+            partial(_continue_tokens, revive=True),
             "A row that has ended starts again one token later: its padding is not eos, so it"
             " counts as running. Once ended, always ended: running = running & (tokens != eos).",
         ),
         Mistake(
             "running from before",
-            _loop(stale=True),
+            partial(_continue_tokens, stale=True),
             "step gets `running` as it was before these tokens. Take out the rows that have just"
             " said eos, then call step.",
         ),
@@ -347,12 +321,7 @@ def answer(
     eos: int,
     pad: int,
     max_new_tokens: int,
-) -> Tensor:
-    """The reference: (b, c, y, x), (b, s) -> (b, t) tokens."""
-    return _whole()(pixels, prompt, look, read, choose, usable, eos, pad, max_new_tokens)
-
-
-def _whole(
+    *,
     fill: float = float("-inf"),
     at_first: bool = True,
     later: bool = True,
@@ -360,30 +329,26 @@ def _whole(
     repair: bool = False,
     look_again: bool = False,
     all_again: bool = False,
-) -> Callable:
-    """From pixels to tokens with one thing changed."""
+) -> Tensor:
+    """(b, c, y, x), (b, s) -> (b, t) tokens. The reference, or with one thing changed."""
 
-    @_from_the_start
-    def wrong(pixels, prompt, look, read, choose, usable, eos, pad, max_new_tokens):
-        def mask(logits: Tensor, on: bool) -> Tensor:
-            hidden = torch.arange(logits.shape[-1]) >= usable + shift
-            return logits.masked_fill(hidden, fill) if on else logits
+    def mask(logits: Tensor, on: bool) -> Tensor:
+        hidden = torch.arange(logits.shape[-1]) >= usable + shift
+        return logits.masked_fill(hidden, fill) if on else logits
 
-        def pick(logits: Tensor) -> Tensor:
-            tokens = choose(logits)
-            return torch.where(tokens < usable, tokens, pad) if repair else tokens
+    def pick(logits: Tensor) -> Tensor:
+        tokens = choose(logits)
+        return torch.where(tokens < usable, tokens, pad) if repair else tokens
 
-        so_far = [prompt]
+    so_far = [prompt]
 
-        def step(tokens: Tensor, running: Tensor) -> Tensor:
-            so_far.append(tokens[:, None])
-            new = torch.cat(so_far, dim=1) if all_again else tokens[:, None]
-            return mask(read(new, look(pixels) if look_again else None), later)
+    def step(tokens: Tensor, running: Tensor) -> Tensor:
+        so_far.append(tokens[:, None])
+        new = torch.cat(so_far, dim=1) if all_again else tokens[:, None]
+        return mask(read(new, look(pixels) if look_again else None), later)
 
-        logits = mask(read(prompt, look(pixels)), at_first)
-        return _loop()(logits, step, pick, eos, pad, max_new_tokens)
-
-    return wrong
+    logits = mask(read(prompt, look(pixels)), at_first)
+    return _continue_tokens(logits, step, pick, eos, pad, max_new_tokens)
 
 
 def _reader(seed: int, rows: int, vocabulary: int, numbers: list[float]) -> list[Callable]:
@@ -418,12 +383,6 @@ def _reader(seed: int, rows: int, vocabulary: int, numbers: list[float]) -> list
             return bored.repeat(rows, 1)
         return torch.tanh(memory[0]) @ head.T
 
-    def forget():
-        memory[0] = torch.zeros(rows, width)
-        looks.clear()
-        pictures.clear()
-
-    read.forget = forget
     stick = torch.tensor(numbers)
 
     def choose(logits):
@@ -457,44 +416,44 @@ ANSWER = Exercise(
     mistakes=(
         Mistake(
             "nothing masked",
-            _whole(at_first=False, later=False),
+            partial(answer, at_first=False, later=False),
             "Tokens that are no text are drawn: nothing is masked. Put -inf into the logits from"
             " column `usable` on, before choose sees them.",
         ),
         Mistake(
             "only the first logits masked",
-            _whole(later=False),
+            partial(answer, later=False),
             "Only the first logits are masked. Each step's logits have the same columns that are no"
             " text: mask these too.",
         ),
         Mistake(
             "masked with zero",
-            _whole(fill=0.0),
+            partial(answer, fill=0.0),
             "The unusable logits are set to 0. That is a logit like any other, and its exponential"
             " is 1. Only -inf gets no chance.",
         ),
         Mistake(
             "one column too few",
-            _whole(shift=1),
+            partial(answer, shift=1),
             "Column `usable` itself can still be drawn. There are `usable` tokens, 0 to usable - 1:"
             " mask from column `usable` on.",
         ),
         Mistake(
             "chosen first, then repaired",
-            _whole(repair=True, at_first=False, later=False),
+            partial(answer, repair=True, at_first=False, later=False),
             "The token is drawn first and replaced by pad if it is no text. That leaves holes in"
             " the answer. Mask the logits first, then draw.",
         ),
         Mistake(
             "looks at every step",
-            _whole(look_again=True),
+            partial(answer, look_again=True),
             "The picture is used again after the first call: look is called at every step, or read"
             " gets the image again. The picture is in the model's memory by then: look once, and"
             " pass None as image from then on.",
         ),
         Mistake(
             "reads everything again",
-            _whole(all_again=True),
+            partial(answer, all_again=True),
             "Every step reads the prompt again. read remembers (its cache does): give it only the"
             " new tokens, tokens[:, None], one a row.",
         ),

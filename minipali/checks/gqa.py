@@ -1,6 +1,7 @@
 """Lesson 09: key and value heads that are shared by groups of query heads."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +10,8 @@ from torch import Tensor
 
 from minipali.attention import attention_weights
 from minipali.checks.engine import Exercise, Mistake
+from minipali.gqa import repeat_kv
 from minipali.rope import apply_rope, rope_angles
-
-
-def repeat_kv(x: Tensor, times: int) -> Tensor:
-    """The reference: (b, g, s, k) -> (b, g * times, s, k)."""
-    return x.repeat_interleave(times, dim=1)
 
 
 def _repeat_cases() -> list[tuple]:
@@ -26,6 +23,10 @@ def _repeat_cases() -> list[tuple]:
 def _copies_inside_the_tokens(x: Tensor, times: int) -> Tensor:
     b, g, s, k = x.shape
     return x[:, :, :, None].expand(b, g, s, times, k).reshape(b, g * times, s, k)
+
+
+def _averaged(x: Tensor, times: int) -> Tensor:
+    return x.mean(dim=1, keepdim=True).expand(-1, x.shape[1] * times, -1, -1)
 
 
 REPEAT_KV = Exercise(
@@ -71,7 +72,7 @@ REPEAT_KV = Exercise(
         ),
         Mistake(
             "averaged",
-            lambda x, times: x.mean(dim=1, keepdim=True).expand(-1, x.shape[1] * times, -1, -1),
+            _averaged,
             "All heads of the result are alike: the average of the key/value heads. Each group"
             " reads its own head, unchanged.",
         ),
@@ -104,16 +105,31 @@ def grouped_query_attention(
     rotate: Callable[[Tensor], Tensor],
     remember: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     mask: Tensor | None,
+    *,
+    order: Callable[[Tensor, int], Tensor] = repeat_kv,
+    merge: str = "b g r t k -> b t (g r k)",
+    transpose: bool = True,
+    width_of_model: bool = False,
+    rotate_keys: bool = True,
+    masked: bool = True,
 ) -> Tensor:
-    """The reference: (b, t, d) -> (b, t, d)."""
-    query = rearrange(F.linear(x, q_weight), "b t (h k) -> b h t k", h=heads)
-    key = rearrange(F.linear(x, k_weight), "b t (g k) -> b g t k", g=kv_heads)
-    value = rearrange(F.linear(x, v_weight), "b t (g k) -> b g t k", g=kv_heads)
-    key, value = remember(rotate(key), value)
-    group = heads // kv_heads
-    key, value = repeat_kv(key, group), repeat_kv(value, group)
-    mixed = attention_weights(rotate(query), key, mask) @ value
-    return F.linear(rearrange(mixed, "b h t k -> b t (h k)"), o_weight)
+    """(b, t, d) -> (b, t, d). The reference, or with one thing changed."""
+    b, t, d = x.shape
+    k = d // heads if width_of_model else q_weight.shape[0] // heads
+
+    def split(weight: Tensor) -> Tensor:
+        y = F.linear(x, weight)
+        if not transpose:
+            return y.reshape(b, -1, t, k)
+        return rearrange(y, "b t (h k) -> b h t k", k=k)
+
+    query, key, value = split(q_weight), split(k_weight), split(v_weight)
+    key, value = remember(rotate(key) if rotate_keys else key, value)
+    groups = key.shape[1]
+    key, value = (order(one, heads // kv_heads) for one in (key, value))
+    mixed = attention_weights(rotate(query), key, mask if masked else None) @ value
+    mixed = rearrange(mixed, "b (g r) t k -> b g r t k", g=groups)
+    return F.linear(rearrange(mixed, merge).reshape(b, t, -1), o_weight)
 
 
 def _tools(earlier: tuple[Tensor, Tensor], t: int, g: int, k: int) -> tuple[Callable, Callable]:
@@ -178,41 +194,6 @@ def _grouped_cases() -> list[tuple]:
     ]
 
 
-def _grouped(
-    order: Callable[[Tensor, int], Tensor] = repeat_kv,
-    merge: str = "b g r t k -> b t (g r k)",
-    transpose: bool = True,
-    width_of_model: bool = False,
-    rotate_keys: bool = True,
-    masked: bool = True,
-) -> Callable:
-    """Grouped-query attention with one thing changed."""
-
-    def wrong(x, q_weight, k_weight, v_weight, o_weight, heads, kv_heads, rotate, remember, mask):
-        b, t, d = x.shape
-        k = d // heads if width_of_model else q_weight.shape[0] // heads
-
-        def split(weight: Tensor) -> Tensor:
-            y = F.linear(x, weight)
-            if not transpose:
-                return y.reshape(b, -1, t, k)
-            return rearrange(y, "b t (h k) -> b h t k", k=k)
-
-        query, key, value = split(q_weight), split(k_weight), split(v_weight)
-        key, value = remember(rotate(key) if rotate_keys else key, value)
-        groups = key.shape[1]
-        key, value = (order(one, heads // kv_heads) for one in (key, value))
-        mixed = attention_weights(rotate(query), key, mask if masked else None) @ value
-        mixed = rearrange(mixed, "b (g r) t k -> b g r t k", g=groups)
-        return F.linear(rearrange(mixed, merge).reshape(b, t, -1), o_weight)
-
-    return wrong
-
-
-def _averaged(x: Tensor, times: int) -> Tensor:
-    return x.mean(dim=1, keepdim=True).expand(-1, x.shape[1] * times, -1, -1)
-
-
 GROUPED_QUERY_ATTENTION = Exercise(
     name="grouped_query_attention",
     reference=grouped_query_attention,
@@ -226,52 +207,52 @@ GROUPED_QUERY_ATTENTION = Exercise(
     mistakes=(
         Mistake(
             "tile for interleave",
-            _grouped(order=lambda x, times: x.repeat(1, times, 1, 1)),
+            partial(grouped_query_attention, order=lambda x, times: x.repeat(1, times, 1, 1)),
             "The query heads read the wrong key/value heads: head i reads number i % kv_heads."
             " Neighbours share, so head i must read number i // (heads // kv_heads): repeat the"
             " heads as 0 0 1 1, or group the query heads as (g r), never as (r g).",
         ),
         Mistake(
             "groups put back in another order",
-            _grouped(merge="b g r t k -> b t (r g k)"),
+            partial(grouped_query_attention, merge="b g r t k -> b t (r g k)"),
             "The heads are grouped rightly, but put side by side in another order than they came:"
             " as (r g). o_weight expects the query heads in their old order, (g r).",
         ),
         Mistake(
             "key/value heads averaged",
-            _grouped(order=_averaged),
+            partial(grouped_query_attention, order=_averaged),
             "All query heads read the same keys and values, the average of the key/value heads."
             " Each group has its own head: repeat the heads, do not mix them.",
         ),
         Mistake(
             "heads as wide as the model allows",
-            _grouped(width_of_model=True),
+            partial(grouped_query_attention, width_of_model=True),
             "Your heads have k = d // heads numbers. The width of the heads has nothing to do with"
             " the width d of the model: k = q_weight.shape[0] // heads, and o_weight maps heads * k"
             " numbers back to d.",
         ),
         Mistake(
             "split without transpose",
-            _grouped(transpose=False),
+            partial(grouped_query_attention, transpose=False),
             "The heads come from a reshape alone, (b, t, heads * k) to (b, heads, t, k). It moves"
             " no axis, so numbers of different tokens end up in one head. Split into (b, t, heads,"
             " k) first, then transpose.",
         ),
         Mistake(
             "merged without transpose",
-            _grouped(merge="b g r t k -> b (g r t k)"),
+            partial(grouped_query_attention, merge="b g r t k -> b (g r t k)"),
             "The result of the heads, (b, h, t, k), is reshaped to (b, t, h * k) without a"
             " transpose, so numbers of different tokens are mixed up. Bring t before h first.",
         ),
         Mistake(
             "keys not rotated",
-            _grouped(rotate_keys=False),
+            partial(grouped_query_attention, rotate_keys=False),
             "The queries are rotated and the keys are not, so their angle depends on where the"
             " query is and no longer on the distance. Rotate both, before the keys are remembered.",
         ),
         Mistake(
             "mask ignored",
-            _grouped(masked=False),
+            partial(grouped_query_attention, masked=False),
             "The mask is not used: the queries look at keys that are hidden from them. Hand it to"
             " attend.",
         ),

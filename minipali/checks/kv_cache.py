@@ -1,6 +1,7 @@
 """Lesson 08: one layer's cache, the positions of new tokens, and a decoding loop with a cache."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -160,17 +161,16 @@ def _positions_cases() -> list[tuple]:
     ]
 
 
-def _positions(
+def _token_positions(
+    is_real: Tensor,
+    earlier: Tensor,
+    *,
     count: Callable[[Tensor], Tensor] = lambda is_real: is_real.cumsum(1),
     go_on: Callable[[Tensor], Tensor] = lambda earlier: earlier,
     least: int = 1,
-) -> Callable:
+) -> Tensor:
     """token_positions with one thing changed."""
-
-    def wrong(is_real: Tensor, earlier: Tensor) -> Tensor:
-        return (count(is_real) + go_on(earlier)).clamp(min=least)
-
-    return wrong
+    return (count(is_real) + go_on(earlier)).clamp(min=least)
 
 
 def _all_padding_one(is_real, earlier):
@@ -189,32 +189,33 @@ TOKEN_POSITIONS = Exercise(
     mistakes=(
         Mistake(
             "positions restart",
-            _positions(go_on=torch.zeros_like),
+            partial(_token_positions, go_on=torch.zeros_like),
             "It looks like positions restart at 1 in every call. With a cache, a call brings only"
             " the new tokens: go on after the `earlier` ones of the row.",
         ),
         Mistake(
             "padding counted",
-            _positions(
-                count=lambda is_real: torch.arange(1, is_real.shape[1] + 1).expand(is_real.shape)
+            partial(
+                _token_positions,
+                count=lambda is_real: torch.arange(1, is_real.shape[1] + 1).expand(is_real.shape),
             ),
             "Padding takes positions too. Count only what is real: a row's first real token has"
             " position 1, however much padding stands in front of it.",
         ),
         Mistake(
             "counted from 0",
-            _positions(count=lambda is_real: is_real.cumsum(1) - 1, least=0),
+            partial(_token_positions, count=lambda is_real: is_real.cumsum(1) - 1, least=0),
             "Positions are counted from 0. The contract says from 1, as transformers does it.",
         ),
         Mistake(
             "padding in front gets 0",
-            _positions(least=-1),
+            partial(_token_positions, least=-1),
             "Padding in front of the first token gets position 0. The contract says 1: no position"
             " is smaller than 1.",
         ),
         Mistake(
             "last position twice",
-            _positions(go_on=lambda earlier: (earlier - 1).clamp(min=0)),
+            partial(_token_positions, go_on=lambda earlier: (earlier - 1).clamp(min=0)),
             "The first new token gets the position of the last token before it. After `earlier`"
             " tokens, counted from 1, the next position is earlier + 1.",
         ),
@@ -227,7 +228,7 @@ TOKEN_POSITIONS = Exercise(
         ),
         Mistake(
             "counted along the batch",
-            _positions(count=lambda is_real: is_real.cumsum(0)),
+            partial(_token_positions, count=lambda is_real: is_real.cumsum(0)),
             "Tokens are counted along the batch. Rows are different texts: count along the tokens,"
             " axis 1.",
         ),
@@ -242,7 +243,18 @@ TOKEN_POSITIONS = Exercise(
 )
 
 
-def _decode(
+def decode(
+    prompt: Tensor,
+    is_real: Tensor,
+    steps: int,
+    layers: int,
+    embed: Callable,
+    project: Callable,
+    rotate: Callable,
+    attend: Callable,
+    finish: Callable,
+    head: Callable,
+    *,
     go_on: bool = True,
     count_padding: bool = False,
     rotate_late: bool = False,
@@ -251,62 +263,49 @@ def _decode(
     prompt_twice: bool = False,
     hide_padding: bool = True,
     causal: bool = False,
-) -> Callable:
-    """The loop with one thing changed; without arguments it is the reference."""
+) -> Tensor:
+    """Prompt tokens (b, t) -> logits (b, steps, v) of the new ones.
 
-    def decode(
-        prompt: Tensor,
-        is_real: Tensor,
-        steps: int,
-        layers: int,
-        embed: Callable,
-        project: Callable,
-        rotate: Callable,
-        attend: Callable,
-        finish: Callable,
-        head: Callable,
-    ) -> Tensor:
-        """The reference: (b, t) prompt tokens -> (b, steps, v) logits of the new ones."""
-        calls = [(prompt, is_real)]
-        buffers: list = [None] * layers
-        seen = is_real[:, :0]
-        earlier = torch.zeros(len(prompt), 1, dtype=torch.long)
-        start, all_logits = 0, []
-        longest = 2 * prompt.shape[1] + steps
-        while len(all_logits) < steps:
-            tokens, real = calls[-1]
-            positions = token_positions(real, earlier if go_on else torch.zeros_like(earlier))
-            counted = torch.ones_like(real) if count_padding else real
-            earlier = earlier + counted.sum(dim=1, keepdim=True)
-            hidden_tokens = torch.zeros_like(real) if start and not grow_mask else real
-            seen = torch.cat((seen, hidden_tokens), dim=1)
-            mask = (seen if hide_padding else torch.ones_like(seen))[:, None, None]
-            if causal and start == 0:
-                mask = mask & torch.ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
-            x = embed(tokens)
-            for i in range(layers):
-                query, key, value = project(i, x)
-                query = rotate(query, positions)
-                if not rotate_late:
-                    key = rotate(key, positions)
-                place = 0 if shared else i
-                if buffers[place] is None:
-                    b, g, _, k = key.shape
-                    buffers[place] = [key.new_zeros(b, g, longest, k) for _ in "kv"]
-                keys, values = cache_update(*buffers[place], start, key, value)
-                if rotate_late:
-                    keys = rotate(keys, positions)
-                x = finish(i, x, attend(query, keys, values, mask))
-            start += tokens.shape[1]
-            if prompt_twice and len(calls) == 1:
-                calls.append((prompt, is_real))
-                continue
-            all_logits.append(head(x[:, -1]))
-            new = all_logits[-1].argmax(dim=-1, keepdim=True)
-            calls.append((new, torch.ones_like(new, dtype=torch.bool)))
-        return torch.stack(all_logits, dim=1)
-
-    return decode
+    The reference, or with one thing changed.
+    """
+    calls = [(prompt, is_real)]
+    buffers: list = [None] * layers
+    seen = is_real[:, :0]
+    earlier = torch.zeros(len(prompt), 1, dtype=torch.long)
+    start, all_logits = 0, []
+    longest = 2 * prompt.shape[1] + steps
+    while len(all_logits) < steps:
+        tokens, real = calls[-1]
+        positions = token_positions(real, earlier if go_on else torch.zeros_like(earlier))
+        counted = torch.ones_like(real) if count_padding else real
+        earlier = earlier + counted.sum(dim=1, keepdim=True)
+        hidden_tokens = torch.zeros_like(real) if start and not grow_mask else real
+        seen = torch.cat((seen, hidden_tokens), dim=1)
+        mask = (seen if hide_padding else torch.ones_like(seen))[:, None, None]
+        if causal and start == 0:
+            mask = mask & torch.ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
+        x = embed(tokens)
+        for i in range(layers):
+            query, key, value = project(i, x)
+            query = rotate(query, positions)
+            if not rotate_late:
+                key = rotate(key, positions)
+            place = 0 if shared else i
+            if buffers[place] is None:
+                b, g, _, k = key.shape
+                buffers[place] = [key.new_zeros(b, g, longest, k) for _ in "kv"]
+            keys, values = cache_update(*buffers[place], start, key, value)
+            if rotate_late:
+                keys = rotate(keys, positions)
+            x = finish(i, x, attend(query, keys, values, mask))
+        start += tokens.shape[1]
+        if prompt_twice and len(calls) == 1:
+            calls.append((prompt, is_real))
+            continue
+        all_logits.append(head(x[:, -1]))
+        new = all_logits[-1].argmax(dim=-1, keepdim=True)
+        calls.append((new, torch.ones_like(new, dtype=torch.bool)))
+    return torch.stack(all_logits, dim=1)
 
 
 def _tiny_model(
@@ -389,7 +388,7 @@ def _decode_cases() -> list[tuple]:
 
 DECODE = Exercise(
     name="decode",
-    reference=_decode(),
+    reference=decode,
     cases=_decode_cases,
     axes="b steps v",
     checked=(
@@ -399,51 +398,51 @@ DECODE = Exercise(
     mistakes=(
         Mistake(
             "positions restart",
-            _decode(go_on=False),
+            partial(decode, go_on=False),
             "It looks like positions restart at 1 in every call. The new token comes after all"
             " others: hand token_positions the number of real tokens of each row so far.",
         ),
         Mistake(
             "positions jump over the padding",
-            _decode(count_padding=True),
+            partial(decode, count_padding=True),
             "In padded rows the position jumps between the prompt and the first new token, by as"
             " many places as there is padding. `earlier` counts the real tokens of each row, not"
             " the places in the cache.",
         ),
         Mistake(
             "un-rotated keys, new positions",
-            _decode(rotate_late=True),
+            partial(decode, rotate_late=True),
             "The cache holds keys that are not rotated, and each call rotates all of them by the"
             " positions of the new token. A key keeps the position of its own token: rotate it"
             " once, before it is stored.",
         ),
         Mistake(
             "mask not grown",
-            _decode(grow_mask=False),
+            partial(decode, grow_mask=False),
             "The mask knows the prompt alone: new tokens stay hidden, from the later ones and from"
             " themselves. Each call adds a True for each real new token.",
         ),
         Mistake(
             "layers share one cache",
-            _decode(shared=True),
+            partial(decode, shared=True),
             "All layers share one cache: a layer finds the keys and values that a later layer left"
             " there. Keep one pair of buffers for each layer.",
         ),
         Mistake(
             "prompt appended twice",
-            _decode(prompt_twice=True),
+            partial(decode, prompt_twice=True),
             "The prompt is in the cache twice: it went through the model once to fill the cache,"
             " and once more to get the first logits. The first call does both.",
         ),
         Mistake(
             "padding visible",
-            _decode(hide_padding=False),
+            partial(decode, hide_padding=False),
             "The mask lets tokens see the padding. Padding is False in the mask, in the first call"
             " and in each later one.",
         ),
         Mistake(
             "causal prompt",
-            _decode(causal=True),
+            partial(decode, causal=True),
             "The prompt is masked causally. Here, as in PaliGemma, it is a prefix: each of its"
             " tokens sees all its real tokens, later ones too.",
         ),

@@ -1,35 +1,19 @@
 """Lesson 15: boxes to tokens and back, and how much two boxes have in common."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from minipali import locations, scenes
 from minipali.asking import generate
 from minipali.checks import show
-from minipali.checks.engine import (
-    CORRECT,
-    CRASHED,
-    NOT_ATTEMPTED,
-    WRONG,
-    Exercise,
-    Mistake,
-    Outcome,
-)
+from minipali.checks.engine import CORRECT, WRONG, Exercise, Mistake, Outcome, failed
 from minipali.evaluation import evaluation_set
 from minipali.paligemma import PaliGemma
 from minipali.tokens import Processor
 
 # --- box_to_tokens --------------------------------------------------------------------------------
-
-
-def box_to_tokens(box: Sequence[float], height: int, width: int) -> list[int]:
-    """The reference: (y0, x0, y1, x1) in pixels -> four numbers from 0 to 1023."""
-    sides = (height, width, height, width)
-    return [
-        round(min(max(place / side, 0.0), 1.0) * 1023)
-        for place, side in zip(box, sides, strict=True)
-    ]
 
 
 def _boxes() -> list[tuple]:
@@ -42,22 +26,25 @@ def _boxes() -> list[tuple]:
     ]
 
 
-def _to_tokens(
+def box_to_tokens(
+    box: Sequence[float],
+    height: int,
+    width: int,
+    *,
     number: Callable[[float], int] = lambda fraction: round(fraction * 1023),
     sides: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width),
     inside: bool = True,
     x_first: bool = False,
-) -> Callable:
-    """Box to tokens with one thing changed."""
+) -> list[int]:
+    """(y0, x0, y1, x1) in pixels -> four numbers from 0 to 1023.
 
-    def wrong(box: Sequence[float], height: int, width: int) -> list[int]:
-        fractions = [place / side for place, side in zip(box, sides(height, width) * 2)]  # noqa: B905
-        if inside:
-            fractions = [min(max(fraction, 0.0), 1.0) for fraction in fractions]
-        y0, x0, y1, x1 = map(number, fractions)
-        return [x0, y0, x1, y1] if x_first else [y0, x0, y1, x1]
-
-    return wrong
+    The reference, or with one thing changed.
+    """
+    fractions = [place / side for place, side in zip(box, sides(height, width) * 2)]  # noqa: B905
+    if inside:
+        fractions = [min(max(fraction, 0.0), 1.0) for fraction in fractions]
+    y0, x0, y1, x1 = map(number, fractions)
+    return [x0, y0, x1, y1] if x_first else [y0, x0, y1, x1]
 
 
 _MARKS = (
@@ -77,46 +64,46 @@ BOX_TO_TOKENS = Exercise(
     mistakes=(
         Mistake(
             "x before y",
-            _to_tokens(x_first=True),
+            partial(box_to_tokens, x_first=True),
             "x comes before y. The order is y0, x0, y1, x1: top, left, bottom, right.",
         ),
         Mistake(
             "times 1024",
-            _to_tokens(lambda fraction: round(fraction * 1024)),
+            partial(box_to_tokens, number=lambda fraction: round(fraction * 1024)),
             "The fraction is multiplied by 1024, and at the right and lower edge you get the number"
             " 1024. There is no <loc1024>: it would be cut into pieces of text." + _MARKS,
         ),
         Mistake(
             "times 1024, cut to 1023",
-            _to_tokens(lambda fraction: min(round(fraction * 1024), 1023)),
+            partial(box_to_tokens, number=lambda fraction: min(round(fraction * 1024), 1023)),
             "The fraction is multiplied by 1024, and only the number 1024 is repaired." + _MARKS,
         ),
         Mistake(
             "1024 bins",
-            _to_tokens(lambda fraction: min(int(fraction * 1024), 1023)),
+            partial(box_to_tokens, number=lambda fraction: min(int(fraction * 1024), 1023)),
             "The picture is cut into 1024 bins, and each place gets the number of its bin. Other"
             " models do that. PaliGemma's numbers are marks on a ruler." + _MARKS,
         ),
         Mistake(
             "cut off",
-            _to_tokens(lambda fraction: int(fraction * 1023)),
+            partial(box_to_tokens, number=lambda fraction: int(fraction * 1023)),
             "The numbers are cut off, not rounded: int(0.9) is 0. So a box moves up and to the left"
             " by half a step on average. Use round.",
         ),
         Mistake(
             "left outside",
-            _to_tokens(inside=False),
+            partial(box_to_tokens, inside=False),
             "A box that sticks out of the picture gets numbers below 0 or above 1023, for which"
             " there are no tokens. Move fractions below 0 to 0 and above 1 to 1.",
         ),
         Mistake(
             "height and width exchanged",
-            _to_tokens(sides=lambda height, width: (width, height)),
+            partial(box_to_tokens, sides=lambda height, width: (width, height)),
             "Height and width are exchanged: divide y by the height and x by the width.",
         ),
         Mistake(
             "longer side for both",
-            _to_tokens(sides=lambda height, width: (max(height, width),) * 2),
+            partial(box_to_tokens, sides=lambda height, width: (max(height, width),) * 2),
             "Both are divided by the longer side, as if the picture were filled up to a square."
             " PaliGemma squeezes it into a square: y is a fraction of the height, x of the width.",
         ),
@@ -134,33 +121,29 @@ BOX_TO_TOKENS = Exercise(
 # --- tokens_to_box --------------------------------------------------------------------------------
 
 
-def tokens_to_box(numbers: Sequence[int], height: int, width: int) -> list[float]:
-    """The reference: four numbers from 0 to 1023 -> (y0, x0, y1, x1) in pixels."""
-    sides = (height, width, height, width)
-    return [number / 1023 * side for number, side in zip(numbers, sides, strict=True)]
-
-
 def _numbers() -> list[tuple]:
     return [([51, 309, 708, 646], 375, 500), ([0, 256, 1023, 767], 890, 301)]
 
 
-def _to_box(
+def tokens_to_box(
+    numbers: Sequence[int],
+    height: int,
+    width: int,
+    *,
     scale: Callable[[int, int, int], float] = lambda number, side, other: number / 1023 * side,
     read: Sequence[int] = (0, 1, 2, 3),
     give: Sequence[int] = (0, 1, 2, 3),
-) -> Callable:
-    """Tokens to box with one thing changed.
+) -> list[float]:
+    """Four numbers from 0 to 1023 -> (y0, x0, y1, x1) in pixels.
+
+    The reference, or with one thing changed.
 
     scale: (number, its side, the other side) -> pixels; read, give: orders of what goes in and out.
     """
-
-    def wrong(numbers: Sequence[int], height: int, width: int) -> list[float]:
-        numbers = [numbers[i] for i in read]
-        sides = ((height, width), (width, height)) * 2
-        box = [scale(number, *both) for number, both in zip(numbers, sides, strict=True)]
-        return [box[i] for i in give]
-
-    return wrong
+    numbers = [numbers[i] for i in read]
+    sides = ((height, width), (width, height)) * 2
+    box = [scale(number, *both) for number, both in zip(numbers, sides, strict=True)]
+    return [box[i] for i in give]
 
 
 _RESIZED = (
@@ -177,43 +160,45 @@ TOKENS_TO_BOX = Exercise(
     mistakes=(
         Mistake(
             "x read first",
-            _to_box(read=(1, 0, 3, 2)),
+            partial(tokens_to_box, read=(1, 0, 3, 2)),
             "The numbers are read as x0, y0, x1, y1. They come as y0, x0, y1, x1.",
         ),
         Mistake(
             "x given first",
-            _to_box(give=(1, 0, 3, 2)),
+            partial(tokens_to_box, give=(1, 0, 3, 2)),
             "The places are right, but in the order x0, y0, x1, y1. Return y0, x0, y1, x1.",
         ),
         Mistake(
             "divided by 1024",
-            _to_box(lambda number, side, other: number / 1024 * side),
+            partial(tokens_to_box, scale=lambda number, side, other: number / 1024 * side),
             "The numbers are divided by 1024, so no box can reach the right or lower edge. 1023 is"
             " the edge: divide by 1023. (Some demonstrations have this mistake.)",
         ),
         Mistake(
             "fractions",
-            _to_box(lambda number, side, other: number / 1023),
+            partial(tokens_to_box, scale=lambda number, side, other: number / 1023),
             "These are fractions of the picture. Multiply them by its height (y) and width (x).",
         ),
         Mistake(
             "height and width exchanged",
-            _to_box(lambda number, side, other: number / 1023 * other),
+            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * other),
             "Height and width are exchanged: y is a fraction of the height, x of the width.",
         ),
         Mistake(
             "pixels of the small model's square",
-            _to_box(lambda number, side, other: number / 1023 * 72),
+            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * 72),
             _RESIZED,
         ),
         Mistake(
             "pixels of PaliGemma's square",
-            _to_box(lambda number, side, other: number / 1023 * 224),
+            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * 224),
             _RESIZED,
         ),
         Mistake(
             "whole pixels",
-            _to_box(lambda number, side, other: float(round(number / 1023 * side))),
+            partial(
+                tokens_to_box, scale=lambda number, side, other: float(round(number / 1023 * side))
+            ),
             "The places are rounded to whole pixels. Leave them as they are: whoever needs whole"
             " pixels can round later.",
         ),
@@ -229,13 +214,6 @@ TOKENS_TO_BOX = Exercise(
 
 
 # --- overlap --------------------------------------------------------------------------------------
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """The reference: intersection over union, 0.0 if nothing is shared."""
-    height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(height, 0.0) * max(width, 0.0)
-    return shared / (_area(a) + _area(b) - shared) if shared else 0.0
 
 
 def _area(box: Sequence[float]) -> float:
@@ -254,21 +232,20 @@ def _pairs() -> list[tuple]:
 
 
 def _overlap(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
     divide: Callable = lambda shared, a, b: shared / (_area(a) + _area(b) - shared),
     clamp: bool = True,
     more: float = 0.0,
-) -> Callable:
-    """Overlap with one thing changed. divide: (shared area, a, b) -> result; more: per side."""
-
-    def wrong(a: Sequence[float], b: Sequence[float]) -> float:
-        height = min(a[2], b[2]) - max(a[0], b[0]) + more
-        width = min(a[3], b[3]) - max(a[1], b[1]) + more
-        shared = max(height, 0.0) * max(width, 0.0) if clamp else height * width
-        if more:
-            a, b = ([y0, x0, y1 + more, x1 + more] for y0, x0, y1, x1 in (a, b))
-        return divide(shared, a, b) if shared else 0.0
-
-    return wrong
+) -> float:
+    """overlap with one thing changed. divide: (shared area, a, b) -> result; more: per side."""
+    height = min(a[2], b[2]) - max(a[0], b[0]) + more
+    width = min(a[3], b[3]) - max(a[1], b[1]) + more
+    shared = max(height, 0.0) * max(width, 0.0) if clamp else height * width
+    if more:
+        a, b = ([y0, x0, y1 + more, x1 + more] for y0, x0, y1, x1 in (a, b))
+    return divide(shared, a, b) if shared else 0.0
 
 
 def _hull(a: Sequence[float], b: Sequence[float]) -> float:
@@ -277,7 +254,7 @@ def _hull(a: Sequence[float], b: Sequence[float]) -> float:
 
 OVERLAP = Exercise(
     name="overlap",
-    reference=overlap,
+    reference=locations.overlap,
     cases=_pairs,
     axes="",
     checked=(
@@ -287,50 +264,50 @@ OVERLAP = Exercise(
     mistakes=(
         Mistake(
             "shared area counted twice",
-            _overlap(lambda shared, a, b: shared / (_area(a) + _area(b))),
+            partial(_overlap, divide=lambda shared, a, b: shared / (_area(a) + _area(b))),
             "The shared area is in the union twice: it lies in both boxes. Union = area of a + area"
             " of b - shared area.",
         ),
         Mistake(
             "boxes apart",
-            _overlap(clamp=False),
+            partial(_overlap, clamp=False),
             "Boxes that lie apart share something. The height or the width of what they share comes"
             " out negative, and negative times negative is positive. Make each at least 0 before"
             " you multiply.",
         ),
         Mistake(
             "divided by the first box",
-            _overlap(lambda shared, a, b: shared / _area(a)),
+            partial(_overlap, divide=lambda shared, a, b: shared / _area(a)),
             "The shared area is divided by the area of the first box. Then a box that covers the"
             " whole picture is always perfect. Divide by the union of both.",
         ),
         Mistake(
             "divided by the second box",
-            _overlap(lambda shared, a, b: shared / _area(b)),
+            partial(_overlap, divide=lambda shared, a, b: shared / _area(b)),
             "The shared area is divided by the area of the second box. Then one small spot inside"
             " the first is perfect. Divide by the union of both.",
         ),
         Mistake(
             "divided by the smaller box",
-            _overlap(lambda shared, a, b: shared / min(_area(a), _area(b))),
+            partial(_overlap, divide=lambda shared, a, b: shared / min(_area(a), _area(b))),
             "The shared area is divided by the area of the smaller box, so a spot inside a large"
             " box is perfect. Divide by the union of both.",
         ),
         Mistake(
             "twice the shared area over the sum",
-            _overlap(lambda shared, a, b: 2 * shared / (_area(a) + _area(b))),
+            partial(_overlap, divide=lambda shared, a, b: 2 * shared / (_area(a) + _area(b))),
             "This is the Dice score, 2 * shared / (a + b), another measure with larger values. Here"
             " we want shared / union.",
         ),
         Mistake(
             "one pixel more",
-            _overlap(more=1.0),
+            partial(_overlap, more=1.0),
             "One is added to heights and widths. That counts pixels in boxes whose last pixel"
             " belongs to them. Our edges are places between pixels: the height is y1 - y0.",
         ),
         Mistake(
             "box around both",
-            _overlap(lambda shared, a, b: shared / _hull(a, b)),
+            partial(_overlap, divide=lambda shared, a, b: shared / _hull(a, b)),
             "The shared area is divided by the box around both. The union is only what lies in one"
             " of them or in both: area of a + area of b - shared area.",
         ),
@@ -395,10 +372,9 @@ def try_boxes(
                     )
                     tokens.append(list(box_to_tokens(true, height, width)))
                     wanted += numbers_in(locations.box_tokens(_fractions(true, height, width)))
-    except NotImplementedError:
-        return outcome(NOT_ATTEMPTED, "Write the three functions first.")
-    except Exception as error:
-        return outcome(CRASHED, f"{type(error).__name__}: {error}")
+    except BaseException as error:
+        show(failed(name, error))
+        return False
     for who, values in (("package", np.array(package)), ("mine", np.array(mine))):
         print(
             f"{who:8} {len(values)} boxes, mean IoU {values.mean():.3f},"

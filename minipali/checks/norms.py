@@ -1,36 +1,13 @@
 """Lesson 02: LayerNorm, RMSNorm with (1 + w), and BatchNorm with its memory in and out."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from minipali import norms
 from minipali.checks.engine import Exercise, Mistake
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The reference: (b, n, d) -> (b, n, d)."""
-    centred = x - x.mean(dim=-1, keepdim=True)
-    return centred / (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight + bias
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The reference: (b, n, d) -> (b, n, d)."""
-    return x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * (1 + weight)
-
-
-def batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference: the output (b, d) and the new running mean and variance, (d,) each."""
-    return _batch_norm()(x, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 def _layer_cases() -> list[tuple]:
@@ -81,20 +58,23 @@ def _root_then_eps(variance: Tensor, eps: float) -> Tensor:
 
 
 def _layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
     axes: int | tuple = -1,
     correction: int = 0,
     centre: bool = True,
     divisor: Callable = _by_root,
     plus: float = 0.0,
-) -> Callable:
-    def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        mean = x.mean(dim=axes, keepdim=True)
-        variance = x.var(dim=axes, correction=correction, keepdim=True)
-        if not centre:
-            mean, variance = 0.0, x.square().mean(dim=axes, keepdim=True)
-        return (x - mean) / divisor(variance, eps) * (plus + weight) + bias
-
-    return norm
+) -> Tensor:
+    """layer_norm with one thing changed."""
+    mean = x.mean(dim=axes, keepdim=True)
+    variance = x.var(dim=axes, correction=correction, keepdim=True)
+    if not centre:
+        mean, variance = 0.0, x.square().mean(dim=axes, keepdim=True)
+    return (x - mean) / divisor(variance, eps) * (plus + weight) + bias
 
 
 EPS_SENTENCE = (
@@ -104,7 +84,7 @@ EPS_SENTENCE = (
 
 LAYER_NORM = Exercise(
     name="layer_norm",
-    reference=layer_norm,
+    reference=norms.layer_norm,
     cases=_layer_cases,
     axes="b n d",
     checked=(
@@ -114,46 +94,46 @@ LAYER_NORM = Exercise(
     mistakes=(
         Mistake(
             "unbiased variance",
-            _layer_norm(correction=1),
+            partial(_layer_norm, correction=1),
             "This is the unbiased variance: it divides by d - 1, and torch's x.var() does so unless"
             " told otherwise. LayerNorm divides by d: write x.var(correction=0), or the mean of the"
             " squares.",
         ),
-        Mistake("eps outside the root", _layer_norm(divisor=_root_then_eps), EPS_SENTENCE),
+        Mistake("eps outside the root", partial(_layer_norm, divisor=_root_then_eps), EPS_SENTENCE),
         Mistake(
             "unbiased and eps outside",
-            _layer_norm(correction=1, divisor=_root_then_eps),
+            partial(_layer_norm, correction=1, divisor=_root_then_eps),
             "This looks like x.std() + eps, which goes wrong twice: torch's std() divides by d - 1,"
             " and eps stands outside the root. Write sqrt(variance + eps) with a variance that"
             " divides by d.",
         ),
         Mistake(
             "over the tokens",
-            _layer_norm(axes=-2),
+            partial(_layer_norm, axes=-2),
             "Your averages run over the tokens of a picture. LayerNorm treats each token alone and"
             " averages over its features, the last axis: dim=-1.",
         ),
         Mistake(
             "over the batch",
-            _layer_norm(axes=0),
+            partial(_layer_norm, axes=0),
             "Your averages run over the batch, as BatchNorm's do. LayerNorm treats each token alone"
             " and averages over its features, the last axis: dim=-1.",
         ),
         Mistake(
             "over everything",
-            _layer_norm(axes=(0, 1, 2)),
+            partial(_layer_norm, axes=(0, 1, 2)),
             "You took one mean and one variance for the whole tensor: x.mean() without an axis"
             " averages over everything. Each token has its own: dim=-1, keepdim=True.",
         ),
         Mistake(
             "mean not subtracted",
-            _layer_norm(centre=False),
+            partial(_layer_norm, centre=False),
             "The mean is still there: you divide by the root mean square, as RMSNorm does."
             " LayerNorm first subtracts the mean of each token.",
         ),
         Mistake(
             "1 + weight",
-            _layer_norm(plus=1.0),
+            partial(_layer_norm, plus=1.0),
             "You multiply by 1 + weight. That is how Gemma stores the weights of its RMSNorm."
             " LayerNorm's weight is the factor itself.",
         ),
@@ -169,21 +149,23 @@ LAYER_NORM = Exercise(
 )
 
 
-def _rms_norm(
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
     axis: int = -1,
     centre: bool = False,
     plus: float = 1.0,
     total: bool = False,
     divisor: Callable = _by_root,
     about_mean: bool = False,
-) -> Callable:
-    def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        centred = x - x.mean(dim=axis, keepdim=True)
-        squares = (centred if centre or about_mean else x).square()
-        squares = (squares.sum if total else squares.mean)(dim=axis, keepdim=True)
-        return (centred if centre else x) / divisor(squares, eps) * (plus + weight)
-
-    return norm
+) -> Tensor:
+    """(b, n, d) -> (b, n, d). The reference, or with one thing changed."""
+    centred = x - x.mean(dim=axis, keepdim=True)
+    squares = (centred if centre or about_mean else x).square()
+    squares = (squares.sum if total else squares.mean)(dim=axis, keepdim=True)
+    return (centred if centre else x) / divisor(squares, eps) * (plus + weight)
 
 
 RMS_NORM = Exercise(
@@ -198,44 +180,44 @@ RMS_NORM = Exercise(
     mistakes=(
         Mistake(
             "weight without the 1",
-            _rms_norm(plus=0.0),
+            partial(rms_norm, plus=0.0),
             "You multiply by weight. Gemma stores the factor minus one, so that a weight of 0"
             " changes nothing: multiply by 1 + weight.",
         ),
         Mistake(
             "mean subtracted",
-            _rms_norm(centre=True),
+            partial(rms_norm, centre=True),
             "You subtract the mean, as LayerNorm does. RMSNorm leaves the mean where it is: divide"
             " x itself by the root of the mean of its squares.",
         ),
         Mistake(
             "variance for the squares",
-            _rms_norm(about_mean=True),
+            partial(rms_norm, about_mean=True),
             "You divide by the standard deviation, which measures distances from the mean. RMSNorm"
             " measures distances from 0: the mean of x squared.",
         ),
-        Mistake("eps outside the root", _rms_norm(divisor=_root_then_eps), EPS_SENTENCE),
+        Mistake("eps outside the root", partial(rms_norm, divisor=_root_then_eps), EPS_SENTENCE),
         Mistake(
             "eps missing",
-            _rms_norm(divisor=lambda squares, _: squares.sqrt()),
+            partial(rms_norm, divisor=lambda squares, _: squares.sqrt()),
             "eps is missing, or it is not the one that was given. A token of zeros would give"
             " 0 / 0, which is nan: divide by sqrt(mean of the squares + eps).",
         ),
         Mistake(
             "sum of squares",
-            _rms_norm(total=True),
+            partial(rms_norm, total=True),
             "You divide by the length of the vector: the root of the *sum* of the squares. The M in"
             " RMS stands for mean; without it the numbers shrink as the width grows.",
         ),
         Mistake(
             "over the tokens",
-            _rms_norm(axis=-2),
+            partial(rms_norm, axis=-2),
             "Your average runs over the tokens of a picture. RMSNorm treats each token alone and"
             " averages over its features, the last axis: dim=-1.",
         ),
         Mistake(
             "no root",
-            _rms_norm(divisor=lambda squares, eps: squares + eps),
+            partial(rms_norm, divisor=lambda squares, eps: squares + eps),
             "You divide by the mean square itself. Its root is missing, so a token that is ten"
             " times as large comes out ten times as small.",
         ),
@@ -250,7 +232,16 @@ RMS_NORM = Exercise(
 )
 
 
-def _batch_norm(
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    *,
     axes: int | tuple = 0,
     correction: int = 0,
     remembered: int = 1,
@@ -259,21 +250,22 @@ def _batch_norm(
     use_batch_in_eval: bool = False,
     remember_in_eval: bool = False,
     swap_momentum: bool = False,
-) -> Callable:
-    def norm(x, weight, bias, running_mean, running_var, training, momentum, eps):
-        mean, variance = x.mean(dim=axes), x.var(dim=axes, correction=correction)
-        kept = x.var(dim=axes, correction=remembered)
-        of_batch = not use_memory_in_training if training else use_batch_in_eval
-        if not of_batch:
-            mean, variance = running_mean, running_var
-        y = (x - mean) / divisor(variance, eps) * weight + bias
-        if training or remember_in_eval:
-            share = 1 - momentum if swap_momentum else momentum
-            running_mean = (1 - share) * running_mean + share * x.mean(dim=axes)
-            running_var = (1 - share) * running_var + share * kept
-        return y, running_mean, running_var
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (b, d) and the new running mean and variance, (d,) each.
 
-    return norm
+    The reference, or with one thing changed.
+    """
+    mean, variance = x.mean(dim=axes), x.var(dim=axes, correction=correction)
+    kept = x.var(dim=axes, correction=remembered)
+    of_batch = not use_memory_in_training if training else use_batch_in_eval
+    if not of_batch:
+        mean, variance = running_mean, running_var
+    y = (x - mean) / divisor(variance, eps) * weight + bias
+    if training or remember_in_eval:
+        share = 1 - momentum if swap_momentum else momentum
+        running_mean = (1 - share) * running_mean + share * x.mean(dim=axes)
+        running_var = (1 - share) * running_var + share * kept
+    return y, running_mean, running_var
 
 
 BATCH_NORM = Exercise(
@@ -289,48 +281,48 @@ BATCH_NORM = Exercise(
     mistakes=(
         Mistake(
             "batch statistics in eval mode",
-            _batch_norm(use_batch_in_eval=True, remember_in_eval=True),
+            partial(batch_norm, use_batch_in_eval=True, remember_in_eval=True),
             "In eval mode you still use the statistics of the batch. An answer would then depend on"
             " which other examples came with it: use running_mean and running_var when training is"
             " False.",
         ),
         Mistake(
             "memory changes in eval mode",
-            _batch_norm(remember_in_eval=True),
+            partial(batch_norm, remember_in_eval=True),
             "Your output is right, but the memory changes in eval mode. When training is False,"
             " return running_mean and running_var as they came.",
         ),
         Mistake(
             "unbiased variance in the output",
-            _batch_norm(correction=1),
+            partial(batch_norm, correction=1),
             "You normalise with the unbiased variance, which divides by b - 1. The batch is"
             " normalised with the biased one, correction=0; only the memory gets the unbiased one.",
         ),
         Mistake(
             "biased variance in the memory",
-            _batch_norm(remembered=0),
+            partial(batch_norm, remembered=0),
             "Your output is right, but the memory gets the biased variance. It is to be an estimate"
             " for all data, so it gets the unbiased one: x.var(dim=0, correction=1).",
         ),
         Mistake(
             "memory used in training",
-            _batch_norm(use_memory_in_training=True),
+            partial(batch_norm, use_memory_in_training=True),
             "In training you normalise with the running statistics. There they are only kept for"
             " later; a training step uses the mean and variance of its own batch.",
         ),
         Mistake(
             "momentum the other way round",
-            _batch_norm(swap_momentum=True),
+            partial(batch_norm, swap_momentum=True),
             "Your momentum works the other way round. In torch it is the share of the *new* batch:"
             " (1 - momentum) * old + momentum * new.",
         ),
         Mistake(
             "over everything",
-            _batch_norm(axes=(0, 1)),
+            partial(batch_norm, axes=(0, 1)),
             "You took one mean and one variance for the whole batch: x.mean() without an axis"
             " averages over everything. Each feature has its own: dim=0.",
         ),
-        Mistake("eps outside the root", _batch_norm(divisor=_root_then_eps), EPS_SENTENCE),
+        Mistake("eps outside the root", partial(batch_norm, divisor=_root_then_eps), EPS_SENTENCE),
     ),
     hints=(
         "Two questions, and both depend on `training`: which mean and variance does this batch"

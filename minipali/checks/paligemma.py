@@ -1,6 +1,7 @@
 """Lesson 11: image tokens, merging them with text, and the prefix-LM mask."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +9,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minipali.checks.engine import Exercise, Mistake
-
-
-def image_tokens(
-    pixels: Tensor, vision_tower: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor
-) -> Tensor:
-    """The reference: (b, c, y, x) -> (b, n, d)."""
-    return F.linear(vision_tower(pixels), weight, bias)
+from minipali.paligemma import merge, prefix_lm_mask
 
 
 def _image_tokens_cases() -> list[tuple]:
@@ -32,18 +27,19 @@ def _image_tokens_cases() -> list[tuple]:
     return [case(3, 4, 6, 7), case(2, 6, 4, 12)]
 
 
-def _image_tokens(
+def image_tokens(
+    pixels: Tensor,
+    vision_tower: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    *,
     before: Callable[[Tensor], Tensor] = lambda x: x,
     after: Callable[[Tensor], Tensor] = lambda x: x,
     with_bias: bool = True,
-) -> Callable:
-    """Image tokens with something done before or after the projector."""
-
-    def wrong(pixels, vision_tower, weight, bias):
-        x = before(vision_tower(pixels))
-        return after(F.linear(x, weight, bias if with_bias else None))
-
-    return wrong
+) -> Tensor:
+    """(b, c, y, x) -> (b, n, d). The reference, or with more before or after the projector."""
+    x = before(vision_tower(pixels))
+    return after(F.linear(x, weight, bias if with_bias else None))
 
 
 IMAGE_TOKENS = Exercise(
@@ -58,37 +54,37 @@ IMAGE_TOKENS = Exercise(
     mistakes=(
         Mistake(
             "scaled like text",
-            _image_tokens(after=lambda x: x * x.shape[-1] ** 0.5),
+            partial(image_tokens, after=lambda x: x * x.shape[-1] ** 0.5),
             "The image tokens are multiplied by sqrt(d). Only the text is: the factor belongs to"
             " the rows of the embedding table, and image tokens do not come from it.",
         ),
         Mistake(
             "divided by the scale",
-            _image_tokens(after=lambda x: x / x.shape[-1] ** 0.5),
+            partial(image_tokens, after=lambda x: x / x.shape[-1] ** 0.5),
             "The image tokens are divided by sqrt(d). That is half of the other scheme, in which"
             " the whole sequence is multiplied by sqrt(d) later. Here only text is multiplied, so"
             " leave the image tokens as they are.",
         ),
         Mistake(
             "bias missing",
-            _image_tokens(with_bias=False),
+            partial(image_tokens, with_bias=False),
             "The bias is missing: x @ weight.T + bias, or F.linear(x, weight, bias).",
         ),
         Mistake(
             "GELU after the projector",
-            _image_tokens(after=lambda x: F.gelu(x, approximate="tanh")),
+            partial(image_tokens, after=lambda x: F.gelu(x, approximate="tanh")),
             "There is a GELU after the projector. It is one linear map and nothing else; the entry"
             " `projector_hidden_act` in the published config.json is not used.",
         ),
         Mistake(
             "unit length",
-            _image_tokens(before=lambda x: F.normalize(x, dim=-1)),
+            partial(image_tokens, before=lambda x: F.normalize(x, dim=-1)),
             "The vectors of the tower are brought to length 1. The contrastive loss of lesson 05"
             " does that; PaliGemma takes them as the tower gives them.",
         ),
         Mistake(
             "averaged",
-            _image_tokens(before=lambda x: x.mean(dim=1, keepdim=True).expand_as(x)),
+            partial(image_tokens, before=lambda x: x.mean(dim=1, keepdim=True).expand_as(x)),
             "All patches have the same vector, their average. Each patch stays a token of its own:"
             " apply the map to the last axis and leave the others alone.",
         ),
@@ -101,11 +97,6 @@ IMAGE_TOKENS = Exercise(
         " alone is multiplied by sqrt(d).",
     ),
 )
-
-
-def merge(text: Tensor, image: Tensor, is_image: Tensor) -> Tensor:
-    """The reference: (b, t, d), (b, n, d), bool (b, t) -> (b, t, d)."""
-    return text.masked_scatter(is_image[..., None], image.to(text.dtype))
 
 
 def _merge_cases() -> list[tuple]:
@@ -225,12 +216,6 @@ MERGE = Exercise(
         " one dtype: image.to(text.dtype).",
     ),
 )
-
-
-def prefix_lm_mask(is_real: Tensor, is_suffix: Tensor, queries: int) -> Tensor:
-    """The reference: bool (b, s), bool (b, s) -> bool (b, 1, t, s) for the last t = queries."""
-    not_later = _not_later(is_real.shape[1], queries)
-    return (is_real[:, None, :] & (~is_suffix[:, None, :] | not_later))[:, None]
 
 
 def _not_later(s: int, queries: int) -> Tensor:

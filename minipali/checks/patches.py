@@ -1,5 +1,7 @@
 """Lesson 01: cutting a picture into patches, and embedding them."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -7,12 +9,6 @@ from torch import Tensor
 
 from minipali.checks.engine import Exercise, Mistake
 from minipali.patches import patchify
-
-
-def embed_patches(pixels: Tensor, weight: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
-    """The reference, as matrix product: (b, c, y, x) -> (b, n, d)."""
-    patches = patchify(pixels, weight.shape[-1])
-    return patches @ weight.flatten(1).T + bias + positions
 
 
 def _patchify_cases() -> list[tuple]:
@@ -132,17 +128,25 @@ PATCHIFY = Exercise(
 )
 
 
-def _embed(cut=patchify, scale_bias: float = 1.0, positions_of=None, weights_of=None):
-    def embed(pixels: Tensor, weight: Tensor, bias: Tensor, positions: Tensor) -> Tensor:
-        p = weight.shape[-1]
-        grid = (pixels.shape[2] // p, pixels.shape[3] // p)
-        if weights_of is not None:
-            weight = weights_of(weight)
-        if positions_of is not None:
-            positions = positions_of(positions, grid)
-        return cut(pixels, p) @ weight.flatten(1).T + scale_bias * bias + positions
-
-    return embed
+def embed_patches(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    positions: Tensor,
+    *,
+    cut=patchify,
+    scale_bias: float = 1.0,
+    positions_of=None,
+    weights_of=None,
+) -> Tensor:
+    """(b, c, y, x) -> (b, n, d). The reference, a matrix product, or with one thing changed."""
+    p = weight.shape[-1]
+    grid = (pixels.shape[2] // p, pixels.shape[3] // p)
+    if weights_of is not None:
+        weight = weights_of(weight)
+    if positions_of is not None:
+        positions = positions_of(positions, grid)
+    return cut(pixels, p) @ weight.flatten(1).T + scale_bias * bias + positions
 
 
 def _flattened_without_transpose(pixels, weight, bias, positions):
@@ -160,31 +164,32 @@ EMBED_PATCHES = Exercise(
         " unchanged"
     ),
     mistakes=(
-        Mistake("scan lines", _embed(_scan_lines), SCAN_LINE_SENTENCE),
+        Mistake("scan lines", partial(embed_patches, cut=_scan_lines), SCAN_LINE_SENTENCE),
         Mistake(
             "positions missing",
-            _embed(positions_of=lambda positions, _: 0 * positions),
+            partial(embed_patches, positions_of=lambda positions, _: 0 * positions),
             "The position vectors are missing: without them the vision tower cannot tell the"
             " places of the patches apart. Add `positions` at the end.",
         ),
         Mistake(
             "bias missing",
-            _embed(scale_bias=0.0),
+            partial(embed_patches, scale_bias=0.0),
             "The bias is missing: an affine map is x W^T + b.",
         ),
         Mistake(
             "positions by columns",
-            _embed(
+            partial(
+                embed_patches,
                 positions_of=lambda positions, grid: rearrange(
                     positions, "(nx ny) d -> (ny nx) d", ny=grid[0]
-                )
+                ),
             ),
             "The positions are added in the order of columns, but the patches come in reading"
             " order, row by row. Patch and place must agree.",
         ),
         Mistake(
             "patches by columns",
-            _embed(_cut("b (nx ny) (c py px)")),
+            partial(embed_patches, cut=_cut("b (nx ny) (c py px)")),
             "The patches come column by column, the positions row by row. Keep the rows slow and"
             " the columns fast: (ny nx).",
         ),
@@ -196,13 +201,13 @@ EMBED_PATCHES = Exercise(
         ),
         Mistake(
             "kernel flipped",
-            _embed(weights_of=lambda weight: weight.flip(-1, -2)),
+            partial(embed_patches, weights_of=lambda weight: weight.flip(-1, -2)),
             "The kernel is flipped. What deep learning calls convolution does not flip it: value"
             " (py, px) of a patch meets weight (py, px).",
         ),
         Mistake(
             "channels last",
-            _embed(_cut("b (ny nx) (py px c)")),
+            partial(embed_patches, cut=_cut("b (ny nx) (py px c)")),
             "The values of a patch are in the order row, column, channel; the weight's are channel,"
             " row, column. Flatten both the same way.",
         ),

@@ -1,6 +1,7 @@
 """Lesson 07: rotary positions: angles, turning, and which vectors are turned."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -17,11 +18,6 @@ LONG = torch.tensor([[5, 6, 7, 8], [301, 302, 303, 304], [41, 42, 44, 45]])
 ONE = torch.tensor([[37], [1100], [6]])  # one new token a row
 
 
-def rope_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """The reference: (b, t) -> cos and sin, each (b, t, k/2) in float32."""
-    return rope.rope_angles(positions, head_dim, theta)
-
-
 def _angles_cases() -> list[tuple]:
     # The first case keeps all angles small, also those of the wrong exponents: huge angles differ
     # with the way they are computed, and then no mistake could be recognised.
@@ -29,19 +25,19 @@ def _angles_cases() -> list[tuple]:
 
 
 def _rope_angles(
+    positions: Tensor,
+    head_dim: int,
+    theta: float,
+    *,
     exponent: Callable[[Tensor, int], Tensor] = lambda i, k: -2 * i / k,
     places: Callable[[Tensor], Tensor] = lambda positions: positions,
     finish: Callable[[Tensor], tuple[Tensor, Tensor]] = lambda a: (a.cos(), a.sin()),
     dtype: torch.dtype = torch.float32,
-) -> Callable:
-    """The angles with one thing changed."""
-
-    def wrong(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-        speeds = theta ** exponent(torch.arange(head_dim // 2), head_dim)
-        cos, sin = finish(places(positions)[..., None].to(dtype) * speeds.to(dtype))
-        return cos.float(), sin.float()
-
-    return wrong
+) -> tuple[Tensor, Tensor]:
+    """rope_angles with one thing changed."""
+    speeds = theta ** exponent(torch.arange(head_dim // 2), head_dim)
+    cos, sin = finish(places(positions)[..., None].to(dtype) * speeds.to(dtype))
+    return cos.float(), sin.float()
 
 
 def _count(positions: Tensor) -> Tensor:
@@ -60,7 +56,7 @@ def _twice(angles: Tensor) -> tuple[Tensor, Tensor]:
 
 ROPE_ANGLES = Exercise(
     name="rope_angles",
-    reference=rope_angles,
+    reference=rope.rope_angles,
     cases=_angles_cases,
     axes="b t pair; b t pair",
     parts=("cos", "sin"),
@@ -74,50 +70,50 @@ ROPE_ANGLES = Exercise(
     mistakes=(
         Mistake(
             "step of one",
-            _rope_angles(exponent=lambda i, k: -i / k),
+            partial(_rope_angles, exponent=lambda i, k: -i / k),
             "The exponent grows in steps of 1 / k. There are k / 2 pairs and the exponent must run"
             " over the whole range from 0 to (almost) 1: theta ** (-2 * i / k) for i = 0, 1, ...",
         ),
         Mistake(
             "sign of the exponent",
-            _rope_angles(exponent=lambda i, k: 2 * i / k),
+            partial(_rope_angles, exponent=lambda i, k: 2 * i / k),
             "The exponent has the wrong sign: the pairs get faster and faster, up to thousands of"
             " radians a step. Pair 0 is the fastest, with 1 radian a step, and the others are"
             " slower: theta ** (-2 * i / k).",
         ),
         Mistake(
             "pairs counted from one",
-            _rope_angles(exponent=lambda i, k: -2 * (i + 1) / k),
+            partial(_rope_angles, exponent=lambda i, k: -2 * (i + 1) / k),
             "The pairs are counted from 1. The paper does that too, but then writes i - 1. With i ="
             " 0, 1, ... the first pair has exponent 0 and turns by 1 radian a step.",
         ),
         Mistake(
             "positions restart at 0",
-            _rope_angles(places=_count),
+            partial(_rope_angles, places=_count),
             "It looks like positions restart at 0: the angles are those of 0, 1, 2, ... in every"
             " row. Use the positions that are given. When the model writes, a call holds one new"
             " token whose position is far from 0.",
         ),
         Mistake(
             "one row's positions for all",
-            _rope_angles(places=_first_row),
+            partial(_rope_angles, places=_first_row),
             "Every row got the angles of the first row. Rows of a batch may have different"
             " positions (prompts differ in length): keep the axis b.",
         ),
         Mistake(
             "sine before cosine",
-            _rope_angles(finish=lambda a: (a.sin(), a.cos())),
+            partial(_rope_angles, finish=lambda a: (a.sin(), a.cos())),
             "Sine and cosine have changed places. The contract is (cos, sin).",
         ),
         Mistake(
             "angles in bfloat16",
-            _rope_angles(dtype=torch.bfloat16),
+            partial(_rope_angles, dtype=torch.bfloat16),
             "The angles were computed in bfloat16, where 301 and 302 are one number. Compute"
             " positions, speeds and angles in float32; only the turned vectors may be bfloat16.",
         ),
         Mistake(
             "an angle for each number",
-            _rope_angles(finish=_twice),
+            partial(_rope_angles, finish=_twice),
             "There is an angle for each of the k numbers, each one twice. That suits the formula x"
             " * cos + rotate_half(x) * sin of some libraries. Here the contract is one angle a"
             " pair: k / 2 of them.",
@@ -134,11 +130,6 @@ ROPE_ANGLES = Exercise(
 )
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The reference: x (b, h, t, k), cos and sin (b, t, k/2) -> (b, h, t, k)."""
-    return rope.apply_rope(x, cos, sin)
-
-
 def _apply_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(7)
 
@@ -151,17 +142,17 @@ def _apply_cases() -> list[tuple]:
 
 
 def _apply_rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
     split: Callable[[Tensor], tuple[Tensor, Tensor]] = lambda x: x.chunk(2, dim=-1),
     turn: Callable = lambda a, b, cos, sin: (a * cos - b * sin, b * cos + a * sin),
     join: Callable[[tuple], Tensor] = lambda halves: torch.cat(halves, dim=-1),
     rows: Callable[[Tensor], Tensor] = lambda x: x,
-) -> Callable:
-    """Turning with one thing changed."""
-
-    def wrong(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return join(turn(*split(x), rows(cos)[:, None], rows(sin)[:, None]))
-
-    return wrong
+) -> Tensor:
+    """apply_rope with one thing changed."""
+    return join(turn(*split(x), rows(cos)[:, None], rows(sin)[:, None]))
 
 
 def _neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +170,7 @@ def _one_after_the_other(a: Tensor, b: Tensor, cos: Tensor, sin: Tensor) -> tupl
 
 APPLY_ROPE = Exercise(
     name="apply_rope",
-    reference=apply_rope,
+    reference=rope.apply_rope,
     cases=_apply_cases,
     axes="b h t k",
     checked=(
@@ -195,44 +186,50 @@ APPLY_ROPE = Exercise(
         ),
         Mistake(
             "neighbours are pairs",
-            _apply_rope(split=_neighbours, join=_zipped),
+            partial(_apply_rope, split=_neighbours, join=_zipped),
             "Neighbours were taken as pairs, (0, 1), (2, 3), ..., the interleaved layout of the"
             " paper. These weights use the half-split layout: number i of the first half pairs"
             " with number i of the second half.",
         ),
         Mistake(
             "turned backwards",
-            _apply_rope(turn=lambda a, b, cos, sin: (a * cos + b * sin, b * cos - a * sin)),
+            partial(
+                _apply_rope, turn=lambda a, b, cos, sin: (a * cos + b * sin, b * cos - a * sin)
+            ),
             "The pairs turn backwards: the minus is at the other sine. It belongs to the first"
             " half: first * cos - second * sin, and second * cos + first * sin.",
         ),
         Mistake(
             "no minus",
-            _apply_rope(turn=lambda a, b, cos, sin: (a * cos + b * sin, b * cos + a * sin)),
+            partial(
+                _apply_rope, turn=lambda a, b, cos, sin: (a * cos + b * sin, b * cos + a * sin)
+            ),
             "The minus is missing. Without it the pairs are not turned but mirrored, and lengths"
             " are not kept: first * cos - second * sin, and second * cos + first * sin.",
         ),
         Mistake(
             "second half from the turned first half",
-            _apply_rope(turn=_one_after_the_other),
+            partial(_apply_rope, turn=_one_after_the_other),
             "The second half was computed from the first half after it had been turned. Both need"
             " the old values: give the turned halves new names.",
         ),
         Mistake(
             "halves zipped",
-            _apply_rope(join=_zipped),
+            partial(_apply_rope, join=_zipped),
             "The halves are turned rightly, but put together in turns, as if neighbours were pairs."
             " Put the second half after the first: torch.cat((first, second), dim=-1).",
         ),
         Mistake(
             "one row's angles for all",
-            _apply_rope(rows=_first_row),
+            partial(_apply_rope, rows=_first_row),
             "Every row of the batch was turned by the angles of the first row. cos and sin have"
             " an axis b too: make them (b, 1, t, k / 2) with cos[:, None].",
         ),
         Mistake(
             "cosine and sine exchanged",
-            _apply_rope(turn=lambda a, b, cos, sin: (a * sin - b * cos, b * sin + a * cos)),
+            partial(
+                _apply_rope, turn=lambda a, b, cos, sin: (a * sin - b * cos, b * sin + a * cos)
+            ),
             "Cosine and sine have changed places. At position 0 the cosine is 1 and the sine is 0,"
             " and nothing turns: first * cos - second * sin, and second * cos + first * sin.",
         ),
@@ -255,12 +252,31 @@ def rotate_heads(
     heads: int,
     kv_heads: int,
     theta: float,
+    *,
+    split: str = "b t (h k) -> b h t k",
+    turned: str = "qk",
+    layout: Callable = rope.apply_rope,
+    places: Callable[[Tensor], Tensor] = lambda positions: positions,
+    before_the_split: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference: flat (b, t, h*k), (b, t, g*k) twice -> (b, h, t, k), (b, g, t, k) twice."""
-    query = rearrange(query, "b t (h k) -> b h t k", h=heads)
-    key, value = (rearrange(x, "b t (g k) -> b g t k", g=kv_heads) for x in (key, value))
-    cos, sin = rope.rope_angles(positions, query.shape[-1], theta)
-    return rope.apply_rope(query, cos, sin), rope.apply_rope(key, cos, sin), value
+    """Flat (b, t, h*k), (b, t, g*k) twice -> (b, h, t, k), (b, g, t, k) twice.
+
+    The reference, or with one thing changed. An empty split stands for a plain reshape.
+    """
+
+    def one(name: str, x: Tensor, n: int) -> Tensor:
+        b, t, wide = x.shape
+
+        def turn(y: Tensor) -> Tensor:
+            angles = rope.rope_angles(places(positions), y.shape[-1], theta)
+            return layout(y, *angles) if name in turned else y
+
+        if before_the_split:
+            x = turn(x[:, None])[:, 0]
+        heads = rearrange(x, split, h=n) if split else x.reshape(b, n, t, wide // n)
+        return heads if before_the_split else turn(heads)
+
+    return one("q", query, heads), one("k", key, kv_heads), one("v", value, kv_heads)
 
 
 def _heads_cases() -> list[tuple]:
@@ -273,33 +289,6 @@ def _heads_cases() -> list[tuple]:
         return (*flat, positions, heads, kv_heads, theta)
 
     return [case(NEAR, 4, 2, 6, 100.0), case(ONE % 50, 6, 3, 10, 30.0)]
-
-
-def _rotate_heads(
-    split: str = "b t (h k) -> b h t k",
-    turned: str = "qk",
-    layout: Callable = rope.apply_rope,
-    places: Callable[[Tensor], Tensor] = lambda positions: positions,
-    before_the_split: bool = False,
-) -> Callable:
-    """Split and turn with one thing changed. An empty split stands for a plain reshape."""
-
-    def wrong(query, key, value, positions, heads, kv_heads, theta):
-        def one(name: str, x: Tensor, n: int) -> Tensor:
-            b, t, wide = x.shape
-
-            def turn(y: Tensor) -> Tensor:
-                angles = rope.rope_angles(places(positions), y.shape[-1], theta)
-                return layout(y, *angles) if name in turned else y
-
-            if before_the_split:
-                x = turn(x[:, None])[:, 0]
-            heads = rearrange(x, split, h=n) if split else x.reshape(b, n, t, wide // n)
-            return heads if before_the_split else turn(heads)
-
-        return one("q", query, heads), one("k", key, kv_heads), one("v", value, kv_heads)
-
-    return wrong
 
 
 ROTATE_HEADS = Exercise(
@@ -316,49 +305,49 @@ ROTATE_HEADS = Exercise(
     mistakes=(
         Mistake(
             "values turned too",
-            _rotate_heads(turned="qkv"),
+            partial(rotate_heads, turned="qkv"),
             "The values are turned too. Only queries and keys are compared, and only there the"
             " positions become a distance. Values are handed over as they are.",
         ),
         Mistake(
             "keys not turned",
-            _rotate_heads(turned="q"),
+            partial(rotate_heads, turned="q"),
             "The keys are not turned. A score depends on the distance only if query and key are"
             " both turned, each by its own position.",
         ),
         Mistake(
             "nothing is turned",
-            _rotate_heads(turned=""),
+            partial(rotate_heads, turned=""),
             "The heads are split rightly, but nothing is turned. Use your rope_angles and your"
             " apply_rope on query and key.",
         ),
         Mistake(
             "turned before the split",
-            _rotate_heads(before_the_split=True),
+            partial(rotate_heads, before_the_split=True),
             "The vectors were turned before the heads were split, so numbers of different heads"
             " became pairs. Split first: every head has its own k / 2 pairs, with the same angles.",
         ),
         Mistake(
             "neighbours are pairs",
-            _rotate_heads(layout=_apply_rope(split=_neighbours, join=_zipped)),
+            partial(rotate_heads, layout=partial(_apply_rope, split=_neighbours, join=_zipped)),
             "Neighbours were taken as pairs, the interleaved layout. These weights use the"
             " half-split layout: number i of the first half of a head with number i of the second.",
         ),
         Mistake(
             "positions restart at 0",
-            _rotate_heads(places=_count),
+            partial(rotate_heads, places=_count),
             "It looks like positions restart at 0 in every row. Use the positions that are given:"
             " when the model writes, a call holds one new token, far from 0.",
         ),
         Mistake(
             "heads split as (k h)",
-            _rotate_heads(split="b t (k h) -> b h t k"),
+            partial(rotate_heads, split="b t (k h) -> b h t k"),
             "The heads are split as (k h): each head got every h-th number. The weights keep the"
             " numbers of a head side by side: write (h k), the head as the slow axis.",
         ),
         Mistake(
             "reshaped without transpose",
-            _rotate_heads(split=""),
+            partial(rotate_heads, split=""),
             "The heads come from a reshape alone, (b, t, h k) to (b, h, t, k). It moves no axis, so"
             " numbers of different tokens end up in one head. Split first: (b, t, h, k), then"
             " transpose t and h.",

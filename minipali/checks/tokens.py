@@ -1,6 +1,7 @@
 """Lesson 06: pictures as pixels, prompts as ids, and rows of equal length."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,21 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from minipali.checks.engine import Exercise, Mistake
-
-
-def _over_white(picture: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+from minipali.tokens import pad_rows, prompt_ids, to_pixels, to_rgb
 
 
 def _scaled(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 * 2 - 1
-
-
-def to_pixels(picture: Image.Image, side: int) -> Tensor:
-    """The reference: any picture -> float32 (3, side, side) in [-1, 1]."""
-    square = _over_white(picture).resize((side, side), Image.Resampling.BICUBIC)
-    return _scaled(np.array(square))
 
 
 def _pictures() -> list[tuple]:
@@ -47,22 +38,21 @@ def _pictures() -> list[tuple]:
     ]
 
 
-def _pixels(
-    flat: Callable[[Image.Image], Image.Image] = _over_white,
+def _to_pixels(
+    picture: Image.Image,
+    side: int,
+    *,
+    flat: Callable[[Image.Image], Image.Image] = to_rgb,
     scaled: Callable[[np.ndarray], Tensor] = _scaled,
-) -> Callable:
-    """Pixels with one thing changed."""
-
-    def wrong(picture: Image.Image, side: int) -> Tensor:
-        square = flat(picture).resize((side, side), Image.Resampling.BICUBIC)
-        return scaled(np.array(square))
-
-    return wrong
+) -> Tensor:
+    """to_pixels with one thing changed."""
+    square = flat(picture).resize((side, side), Image.Resampling.BICUBIC)
+    return scaled(np.array(square))
 
 
 def _resized_by_torch(antialias: bool) -> Callable:
     def wrong(picture: Image.Image, side: int) -> Tensor:
-        pixels = _scaled(np.array(_over_white(picture)))[None]
+        pixels = _scaled(np.array(to_rgb(picture)))[None]
         return F.interpolate(pixels, (side, side), mode="bicubic", antialias=antialias)[0]
 
     return wrong
@@ -77,7 +67,7 @@ def _imagenet(pixels: np.ndarray) -> Tensor:
 def _middle_square(picture: Image.Image) -> Image.Image:
     short = min(picture.size)
     left, top = (picture.width - short) // 2, (picture.height - short) // 2
-    return _over_white(picture).crop((left, top, left + short, top + short))
+    return to_rgb(picture).crop((left, top, left + short, top + short))
 
 
 TO_PIXELS = Exercise(
@@ -92,13 +82,15 @@ TO_PIXELS = Exercise(
     mistakes=(
         Mistake(
             "ImageNet's mean and std",
-            _pixels(scaled=_imagenet),
+            partial(_to_pixels, scaled=_imagenet),
             "The pixels are normalised with ImageNet's mean and standard deviation. SigLIP was"
             " trained with 0.5 and 0.5 in each channel: 0 to 255 becomes -1 to 1.",
         ),
         Mistake(
             "from 0 to 1",
-            _pixels(scaled=lambda p: torch.from_numpy(p).permute(2, 0, 1).float() / 255),
+            partial(
+                _to_pixels, scaled=lambda p: torch.from_numpy(p).permute(2, 0, 1).float() / 255
+            ),
             "The values go from 0 to 1, half of the range. After / 255 subtract 0.5 and divide by"
             " 0.5, so that they go from -1 to 1.",
         ),
@@ -118,25 +110,27 @@ TO_PIXELS = Exercise(
         ),
         Mistake(
             "rows and columns exchanged",
-            _pixels(scaled=lambda p: _scaled(p).transpose(1, 2).contiguous()),
+            partial(_to_pixels, scaled=lambda p: _scaled(p).transpose(1, 2).contiguous()),
             "Rows and columns are exchanged. np.array(picture) is (y, x, c), though Pillow's size"
             " is (width, height): permute(2, 0, 1) makes (c, y, x) of it.",
         ),
         Mistake(
             "reshaped instead of permuted",
-            _pixels(scaled=lambda p: _scaled(p).permute(1, 2, 0).reshape(_scaled(p).shape)),
+            partial(
+                _to_pixels, scaled=lambda p: _scaled(p).permute(1, 2, 0).reshape(_scaled(p).shape)
+            ),
             "The channels come from a reshape, which moves no number, so the three colours are"
             " mixed up. Bring the axis c to the front: permute(2, 0, 1).",
         ),
         Mistake(
             "cut to the middle square",
-            _pixels(flat=_middle_square),
+            partial(_to_pixels, flat=_middle_square),
             "The picture is cut to its middle square. PaliGemma sees the whole picture, squeezed"
             " into a square: resize to (side, side), whatever the shape was.",
         ),
         Mistake(
             "transparency thrown away",
-            _pixels(flat=lambda picture: picture.convert("RGB")),
+            partial(_to_pixels, flat=lambda picture: picture.convert("RGB")),
             "The transparent parts show the colour that lies hidden there. convert('RGB') throws"
             " the fourth channel away: lay the picture over white first.",
         ),
@@ -152,13 +146,6 @@ TO_PIXELS = Exercise(
         " / 0.5.",
     ),
 )
-
-
-def prompt_ids(
-    prompt: str, encode: Callable[[str], list[int]], image_token: int, num_patches: int, bos: int
-) -> list[int]:
-    """The reference: image token x patches, bos, prompt, newline."""
-    return [image_token] * num_patches + [bos] + encode(prompt + "\n")
 
 
 def _prompts() -> list[tuple]:
@@ -253,18 +240,6 @@ PROMPT_IDS = Exercise(
 )
 
 
-def pad_rows(rows: list[list[int]], filler: int, side: str) -> tuple[Tensor, Tensor]:
-    """The reference: ids and mask, each int64 (b, longest)."""
-    longest = max(len(row) for row in rows)
-    ids, mask = [], []
-    for row in rows:
-        empty = longest - len(row)
-        before, after = (empty, 0) if side == "left" else (0, empty)
-        ids.append([filler] * before + row + [filler] * after)
-        mask.append([0] * before + [1] * len(row) + [0] * after)
-    return torch.tensor(ids), torch.tensor(mask)
-
-
 def _rows() -> list[tuple]:
     # The filler's number is also a token of some rows, and no two rows are equally long: a row
     # that is too long or too short on the wrong side cannot go unnoticed.
@@ -275,24 +250,24 @@ def _rows() -> list[tuple]:
     ]
 
 
-def _padded(
+def _pad_rows(
+    rows,
+    filler,
+    side,
+    *,
     side_of: Callable[[str], str] = lambda side: side,
     side_of_mask: Callable[[str], str] | None = None,
     filler_of: Callable[[int], int] = lambda filler: filler,
     mask_of: Callable[[Tensor, Tensor, int], Tensor] = lambda ids, mask, filler: mask,
     length: Callable = max,
-) -> Callable:
-    """Padding with one thing changed."""
-
-    def wrong(rows, filler, side):
-        longest = length(len(row) for row in rows)
-        rows = [row[:longest] for row in rows]
-        ids, mask = pad_rows(rows, filler_of(filler), side_of(side))
-        if side_of_mask:
-            mask = pad_rows(rows, filler_of(filler), side_of_mask(side))[1]
-        return ids, mask_of(ids, mask, filler)
-
-    return wrong
+):
+    """pad_rows with one thing changed."""
+    longest = length(len(row) for row in rows)
+    rows = [row[:longest] for row in rows]
+    ids, mask = pad_rows(rows, filler_of(filler), side_of(side))
+    if side_of_mask:
+        mask = pad_rows(rows, filler_of(filler), side_of_mask(side))[1]
+    return ids, mask_of(ids, mask, filler)
 
 
 def _other(side: str) -> str:
@@ -312,45 +287,45 @@ PAD_ROWS = Exercise(
     mistakes=(
         Mistake(
             "padding counted as text",
-            _padded(mask_of=lambda ids, mask, filler: torch.ones_like(mask)),
+            partial(_pad_rows, mask_of=lambda ids, mask, filler: torch.ones_like(mask)),
             "The mask is 1 everywhere, so padding counts as text and the model reads it. Put 0"
             " where you filled up.",
         ),
         Mistake(
             "mask upside down",
-            _padded(mask_of=lambda ids, mask, filler: 1 - mask),
+            partial(_pad_rows, mask_of=lambda ids, mask, filler: 1 - mask),
             "The mask is upside down: 1 is for real tokens, 0 for padding.",
         ),
         Mistake(
             "mask read off the ids",
-            _padded(mask_of=lambda ids, mask, filler: (ids != filler).long()),
+            partial(_pad_rows, mask_of=lambda ids, mask, filler: (ids != filler).long()),
             "The mask is 0 wherever the filler's number stands, also inside a row, where it is a"
             " real token. Make the mask from the lengths of the rows, not from the ids.",
         ),
         Mistake(
             "always on the right",
-            _padded(side_of=lambda side: "right"),
+            partial(_pad_rows, side_of=lambda side: "right"),
             "The rows are filled up on the right even if side is 'left'.",
         ),
         Mistake(
             "always on the left",
-            _padded(side_of=lambda side: "left"),
+            partial(_pad_rows, side_of=lambda side: "left"),
             "The rows are filled up on the left even if side is 'right'.",
         ),
         Mistake(
             "sides exchanged",
-            _padded(side_of=_other),
+            partial(_pad_rows, side_of=_other),
             "The sides are exchanged. side says where the filler goes: with 'left' it stands before"
             " the row.",
         ),
         Mistake(
             "mask on the other side",
-            _padded(side_of_mask=_other),
+            partial(_pad_rows, side_of_mask=_other),
             "The ids are right, but the zeros of the mask are on the other side.",
         ),
         Mistake(
             "cut to the shortest",
-            _padded(length=min),
+            partial(_pad_rows, length=min),
             "The rows are cut to the shortest, and tokens are lost. Fill them up to the longest.",
         ),
     ),

@@ -1,23 +1,16 @@
 """Lesson 13: the labels of a row, the loss on its suffix, and a training loop."""
 
-import copy
-import functools
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipali.checks.engine import Exercise, Mistake
+from minipali.training import row_labels, suffix_loss
 
 # --- row_labels -----------------------------------------------------------------------------------
-
-
-def row_labels(
-    prefix: list[int], suffix: list[int], eos: int, ignore: int
-) -> tuple[list[int], list[int]]:
-    """The reference: ids and labels of one row."""
-    return prefix + suffix + [eos], [ignore] * len(prefix) + suffix + [eos]
 
 
 def _rows() -> list[tuple]:
@@ -114,11 +107,6 @@ ROW_LABELS = Exercise(
 # --- suffix_loss ----------------------------------------------------------------------------------
 
 
-def suffix_loss(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
-    """The reference: (b, t, v), (b, t) -> ()."""
-    return _loss()(logits, labels, ignore)
-
-
 def _losses() -> list[tuple]:
     random = torch.Generator().manual_seed(13)
 
@@ -136,27 +124,27 @@ def _losses() -> list[tuple]:
     ]
 
 
-def _loss(
+def _suffix_loss(
+    logits: Tensor,
+    labels: Tensor,
+    ignore: int,
+    *,
     shift: int = 1,
     mean: str = "tokens",
     count: Callable[[Tensor, int], Tensor] = lambda wanted, ignore: wanted != ignore,
     log: Callable[[Tensor], Tensor] = lambda logits: logits.log_softmax(dim=-1),
-) -> Callable:
-    """The loss with one thing changed. mean: over "tokens", "places" or "rows", or the "sum"."""
-
-    def wrong(logits: Tensor, labels: Tensor, ignore: int) -> Tensor:
-        t = labels.shape[1]
-        logits = logits[:, max(0, -shift) : t - max(0, shift)]
-        wanted = labels[:, max(0, shift) : t - max(0, -shift)]
-        counted = count(wanted, ignore)
-        filled = wanted.masked_fill((wanted == ignore) & (wanted < 0), 0)
-        each = -log(logits).gather(-1, filled[..., None])[..., 0] * counted
-        if mean == "rows":
-            return (each.sum(dim=1) / counted.sum(dim=1)).mean()
-        divisors = {"tokens": counted.sum(), "places": counted.numel(), "sum": 1}
-        return each.sum() / divisors[mean]
-
-    return wrong
+) -> Tensor:
+    """suffix_loss with one thing changed. mean: over "tokens", "places" or "rows", or the "sum"."""
+    t = labels.shape[1]
+    logits = logits[:, max(0, -shift) : t - max(0, shift)]
+    wanted = labels[:, max(0, shift) : t - max(0, -shift)]
+    counted = count(wanted, ignore)
+    filled = wanted.masked_fill((wanted == ignore) & (wanted < 0), 0)
+    each = -log(logits).gather(-1, filled[..., None])[..., 0] * counted
+    if mean == "rows":
+        return (each.sum(dim=1) / counted.sum(dim=1)).mean()
+    divisors = {"tokens": counted.sum(), "places": counted.numel(), "sum": 1}
+    return each.sum() / divisors[mean]
 
 
 SUFFIX_LOSS = Exercise(
@@ -171,50 +159,52 @@ SUFFIX_LOSS = Exercise(
     mistakes=(
         Mistake(
             "not shifted",
-            _loss(shift=0),
+            partial(_suffix_loss, shift=0),
             "Logits and labels are not shifted against each other. The logits at a place are for"
             " the *next* token: compare logits[:, :-1] with labels[:, 1:]. Unshifted, the model"
             " learns to repeat the token that it has just read.",
         ),
         Mistake(
             "shifted the wrong way",
-            _loss(shift=-1),
+            partial(_suffix_loss, shift=-1),
             "The shift goes the wrong way: each place is asked for the token *before* it. Drop the"
             " last place of the logits and the first of the labels.",
         ),
         Mistake(
             "padding in the loss",
-            _loss(count=lambda wanted, ignore: torch.ones_like(wanted, dtype=torch.bool)),
+            partial(
+                _suffix_loss, count=lambda wanted, ignore: torch.ones_like(wanted, dtype=torch.bool)
+            ),
             "Places whose label is ignore, padding and prefix, are counted as if they should say"
             " token 0. Leave them out: neither in the sum nor in the number that it is divided by.",
         ),
         Mistake(
             "divided by all places",
-            _loss(mean="places"),
+            partial(_suffix_loss, mean="places"),
             "The sum is right, but it is divided by the number of all places. Divide by the number"
             " of places that count; else the loss shrinks with every bit of padding.",
         ),
         Mistake(
             "mean of the rows' means",
-            _loss(mean="rows"),
+            partial(_suffix_loss, mean="rows"),
             "This is the mean of each row first, and then of the rows, so that a token of a short"
             " answer counts more. (big_vision does it that way.) Here every token counts the same:"
             " one mean over all places that count.",
         ),
         Mistake(
             "not divided",
-            _loss(mean="sum"),
+            partial(_suffix_loss, mean="sum"),
             "The sum is not divided. Take the mean over the places that count.",
         ),
         Mistake(
             "ignore is always -100",
-            _loss(count=lambda wanted, ignore: (wanted != ignore) | (wanted >= 0)),
+            partial(_suffix_loss, count=lambda wanted, ignore: (wanted != ignore) | (wanted >= 0)),
             "The mark is taken to be -100. It is the argument `ignore`; cross_entropy has a"
             " parameter ignore_index for it.",
         ),
         Mistake(
             "softmax twice",
-            _loss(log=lambda logits: logits.softmax(dim=-1).log_softmax(dim=-1)),
+            partial(_suffix_loss, log=lambda logits: logits.softmax(dim=-1).log_softmax(dim=-1)),
             "There are two softmaxes. cross_entropy and log_softmax take the logits as they are.",
         ),
     ),
@@ -251,19 +241,17 @@ def _small_module(seed: int, lr: float) -> tuple[nn.Module, torch.optim.Optimize
     """
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
-    module.at_start = copy.deepcopy(module.state_dict())
     return module, _SGD(module.parameters(), lr=lr)
 
 
 def _runs() -> list[tuple]:
     random = torch.Generator().manual_seed(130)
-    state = torch.get_rng_state()  # a check leaves the learner's random numbers alone
 
     def batch(rows: int) -> _Batch:
         x = torch.randn(rows, 3, generator=random)
         return _Batch((x, torch.stack([x[:, 0] * x[:, 1], 2 + x.sum(dim=1)], dim=1)))
 
-    cases = [
+    return [
         (
             *_small_module(seed, lr), _Batches(batch(rows) for rows in sizes), batch(7),
             F.mse_loss, epochs, max_norm,
@@ -272,66 +260,6 @@ def _runs() -> list[tuple]:
             (1, 0.1, (5, 4, 6), 3, 0.7), (2, 0.2, (3, 5), 2, 1.3),
         )
     ]  # fmt: skip
-    torch.set_rng_state(state)
-    return cases
-
-
-def _from_the_start(function: Callable) -> Callable:
-    """Give a module that other attempts have trained its first weights back."""
-
-    @functools.wraps(function)
-    def run(module, optimizer, *rest):
-        module.load_state_dict(module.at_start)
-        module.train()
-        optimizer.zero_grad()
-        return function(module, optimizer, *rest)
-
-    return run
-
-
-def _training(
-    zero: str = "before",
-    clip: str = "together",
-    measure_mode: str = "eval",
-    back: bool = True,
-    measure_first: bool = False,
-) -> Callable:
-    """The loop with one thing changed."""
-
-    @_from_the_start
-    def wrong(module, optimizer, batches, held_out, loss, epochs, max_norm):
-        losses, measured = [], []
-
-        def measure() -> None:
-            module.train(measure_mode == "train")
-            with torch.no_grad():
-                measured.append(loss(module(held_out[0]), held_out[1]))
-            module.train(back)
-
-        for _ in range(epochs):
-            if measure_first:
-                measure()
-            for x, y in batches:
-                value = loss(module(x), y)
-                if zero == "before":
-                    optimizer.zero_grad()
-                value.backward()
-                if zero == "after":
-                    optimizer.zero_grad()
-                if clip == "together":
-                    nn.utils.clip_grad_norm_(module.parameters(), max_norm)
-                elif clip == "alone":
-                    for p in module.parameters():
-                        nn.utils.clip_grad_norm_([p], max_norm)
-                elif clip == "values":
-                    nn.utils.clip_grad_value_(module.parameters(), max_norm)
-                optimizer.step()
-                losses.append(value.detach())
-            if not measure_first:
-                measure()
-        return torch.stack(losses), torch.stack(measured)
-
-    return wrong
 
 
 def train(
@@ -342,9 +270,44 @@ def train(
     loss: Callable,
     epochs: int,
     max_norm: float,
+    *,
+    zero: str = "before",
+    clip: str = "together",
+    measure_mode: str = "eval",
+    back: bool = True,
+    measure_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The reference: -> losses (steps,), measured (epochs,)."""
-    return _training()(module, optimizer, batches, held_out, loss, epochs, max_norm)
+    """-> losses (steps,), measured (epochs,). The reference, or with one thing changed."""
+    losses, measured = [], []
+
+    def measure() -> None:
+        module.train(measure_mode == "train")
+        with torch.no_grad():
+            measured.append(loss(module(held_out[0]), held_out[1]))
+        module.train(back)
+
+    for _ in range(epochs):
+        if measure_first:
+            measure()
+        for x, y in batches:
+            value = loss(module(x), y)
+            if zero == "before":
+                optimizer.zero_grad()
+            value.backward()
+            if zero == "after":
+                optimizer.zero_grad()
+            if clip == "together":
+                nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+            elif clip == "alone":
+                for p in module.parameters():
+                    nn.utils.clip_grad_norm_([p], max_norm)
+            elif clip == "values":
+                nn.utils.clip_grad_value_(module.parameters(), max_norm)
+            optimizer.step()
+            losses.append(value.detach())
+        if not measure_first:
+            measure()
+    return torch.stack(losses), torch.stack(measured)
 
 
 TRAIN = Exercise(
@@ -360,49 +323,49 @@ TRAIN = Exercise(
     mistakes=(
         Mistake(
             "gradients not zeroed",
-            _training(zero="never"),
+            partial(train, zero="never"),
             "The gradients are never zeroed. backward *adds* to what is there, so each step also"
             " takes all earlier steps' gradients: optimizer.zero_grad() before backward().",
         ),
         Mistake(
             "zeroed before the step",
-            _training(zero="after"),
+            partial(train, zero="after"),
             "The gradients are zeroed between backward() and step(), so that nothing is learned."
             " The order is zero_grad, backward, clip, step.",
         ),
         Mistake(
             "eval mode forgotten",
-            _training(measure_mode="train"),
+            partial(train, measure_mode="train"),
             "You measure in train mode. There the module normalises with the statistics of the"
             " batch at hand (and dropout would drop): call module.eval() before measuring.",
         ),
         Mistake(
             "train mode not restored",
-            _training(back=False),
+            partial(train, back=False),
             "After the first measurement the module stays in eval mode, and the next epochs train"
             " in it. Call module.train() before you go on.",
         ),
         Mistake(
             "not clipped",
-            _training(clip="never"),
+            partial(train, clip="never"),
             "The gradients are not clipped, or not at the right moment: between backward() and"
             " step().",
         ),
         Mistake(
             "clipped one by one",
-            _training(clip="alone"),
+            partial(train, clip="alone"),
             "Each parameter's gradient is clipped by itself, which changes the direction of the"
             " step. Clip all together: clip_grad_norm_(module.parameters(), max_norm).",
         ),
         Mistake(
             "values clipped",
-            _training(clip="values"),
+            partial(train, clip="values"),
             "Single values are clipped, which changes the direction of the step. Clip the length of"
             " all gradients together: clip_grad_norm_.",
         ),
         Mistake(
             "measured before the epoch",
-            _training(measure_first=True),
+            partial(train, measure_first=True),
             "You measure before each epoch. Measure after it: the last number shall belong to the"
             " trained module.",
         ),

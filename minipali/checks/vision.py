@@ -1,6 +1,7 @@
 """Lesson 04: the MLP, and the pre-norm block of the vision tower."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +9,6 @@ from torch import Tensor
 
 from minipali.attention import attend
 from minipali.checks.engine import Exercise, Mistake
-
-
-def mlp(
-    x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor
-) -> Tensor:
-    """The reference, the tanh form written out: (b, n, d) -> (b, n, d)."""
-    hidden = x @ fc1_weight.T + fc1_bias
-    inner = (2 / torch.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)
-    return (0.5 * hidden * (1 + inner.tanh())) @ fc2_weight.T + fc2_bias
 
 
 def encoder_layer(
@@ -71,11 +63,21 @@ def _layer_cases() -> list[tuple]:
     return [case(2, 3, 5, 14), case(3, 4, 7, 11)]
 
 
-def _mlp(activation: Callable) -> Callable:
-    def changed(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-        return F.linear(activation(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
 
-    return changed
+
+def mlp(
+    x: Tensor,
+    fc1_weight: Tensor,
+    fc1_bias: Tensor,
+    fc2_weight: Tensor,
+    fc2_bias: Tensor,
+    *,
+    activation: Callable[[Tensor], Tensor] = _gelu,
+) -> Tensor:
+    """(b, n, d) -> (b, n, d). The reference, or with another activation."""
+    return F.linear(activation(F.linear(x, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)
 
 
 def _without_biases(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
@@ -84,11 +86,11 @@ def _without_biases(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
 
 def _activation_last(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     out = F.linear(F.linear(x, fc1_weight, fc1_bias), fc2_weight, fc2_bias)
-    return F.gelu(out, approximate="tanh")
+    return _gelu(out)
 
 
 def _bias_after_activation(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    hidden = F.gelu(x @ fc1_weight.T, approximate="tanh") + fc1_bias
+    hidden = _gelu(x @ fc1_weight.T) + fc1_bias
     return F.linear(hidden, fc2_weight, fc2_bias)
 
 
@@ -104,7 +106,7 @@ MLP = Exercise(
     mistakes=(
         Mistake(
             "erf form",
-            _mlp(F.gelu),
+            partial(mlp, activation=F.gelu),
             "This is GELU in its erf form, which is torch's default. SigLIP was trained with the"
             ' tanh form: F.gelu(…, approximate="tanh"). The two differ by less than 0.0005 a'
             " value, so the model would still answer, but no number would agree with the published"
@@ -112,19 +114,19 @@ MLP = Exercise(
         ),
         Mistake(
             "quick GELU",
-            _mlp(lambda hidden: hidden * torch.sigmoid(1.702 * hidden)),
+            partial(mlp, activation=lambda hidden: hidden * torch.sigmoid(1.702 * hidden)),
             "This is x · sigmoid(1.702 x), a third form of GELU, which CLIP uses. SigLIP uses the"
             ' tanh form: F.gelu(…, approximate="tanh").',
         ),
         Mistake(
             "ReLU",
-            _mlp(F.relu),
+            partial(mlp, activation=F.relu),
             "This is ReLU: everything below 0 is cut off. GELU is smooth and lets a little of the"
             ' negative values through: F.gelu(…, approximate="tanh").',
         ),
         Mistake(
             "no activation",
-            _mlp(lambda hidden: hidden),
+            partial(mlp, activation=lambda hidden: hidden),
             "There is nothing between the two linear maps, so together they are one linear map, and"
             " the wide middle is for nothing. Put the GELU between fc1 and fc2.",
         ),

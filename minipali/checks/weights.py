@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,40 +60,39 @@ def _files() -> list[tuple]:
     return [(plain, name) for name in first] + [(mixed, name) for name in second]
 
 
-def _reader(
+def read_tensor(
+    data: bytes,
+    name: str,
+    *,
     start: Callable[[int], int] = lambda length: 8 + length,
     kinds: dict[str, torch.dtype] = KINDS,
     shaped: Callable[[Tensor, list[int]], Tensor] = lambda flat, shape: flat.reshape(shape),
     swapped: bool = False,
     in_turn: bool = False,
-) -> Callable:
-    """One tensor of a file, with one thing changed; without a change, the reference."""
-
-    def read(data: bytes, name: str) -> Tensor:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        begin, end = header[name]["data_offsets"]
-        if in_turn:
-            sizes = {key: entry["data_offsets"] for key, entry in header.items()}
-            before = list(sizes)[: list(sizes).index(name)]
-            size = end - begin
-            begin = sum(sizes[key][1] - sizes[key][0] for key in before)
-            end = begin + size
-        first = start(length)
-        own = bytearray(data[first + begin : first + end])
-        kind = kinds[header[name]["dtype"]]
-        if swapped:
-            own = torch.frombuffer(own, dtype=torch.uint8).reshape(-1, kind.itemsize).flip(1)
-            return shaped(own.reshape(-1).view(kind), header[name]["shape"])
-        return shaped(torch.frombuffer(own, dtype=kind), header[name]["shape"])
-
-    return read
+) -> Tensor:
+    """One tensor of a file. The reference, or with one thing changed."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    begin, end = header[name]["data_offsets"]
+    if in_turn:
+        sizes = {key: entry["data_offsets"] for key, entry in header.items()}
+        before = list(sizes)[: list(sizes).index(name)]
+        size = end - begin
+        begin = sum(sizes[key][1] - sizes[key][0] for key in before)
+        end = begin + size
+    first = start(length)
+    own = bytearray(data[first + begin : first + end])
+    kind = kinds[header[name]["dtype"]]
+    if swapped:
+        own = torch.frombuffer(own, dtype=torch.uint8).reshape(-1, kind.itemsize).flip(1)
+        return shaped(own.reshape(-1).view(kind), header[name]["shape"])
+    return shaped(torch.frombuffer(own, dtype=kind), header[name]["shape"])
 
 
 READ_TENSORS = Exercise(
     name="read_tensors",
-    reference=_reader(),
+    reference=read_tensor,
     cases=_files,
     axes="row column",
     checked=(
@@ -102,51 +102,53 @@ READ_TENSORS = Exercise(
     mistakes=(
         Mistake(
             "counted from the start of the file",
-            _reader(start=lambda length: 0),
+            partial(read_tensor, start=lambda length: 0),
             "The offsets are counted from the start of the file, so the numbers are made of the"
             " header's letters. They count from the end of the header: cut data[8 + length:] off"
             " first.",
         ),
         Mistake(
             "eight bytes forgotten",
-            _reader(start=lambda length: length),
+            partial(read_tensor, start=lambda length: length),
             "Everything is read 8 bytes too early: the numbers begin after the header, and the"
             " header begins after the 8 bytes of its length. Start at 8 + length.",
         ),
         Mistake(
             "bfloat16 read as float16",
-            _reader(kinds=KINDS | {"BF16": torch.float16}),
+            partial(read_tensor, kinds=KINDS | {"BF16": torch.float16}),
             "BF16 is read as float16. Both have 16 bits, so every shape is right, and nearly every"
             " number is wrong. BF16 is torch.bfloat16.",
         ),
         Mistake(
             "float16 read as bfloat16",
-            _reader(kinds=KINDS | {"F16": torch.bfloat16}),
+            partial(read_tensor, kinds=KINDS | {"F16": torch.bfloat16}),
             "F16 is read as bfloat16. Both have 16 bits, but cut them at other places: F16 is"
             " torch.float16.",
         ),
         Mistake(
             "transposed",
-            _reader(shaped=lambda flat, shape: flat.reshape(shape).t().contiguous()),
+            partial(read_tensor, shaped=lambda flat, shape: flat.reshape(shape).t().contiguous()),
             "The matrices are transposed. The file holds them as torch does, (out, in), row after"
             " row: reshape(shape), and nothing more. (Weights of JAX are (in, out); these are"
             " not.)",
         ),
         Mistake(
             "column by column",
-            _reader(shaped=lambda flat, shape: flat.reshape(shape[::-1]).t().contiguous()),
+            partial(
+                read_tensor, shaped=lambda flat, shape: flat.reshape(shape[::-1]).t().contiguous()
+            ),
             "The shape is right, but the numbers run down the columns. The file holds row after"
             " row: reshape(shape), without turning the shape round.",
         ),
         Mistake(
             "last byte first",
-            _reader(swapped=True),
+            partial(read_tensor, swapped=True),
             "The bytes of each number are read in the wrong order. The format is little-endian,"
             " like nearly every computer: torch.frombuffer reads it as it is.",
         ),
         Mistake(
             "in the header's order",
-            _reader(in_turn=True),
+            partial(read_tensor, in_turn=True),
             "The tensors are read one after the other in the order of the header. Its order means"
             " nothing: `data_offsets` says where each one lies.",
         ),
@@ -165,9 +167,9 @@ READ_TENSORS = Exercise(
 # --- bfloat16_to_float ----------------------------------------------------------------------------
 
 
-def bfloat16_to_float(bits: Tensor) -> Tensor:
-    """The reference: int16 -> float32 of the same shape."""
-    return (bits.to(torch.int32) << 16).view(torch.float32)
+def bfloat16_to_float(bits: Tensor, *, places: int = 16) -> Tensor:
+    """The reference, or with another shift: int16 -> float32 of the same shape."""
+    return (bits.to(torch.int32) << places).view(torch.float32)
 
 
 def _patterns() -> list[tuple]:
@@ -179,20 +181,18 @@ def _patterns() -> list[tuple]:
     return [given(1.0, 3, 5), given(0.02, 4, 3), given(1e20, 2, 7), given(1e-3, 5, 2)]
 
 
-def _by_formula(hidden: int = 128, bias: int = 127, signed: bool = True) -> Callable:
-    """Sign, exponent and fraction taken apart and put together, with one thing changed."""
-
-    def wrong(bits: Tensor) -> Tensor:
-        whole = bits.to(torch.int32) & 0xFFFF
-        exponent, fraction = (whole >> 7) & 0xFF, whole & 0x7F
-        size = (hidden + fraction).double() / 128 * 2.0 ** (exponent - bias).double()
-        return (size * (1 - 2 * (whole >> 15)) if signed else size).float()
-
-    return wrong
-
-
-def _shifted(places: int) -> Callable:
-    return lambda bits: (bits.to(torch.int32) << places).view(torch.float32)
+def _by_formula(
+    bits: Tensor,
+    *,
+    hidden: int = 128,
+    bias: int = 127,
+    signed: bool = True,
+) -> Tensor:
+    """bfloat16_to_float from sign, exponent and fraction, with one thing changed."""
+    whole = bits.to(torch.int32) & 0xFFFF
+    exponent, fraction = (whole >> 7) & 0xFF, whole & 0x7F
+    size = (hidden + fraction).double() / 128 * 2.0 ** (exponent - bias).double()
+    return (size * (1 - 2 * (whole >> 15)) if signed else size).float()
 
 
 def _bytes_swapped(bits: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ BFLOAT16_TO_FLOAT = Exercise(
         ),
         Mistake(
             "not shifted",
-            _shifted(0),
+            partial(bfloat16_to_float, places=0),
             "The 16 bits stand at the right end, so they are the last bits of the fraction. They"
             " are the *first* half of a float32: shift them left by 16 places.",
         ),
@@ -231,24 +231,24 @@ BFLOAT16_TO_FLOAT = Exercise(
         ),
         Mistake(
             "sign lost",
-            _by_formula(signed=False),
+            partial(_by_formula, signed=False),
             "The negative numbers have become positive. The first of the 16 bits is the sign.",
         ),
         Mistake(
             "shifted by 15",
-            _shifted(15),
+            partial(bfloat16_to_float, places=15),
             "The pattern is shifted by 15 places. It has 16 bits and must end up in the first half"
             " of 32: 16 places.",
         ),
         Mistake(
             "leading one forgotten",
-            _by_formula(hidden=0),
+            partial(_by_formula, hidden=0),
             "The leading one is missing. The fraction comes after it: (1 + fraction / 128) * 2 **"
             " (exponent - 127).",
         ),
         Mistake(
             "exponent of float16",
-            _by_formula(bias=15),
+            partial(_by_formula, bias=15),
             "The exponent is counted from 15, as in float16. bfloat16 counts from 127, as float32"
             " does.",
         ),
@@ -284,6 +284,7 @@ BEGINNINGS = {
     "vision_tower.": "vision_tower.",
     "multi_modal_projector.linear.": "multi_modal_projector.",
 }
+HEADS = ("language_model.lm_head.", "lm_head.")
 KEYS = (
     "vision_tower.vision_model.encoder.layers.11.mlp.fc1.bias",
     "language_model.model.layers.3.self_attn.q_proj.weight",
@@ -304,21 +305,19 @@ KEYS = (
 )
 
 
-def _namer(
+def our_name(
+    key: str,
+    *,
     beginnings: dict[str, str] = BEGINNINGS,
     strip: Callable[[str], str] = lambda key: key.removeprefix("model."),
     otherwise: Callable[[str], str] = lambda key: NO_PLACE,
-) -> Callable:
-    """Keys to names, with one thing changed; without a change, the reference."""
-
-    def name(key: str) -> str:
-        short = strip(key)
-        for theirs, ours in beginnings.items():
-            if short.startswith(theirs):
-                return ours + short.removeprefix(theirs)
-        return otherwise(key)
-
-    return name
+) -> str:
+    """The name of a key, or "no place". The reference, or with one thing changed."""
+    short = strip(key)
+    for theirs, ours in beginnings.items():
+        if short.startswith(theirs):
+            return ours + short.removeprefix(theirs)
+    return otherwise(key)
 
 
 def _without(*left_out: str) -> dict[str, str]:
@@ -332,7 +331,7 @@ def _lone_decoder(key: str) -> str:
 
 OUR_NAME = Exercise(
     name="our_name",
-    reference=_namer(),
+    reference=our_name,
     cases=lambda: [(key,) for key in KEYS],
     axes="",
     checked=(
@@ -342,53 +341,66 @@ OUR_NAME = Exercise(
     mistakes=(
         Mistake(
             "published layout alone",
-            _namer(_without("language_model.", "vision_tower.encoder.", "vision_tower."),
-                   strip=lambda key: key),
+            partial(
+                our_name,
+                beginnings=_without("language_model.", "vision_tower.encoder.", "vision_tower."),
+                strip=lambda key: key,
+            ),
             "The published layout is read, and no other. Files that newer versions of transformers"
             " have written begin with `model.`, and in the newest ones `vision_model.` is gone.",
         ),
         Mistake(
             "model. removed everywhere",
-            _namer(strip=lambda key: key.replace("model.", "")),
+            partial(our_name, strip=lambda key: key.replace("model.", "")),
             "`model.` is removed wherever it stands, also inside `language_model.` and"
             " `vision_model.`. Remove it at the beginning only: key.removeprefix('model.').",
         ),
         Mistake(
             "encoder left in the newest layout",
-            _namer(_without("vision_tower.encoder.")),
+            partial(our_name, beginnings=_without("vision_tower.encoder.")),
             "In the newest layout, without `vision_model.`, the word `encoder.` stays in the name."
             " Our tower has its layers right below it: vision_tower.layers.0...",
         ),
         Mistake(
             "vision_model left",
-            _namer(_without("vision_tower.vision_model.encoder.", "vision_tower.vision_model.")),
+            partial(
+                our_name,
+                beginnings=_without(
+                    "vision_tower.vision_model.encoder.", "vision_tower.vision_model."
+                ),
+            ),
             "`vision_model.` stays in the name. It is one more box in their model, which ours has"
             " not.",
         ),
         Mistake(
             "linear left",
-            _namer(_without("multi_modal_projector.linear.")
-                   | {"multi_modal_projector.": "multi_modal_projector."}),
+            partial(
+                our_name,
+                beginnings=_without("multi_modal_projector.linear.")
+                | {"multi_modal_projector.": "multi_modal_projector."},
+            ),
             "The projector keeps `linear.` in its name. Ours is the linear map itself:"
             " multi_modal_projector.weight.",
         ),
         Mistake(
             "anything passes",
-            _namer(otherwise=lambda key: key),
+            partial(our_name, otherwise=lambda key: key),
             "A key that belongs to no part of PaliGemma comes back as it is. Return None for it, so"
             " that the filling can refuse it. A wrong file should not look like a right one.",
         ),
         Mistake(
             "another model accepted",
-            _namer(otherwise=_lone_decoder),
+            partial(our_name, otherwise=_lone_decoder),
             "Keys of Gemma alone (`model.layers.0...`) are taken for the decoder of PaliGemma. They"
             " are another model's: its file has no vision tower, and its numbers are not those that"
             " were trained with pictures. Return None.",
         ),
         Mistake(
             "head taken for the table",
-            _namer(BEGINNINGS | {"language_model.lm_head.": "language_model.embed_tokens.",
-                                 "lm_head.": "language_model.embed_tokens."}),
+            partial(
+                our_name,
+                beginnings=BEGINNINGS | dict.fromkeys(HEADS, "language_model.embed_tokens."),
+            ),
             "The head gets the name of the table. Then two keys have one name, and the later one"
             " wins without a word. Call it lm_head.weight; `fill` compares the two.",
         ),
@@ -403,7 +415,7 @@ OUR_NAME = Exercise(
         " vision_model. and with both (vision_tower.); multi_modal_projector.linear."
         " (multi_modal_projector.). If none fits, return None.",
     ),
-)  # fmt: skip
+)
 
 
 # --- fill -----------------------------------------------------------------------------------------
@@ -454,45 +466,44 @@ def outcome(shapes: dict, filled: dict, tensors: dict) -> str:
     return ", ".join(words)
 
 
-def _filler(
+def fill(
+    shapes: dict,
+    tensors: dict,
+    *,
     missing: str = "refuse",
     unexpected: str = "refuse",
     shape: str = "refuse",
     head: str = "compare",
-) -> Callable:
-    """`fill`, told in words, with one thing changed; without a change, the reference."""
-
-    def told(shapes: dict, tensors: dict) -> str:
-        given, filled = dict(tensors), {}
-        stored = None if head in ("keep", "refuse") else given.pop(HEAD, None)
-        places = set(shapes) | ({HEAD} if head == "keep" else set())
-        if unexpected == "refuse" and set(given) - places:
-            return "ValueError"
-        for name, want in shapes.items():
-            if name not in given:
-                if missing == "refuse":
-                    return "ValueError"
-                if missing == "make up":
-                    filled[name] = torch.zeros(want)
-                continue
-            filled[name] = given[name]
-            if tuple(given[name].shape) != tuple(want) and shape != "ignore":
-                turned = given[name].t()
-                if shape == "refuse" or tuple(turned.shape) != tuple(want):
-                    return "ValueError"
-                filled[name] = turned
-        if head == "keep" and HEAD in given:
-            filled[HEAD] = given[HEAD]
-        if head == "compare" and stored is not None and not torch.equal(stored, given[TABLE]):
-            return "ValueError"
-        return outcome(shapes, filled, tensors)
-
-    return told
+) -> str:
+    """What `fill` does, in words. The reference, or with one thing changed."""
+    given, filled = dict(tensors), {}
+    stored = None if head in ("keep", "refuse") else given.pop(HEAD, None)
+    places = set(shapes) | ({HEAD} if head == "keep" else set())
+    if unexpected == "refuse" and set(given) - places:
+        return "ValueError"
+    for name, want in shapes.items():
+        if name not in given:
+            if missing == "refuse":
+                return "ValueError"
+            if missing == "make up":
+                filled[name] = torch.zeros(want)
+            continue
+        filled[name] = given[name]
+        if tuple(given[name].shape) != tuple(want) and shape != "ignore":
+            turned = given[name].t()
+            if shape == "refuse" or tuple(turned.shape) != tuple(want):
+                return "ValueError"
+            filled[name] = turned
+    if head == "keep" and HEAD in given:
+        filled[HEAD] = given[HEAD]
+    if head == "compare" and stored is not None and not torch.equal(stored, given[TABLE]):
+        return "ValueError"
+    return outcome(shapes, filled, tensors)
 
 
 FILL = Exercise(
     name="fill",
-    reference=_filler(),
+    reference=fill,
     cases=_fillings,
     axes="",
     checked=(
@@ -503,49 +514,49 @@ FILL = Exercise(
     mistakes=(
         Mistake(
             "missing left random",
-            _filler(missing="make up"),
+            partial(fill, missing="make up"),
             "A missing weight is made up. The model then answers with a part of it random, and"
             " often you would not notice. Raise ValueError, and name what is missing.",
         ),
         Mistake(
             "missing left out",
-            _filler(missing="skip"),
+            partial(fill, missing="skip"),
             "A missing weight is left out, and nobody is told. Every name in `shapes` must be"
             " filled, else raise ValueError.",
         ),
         Mistake(
             "unexpected dropped",
-            _filler(unexpected="drop"),
+            partial(fill, unexpected="drop"),
             "A tensor that has no place is dropped. It was a norm of PaliGemma 2: the file is"
             " another model's, and only this key says so. Raise ValueError.",
         ),
         Mistake(
             "shape not compared",
-            _filler(shape="ignore"),
+            partial(fill, shape="ignore"),
             "The shapes are not compared. A weight of a wrong shape belongs to another model or"
             " another layout. Raise ValueError, with both shapes.",
         ),
         Mistake(
             "transposed to fit",
-            _filler(shape="turn"),
+            partial(fill, shape="turn"),
             "A matrix that does not fit is transposed or reshaped until it does. That is a guess,"
             " and for square matrices there is nothing to guess from. Raise ValueError.",
         ),
         Mistake(
             "head left untied",
-            _filler(head="keep"),
+            partial(fill, head="keep"),
             "The stored head is kept as a weight of its own. Our head *is* the table: compare the"
             " two, and return the table alone.",
         ),
         Mistake(
             "stored head refused",
-            _filler(head="refuse"),
+            partial(fill, head="refuse"),
             "A file that stores the head as well is refused, though its head equals the table. It"
             " is the same model, saved twice over: compare, and leave the head out.",
         ),
         Mistake(
             "head not compared",
-            _filler(head="drop"),
+            partial(fill, head="drop"),
             "The stored head is dropped without a look. If it differs from the table, the model was"
             " trained with a head of its own, and ours would give other answers. Raise ValueError.",
         ),

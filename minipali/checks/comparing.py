@@ -1,0 +1,148 @@
+"""Whether a result is the right one, and if not, how it differs, in words.
+
+Shape before dtype, dtype before values; where, and how the right numbers are misplaced.
+"""
+
+from numbers import Number
+
+import torch
+from torch import Tensor
+
+MOST = 300  # characters of anything that a learner's code made
+
+
+def shown(value) -> str:
+    """A value as text: not longer than MOST, and whatever its own `__str__` does."""
+    try:
+        text = str(value)
+    except Exception:
+        return f"{_a(type(value).__name__)} that cannot be shown"
+    return text if len(text) <= MOST else f"{text[:MOST]}… ({len(text)} characters)"
+
+
+def _a(word: str) -> str:
+    return f"an {word}" if word[0] in "AEIOUaeiou" else f"a {word}"
+
+
+def same(a, b, tolerance: float) -> bool:
+    """Whether two results are equal: also in type, and tensors in shape, dtype and device."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return (
+            (a.is_nested, a.layout, a.device, a.dtype) == (b.is_nested, b.layout, b.device, b.dtype)
+            and a.shape == b.shape
+            and torch.allclose(
+                a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+            )
+        )
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
+        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Number) and isinstance(b, Number):  # NumPy's too
+        return abs(a - b) <= tolerance * max(1.0, abs(b))
+    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
+
+
+def difference(result, expected, axes: str, tolerance: float) -> str:
+    """What is wrong with a result that is not a tuple of parts, or "".
+
+    axes: names of the axes of the expected tensor.
+    """
+    if result is None:
+        return "your function returned None. Is a `return` missing?"
+    numbers = isinstance(result, Number) and isinstance(expected, Number)
+    if not numbers and not isinstance(result, type(expected)):
+        found = type(result).__name__
+        more = " torch.from_numpy makes a tensor of it." if found == "ndarray" else ""
+        return f"the result must be {_a(type(expected).__name__)}, found {_a(found)}.{more}"
+    if isinstance(expected, Tensor):
+        return _of_tensors(result, expected, axes.split(), tolerance)
+    if same(result, expected, tolerance):
+        return ""
+    return f"the result must be {shown(expected)}, found {shown(result)}."
+
+
+def of_parts(
+    result, expected: tuple, parts: tuple[str, ...], axes: str, written: int, tolerance: float
+) -> str:
+    """What is wrong with the first wrong part of a tuple, or "".
+
+    parts: their names, of which the last `written` are those that the function writes into; axes:
+    of each part, divided by semicolons.
+    """
+    returned = len(parts) - written
+    if not isinstance(result, tuple) or len(result) != len(expected):
+        found = type(result).__name__
+        if isinstance(result, tuple):
+            found = f"a tuple of {len(result) - written}"
+        return f"it must end with `return {', '.join(parts[:returned])}`; found {found}."
+    each = zip(parts, result, expected, axes.split(";"), strict=True)
+    for number, (name, got, want, own) in enumerate(each, start=1):
+        if complaint := difference(got, want, own, tolerance):
+            if number > returned:
+                return f"{name}, which your function shall write into: {complaint}"
+            return f"{name}, part {number} of the result: {complaint}"
+    return ""
+
+
+def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: float) -> str:
+    if result.is_nested or result.layout != expected.layout:
+        kind = "nested" if result.is_nested else str(result.layout).removeprefix("torch.")
+        return f"the result must be an ordinary tensor with all its numbers, found a {kind} one."
+    if result.ndim != expected.ndim:
+        return (
+            f"the result must have {expected.ndim} axes ({' '.join(axes)}), shape"
+            f" {tuple(expected.shape)}; found {result.ndim} axes, shape {tuple(result.shape)}."
+        )
+    if result.shape != expected.shape:
+        wrong = [
+            f"axis {i} ({axes[i]}) must be {want}, found {got}"
+            for i, (want, got) in enumerate(zip(expected.shape, result.shape, strict=True))
+            if want != got
+        ]
+        return f"the shape is wrong: {'; '.join(wrong)}."
+    if result.dtype != expected.dtype:
+        return f"the dtype must be {expected.dtype}, found {result.dtype}."
+    if result.device != expected.device:
+        return f"the result must be on {expected.device}, found {result.device}."
+    bad = (~result.isfinite()) & expected.isfinite()
+    if bad.any():
+        where = tuple(bad.nonzero()[0].tolist())
+        place = f" at {_place(axes, where)}" if where else ""
+        return f"the result has {result[where].item()}{place}."
+    if same(result, expected, tolerance):
+        return ""
+    if result.ndim == 0:
+        return f"the result must be {expected.item():.6g}, found {result.item():.6g}."
+    if moved := _moved(result, expected, axes):
+        return moved
+    apart = (result.double() - expected.double()).abs()
+    where = tuple(torch.stack(torch.unravel_index(apart.argmax(), apart.shape)).tolist())
+    share = (apart > tolerance).double().mean().item()
+    return (
+        f"the shape is right, but {share:.0%} of the values are not. The largest difference is"
+        f" at {_place(axes, where)}: expected {expected[where].item():.4g}, found"
+        f" {result[where].item():.4g}."
+    )
+
+
+def _moved(result: Tensor, expected: Tensor, axes: list[str]) -> str:
+    """How the right numbers are arranged wrongly, or "" if they are not the right numbers."""
+
+    def alike(a: Tensor, b: Tensor) -> bool:
+        return same(a.flatten(1).sort(dim=1).values, b.flatten(1).sort(dim=1).values, 1e-6)
+
+    if result.ndim != 3 or not alike(result[None], expected[None]):
+        return ""
+    start = "all the right numbers are there, but not in their places:"
+    if not alike(result, expected):
+        return f"{start} some are in another {axes[0]}. The axis {axes[0]} must stay in front."
+    flat, wanted = result.flatten(0, 1), expected.flatten(0, 1)
+    if alike(flat, wanted):
+        return f"{start} along {axes[2]} they have another order."
+    order = [rows.sort(dim=-1).values.tolist() for rows in (result, expected)]
+    if all(sorted(a) == sorted(b) for a, b in zip(*order, strict=True)):
+        return f"{start} along {axes[1]} they have another order."
+    return f"{start} numbers that belong to different {axes[1]} are mixed."
+
+
+def _place(axes: list[str], where: tuple[int, ...]) -> str:
+    return ", ".join(f"{axis} {index}" for axis, index in zip(axes, where, strict=False)) or "0"
