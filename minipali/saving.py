@@ -167,11 +167,12 @@ def finished(folder: str | Path, size: int):
     """
     folder = path_of(folder, "the folder to save into").resolve()
     with _told(folder):
-        _check_replaceable(folder)
         new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
+        if new:
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             with _alone(folder) as alone:
+                _check_replaceable(folder)
                 if alone:
                     _put_away_leftovers(folder)
                 free = shutil.disk_usage(folder).free
@@ -245,7 +246,7 @@ def _alone(folder: Path):
     """
     # Windows locks files alone.
     place = folder if fcntl else folder / f"{SAVING}lock"
-    file = os.open(place, os.O_RDONLY if fcntl else os.O_RDWR | os.O_CREAT)
+    file = os.open(place, os.O_RDONLY | os.O_DIRECTORY if fcntl else os.O_RDWR | os.O_CREAT)
     end = time.monotonic() + WAIT
     try:
         while (locked := _lock(file)) is None:

@@ -90,10 +90,15 @@ def test_a_folder_of_something_else_is_refused(found, saved, tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == found
 
 
-def test_a_file_is_not_replaced(saved, tmp_path):
+def test_what_is_no_folder_is_not_replaced(saved, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(WeightsError, match="must be new, empty"):
+    with pytest.raises(WeightsError, match="must be a folder that can be written: .*directory"):
         save(*load(saved), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "x"
+    if hasattr(os, "mkfifo"):  # opening a pipe would wait for ever
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(WeightsError, match="must be a folder that can be written: .*directory"):
+            save(*load(saved), tmp_path / "pipe")
 
 
 def test_new_and_empty_folders(saved, tmp_path):
