@@ -12,8 +12,8 @@ from minipali.checks.lessons import STEMS
 FOLDER = Path(minipali.config.__file__).parent
 LESSONS = [*STEMS, "masks", "lora", "quantization", "gemma2"]  # masks: lesson 15 too
 BESIDE = {
-    "config", "scenes", "evaluation", "figures", "progress", "swap", "checks", "cli", "hub",
-    "tokenizer_files", "synthetic", "narrow", "cpu",
+    "config", "scenes", "evaluation", "figures", "progress", "running", "swap", "checks", "cli",
+    "hub", "tokenizer_files", "synthetic", "narrow", "cpu",
 }  # fmt: skip
 # Imports inside a function that look ahead on purpose: the command of lesson 13 saves its model.
 AHEAD = {"training": {"weights"}}
