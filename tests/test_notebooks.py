@@ -139,6 +139,16 @@ def test_a_missing_notebook_and_outputs_in_an_exercise_are_noticed(source, tmp_p
     assert "without" in complaint
 
 
+def test_a_lesson_that_imports_transformers_shows_no_red_text(tmp_path):
+    cells = (
+        "from minipali import figures",
+        "from tqdm.auto import tqdm\nimport huggingface_hub.utils",
+    )
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    build_notebooks.execute(made, tmp_path)
+    assert [cell.outputs for cell in made.cells] == [[], []]
+
+
 # --- what build does to the work of a learner -----------------------------------------------------
 
 
@@ -370,6 +380,33 @@ def test_the_glossary_leads_from_each_term_to_a_lesson_that_uses_it():
         assert path.name.startswith(number) and path.exists(), term
         used = re.split(r"[(,]", term)[0].strip()
         assert re.search(re.escape(used), text_of(path), re.IGNORECASE), f"{term}: {path.stem}"
+
+
+WRITTEN = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "*/src/*.py", "minipali/**/*.py", "minipali/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_promised_that_is_not_there(path):
+    text = re.sub(r"\s*\n[# ]*", " ", path.read_text(encoding="utf-8"))  # a sentence, many lines
+    for kind, there in (("lesson", LESSONS), ("exercise", EXERCISES)):
+        numbers = {other.name[:2] for other in there}
+        named = re.findall(rf"\b{kind}s? (\d\d\b(?:(?:, | and | to )\d\d\b)*)", text, re.IGNORECASE)
+        assert {number for some in named for number in re.findall(r"\d\d", some)} <= numbers
+    # No index has the package: it is installed from the clone.
+    assert not re.search(r"pip install [\"']?minipali", text)
+    assert not re.search(r"lessons .{0,20}are ready|others follow|will follow", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", EXERCISES, ids=lambda path: path.stem)
+def test_an_exercise_tells_which_pieces_it_collects(path):
+    text = text_of(path)
+    calls = re.findall(r"my_pieces\(\w+(?:, last=(\d+))?\)", text)
+    told = re.findall(r"exercises 01 to (\d\d)", text)
+    assert {f"{int(last or 10):02d}" for last in calls} == set(told)
 
 
 HEADINGS = ("Where we are", "Goals", "Predict", "By hand", "Build", "Break it", "See it", "Check",

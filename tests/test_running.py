@@ -190,7 +190,7 @@ def test_a_finished_notebook_is_not_waited_for_because_of_a_thread(tmp_path):
 
 def test_an_interruption_ends_every_notebook_and_those_that_wait_never_start(tmp_path, monkeypatch):
     """Ctrl-C, here as the exception that it becomes; the real signal is below."""
-    cells = STARTS, "import time; time.sleep(600)"
+    cells = STARTS, "import time; time.sleep(60); open('late', 'w')"
     first = write(tmp_path / "02_norms.ipynb", *cells)
     others = [write(tmp_path / f"{n}.ipynb", "open('late', 'w')") for n in range(10, 20)]
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
