@@ -75,7 +75,9 @@ def answers(
     """Greedy answers; blind: every picture is replaced by zeros (mid-grey)."""
     told = []
     starts = range(0, len(asked), batch_size)
-    for start in tqdm(starts, desc="questions / 100", disable=not progress, leave=False):
+    for start in tqdm(
+        starts, desc="questions / 100", disable=None if progress else True, leave=False
+    ):
         part = asked[start : start + batch_size]
         pixels = scenes.pixel_values([scene for scene, _ in part])
         prompts = [processor.prompt_ids(question.prompt) for _, question in part]

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import warnings
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -34,11 +35,13 @@ def download(repo: str, revision: str | None = None) -> Path:
     Raises HubError, which says what to do next.
     """
     try:
-        from huggingface_hub import constants, errors, snapshot_download
+        with warnings.catch_warnings():  # in Jupyter its bars want ipywidgets, and say so in red
+            warnings.filterwarnings("ignore", "IProgress not found")
+            from huggingface_hub import constants, errors, snapshot_download
     except ImportError as error:
         raise HubError(
             f"{repo!r} is not a folder, and to download it huggingface_hub must be installed: run"
-            " `pip install minipali[hub]`, or check the path"
+            ' `python -m pip install -e ".[hub]"` in the course\'s folder, or check the path'
         ) from error
     name = repo if revision is None else f"{repo}@{revision}"
     page = f"{constants.ENDPOINT}/{repo}"

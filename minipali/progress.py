@@ -1,28 +1,20 @@
 """How far a learner has come: which pieces of the model are written, and pass their checks.
 
-    python course.py progress          runs the exercises as they are saved, and draws the model
-
-Notebooks are only read. They run in processes of their own, each with a time limit.
+python course.py progress          runs the exercises as they are saved, and draws the model
+python course.py progress 07 13    runs these, and says what each of their pieces lacks
 """
 
 import argparse
 import ast
-import json
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from minipali import checks
-from minipali.checks.engine import CORRECT, NOT_ATTEMPTED, Outcome, examine
+from minipali.checks.engine import CORRECT, NOT_ATTEMPTED, examine
 from minipali.checks.lessons import by_lesson
 from minipali.paligemma import PaliGemma
+from minipali.running import TIME_LIMIT, Report, code_cells, run_all
 from minipali.swap import HOOKS, OF_PROCESSOR, PIECES
 from minipali.tokens import Processor
 
@@ -65,7 +57,7 @@ vision tower                     ||{embed}
 """
 COLUMN = 34  # where the right half begins, in lines that have two halves
 YES, NO, NOT_YET = "✓", "✗", "."
-TIME_LIMIT = 300  # seconds for one notebook; that of lesson 05 trains a model
+INTERRUPTED = 130
 
 
 def draw(marks: dict[str, str]) -> str:
@@ -84,15 +76,6 @@ def draw(marks: dict[str, str]) -> str:
 
 
 # --- the functions that a learner has written -----------------------------------------------------
-
-
-def code_cells(notebook: Path) -> list[str]:
-    """The code of a notebook, cell by cell. Raises ValueError if it is not a whole notebook."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{notebook} must be a readable Jupyter notebook: {error}") from error
 
 
 def definitions(cells: list[str]) -> Iterator[ast.stmt]:
@@ -163,124 +146,86 @@ def my_pieces(
     return pieces
 
 
-# --- running the notebooks ------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
+
+PLAIN = str.maketrans({YES: "+", NO: "x", "…": "."})
 
 
-@dataclass
-class Report:
-    """What happened when one exercise ran: the outcomes in order, and what else went wrong."""
-
-    stem: str
-    outcomes: list[Outcome] = field(default_factory=list)
-    trouble: list[str] = field(default_factory=list)
-
-    def latest(self) -> dict[str, Outcome]:
-        """The last outcome of each name: a learner may check twice in one notebook."""
-        return {outcome.name: outcome for outcome in self.outcomes}
-
-
-def run_cells(notebook: Path) -> None:
-    """Run all code cells and write every outcome as a line of JSON; the child's part of `run`."""
-    from IPython.core.interactiveshell import InteractiveShell
-
-    cells = code_cells(notebook)
-    # What the cells print goes nowhere; the outcomes go where standard output was.
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-    def tell(**what) -> None:
-        told.write(json.dumps(what) + "\n")
-
-    checks.listeners.append(lambda o: tell(name=o.name, status=o.status, message=o.message))
-    os.chdir(notebook.parent)
-    shell = InteractiveShell.instance()
-    shell.history_manager.enabled = False
-    for number, cell in enumerate(cells, start=1):
-        result = shell.run_cell(cell)
-        error = result.error_before_exec or result.error_in_exec
-        if error is not None and not isinstance(error, NotImplementedError):
-            text = str(error).strip().split("\n")[0]
-            tell(trouble=f"code cell {number}: {type(error).__name__}: {text}")
-    tell(done=True)
-
-
-def run(notebook: Path, time_limit: float = TIME_LIMIT) -> Report:
-    """Run an exercise in a process of its own and report. The file is not touched."""
-    report = Report(notebook.stem)
-    environment = {**os.environ, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
-    environment.pop("MINIPALI_STRICT", None)
-    command = [sys.executable, "-m", "minipali.progress", "--cells-of", str(notebook.resolve())]
+def tell(text: str = "") -> None:
+    """Print, on a console that cannot write a tick with other marks."""
+    encoding = sys.stdout.encoding or "ascii"
     try:
-        ended = subprocess.run(
-            command, capture_output=True, stdin=subprocess.DEVNULL, env=environment,
-            timeout=time_limit,
-        )  # fmt: skip
-        told, complaint = ended.stdout, ended.stderr.decode(errors="replace").strip()
-    except subprocess.TimeoutExpired as error:
-        told, complaint = error.stdout or b"", ""
-        report.trouble.append(f"stopped after {time_limit:g} seconds; what came before counts")
-    done = bool(report.trouble)
-    for line in told.decode().splitlines():
-        said = json.loads(line)
-        done = done or "done" in said
-        if "trouble" in said:
-            report.trouble.append(said["trouble"])
-        elif "name" in said:
-            report.outcomes.append(Outcome(**said))
-    if not done:
-        report.trouble.append(
-            complaint.split("\n")[-1] or "its process ended before the notebook did"
-        )
-    return report
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+    print(text)
 
 
-def lines_about(report: Report) -> Iterator[str]:
-    """A line that counts, then one for each thing that is wrong."""
+def lines_about(report: Report, every_piece: bool = False) -> Iterator[str]:
+    """A line that counts, then one for each thing that is wrong, or for every piece."""
     names = [one.name for one in by_lesson()[report.stem]]
     latest = report.latest()
     right = [n for n in names if n in latest and latest[n].status == CORRECT]
-    started = any(outcome.status != NOT_ATTEMPTED for outcome in latest.values())
+    started = any(n in latest and latest[n].status != NOT_ATTEMPTED for n in names)
     state = f"{len(right)} of {len(names)} verified" if started else "not started"
     yield f"{report.stem:16} {state}"
     for outcome in latest.values():
-        if outcome.status not in (CORRECT, NOT_ATTEMPTED):
+        if every_piece or outcome.status not in (CORRECT, NOT_ATTEMPTED):
             yield f"    {outcome}"
     for trouble in report.trouble:
         yield f"    {NO} {trouble}"
 
 
-def show_progress(folder: Path, time_limit: float) -> int:
-    """Run all exercises in the folder, draw the model and list what is wrong."""
-    notebooks = [folder / f"{stem}.ipynb" for stem in by_lesson()]
+def show_progress(folder: Path, time_limit: float, lessons: Sequence[str] = ()) -> int:
+    """Run the exercises in the folder, draw the model and list what is wrong.
+
+    lessons: beginnings of names, such as "07"; then these alone, without the drawing.
+    """
+    stems = list(by_lesson())
+    asked = {one: [stem for stem in stems if stem.startswith(one.zfill(2))] for one in lessons}
+    for one, found in asked.items():
+        if not found:
+            return _fail(f"no exercise begins with {one!r}; there are: {', '.join(stems)}")
+    if asked:
+        stems = [stem for stem in stems if any(stem in found for found in asked.values())]
+    notebooks = [folder / f"{stem}.ipynb" for stem in stems]
     missing = [path.name for path in notebooks if not path.exists()]
     notebooks = [path for path in notebooks if path.exists()]
     if not notebooks:
-        print(f"minipali: error: there must be exercises in {folder}, found none", file=sys.stderr)
-        return 2
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        running = pool.map(lambda path: run(path, time_limit), notebooks)
-        reports = list(tqdm(running, total=len(notebooks), desc="exercises", leave=False))
+        return _fail(f"there must be exercises in {folder}, found none")
+    try:
+        reports = run_all(notebooks, time_limit)
+    except KeyboardInterrupt:
+        tell("Interrupted: all notebooks are stopped. Those that had finished are remembered.")
+        return INTERRUPTED
     marks = {
         name: {CORRECT: YES, NOT_ATTEMPTED: NOT_YET}.get(outcome.status, NO)
         for report in reports
         for name, outcome in report.latest().items()
     }
-    print(draw(marks))
-    print(f"\n{YES} verified   {NO} not right yet   {NOT_YET} not written yet\n")
+    if not lessons:
+        tell(draw(marks))
+        tell(f"\n{YES} verified   {NO} not right yet   {NOT_YET} not written yet\n")
     for report in reports:
-        print("\n".join(lines_about(report)))
+        tell("\n".join(lines_about(report, every_piece=bool(lessons))))
     for name in missing:
-        print(f"{name} is missing: python course.py build makes it again")
+        tell(f"{name} is missing: python course.py build makes it again")
     names = [one.name for report in reports for one in by_lesson()[report.stem]]
-    print(f"\n{sum(marks.get(name) == YES for name in names)} of {len(names)} pieces verified.")
+    tell(f"\n{sum(marks.get(name) == YES for name in names)} of {len(names)} pieces verified.")
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"minipali: error: {message}", file=sys.stderr)
+    return 2
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="course.py progress", description="Run the exercises and draw what is verified."
+    )
+    parser.add_argument(
+        "lessons", nargs="*", metavar="LESSON", help="beginnings of names, such as 07: only these"
     )
     parser.add_argument(
         "--folder", type=Path, default=Path("exercises"), help="where the exercises are"
@@ -289,12 +234,8 @@ def main() -> int:
         "--time-limit", type=float, default=TIME_LIMIT, metavar="SECONDS",
         help=f"for each notebook (default: {TIME_LIMIT})",
     )  # fmt: skip
-    parser.add_argument("--cells-of", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.cells_of:
-        run_cells(given.cells_of)
-        return 0
-    return show_progress(given.folder, given.time_limit)
+    return show_progress(given.folder, given.time_limit, given.lessons)
 
 
 if __name__ == "__main__":

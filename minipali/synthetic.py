@@ -47,7 +47,8 @@ def write_synthetic(folder: str | Path, config: PaliGemmaConfig, seed: int = 0) 
         pieces.write_bytes(tokenizer(config))
         write_beside(part, Processor(pieces, config), "bfloat16")
         random = torch.Generator().manual_seed(seed)
-        bar = tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, desc="random weights")
+        size = sum(sizes.values())
+        bar = tqdm(total=size, unit="B", unit_scale=True, desc="random weights", disable=None)
         for name, keys in write_index(part, sizes, SHARD).items():
             with open(part / name, "wb") as file:
                 file.write(header({key: places[key] for key in keys}))

@@ -292,7 +292,7 @@ def test_without_huggingface_hub(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(HubError, match=r"run `pip install minipali\[hub\]`"):
+    with pytest.raises(HubError, match=r'run `python -m pip install -e "\.\[hub\]"`'):
         load(REPO)
 
 

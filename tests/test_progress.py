@@ -1,28 +1,30 @@
 """What a learner has written, read from exercise notebooks without touching them."""
 
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from minipali import load
-from minipali.checks.engine import CORRECT, NOT_ATTEMPTED, WRONG
+from minipali import load, running
+from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
 from minipali.checks.lessons import by_lesson, exercises
-from minipali.progress import (
-    DRAWING,
-    checked_functions,
-    code_cells,
-    draw,
-    lines_about,
-    main,
-    my_pieces,
-    run,
-)
+from minipali.progress import DRAWING, checked_functions, draw, lines_about, main, my_pieces
+from minipali.running import Report, run
 from minipali.swap import HOOKS, OF_PROCESSOR, PIECES
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache of each test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr(running, "cache_folder", lambda: folder)
+    return folder
 
 
 def write(path: Path, *cells: str) -> Path:
@@ -91,55 +93,42 @@ def test_the_solutions_hold_every_piece_of_lessons_01_to_10():
         assert set(my_pieces(whole, ROOT / "solutions")) == names & early
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """One notebook with everything in it that can happen, after it ran."""
-    folder = tmp_path_factory.mktemp("exercises")
-    notebook = write(
-        folder / "02_norms.ipynb",
-        "import os\nfrom pathlib import Path\n" + CHECK + RIGHT_NORM,
-        "print('to the screen'); os.write(1, b'{not json'); os.system('echo hello')",
-        "%time check('rms_norm', norm)",
-        "def todo(x, *rest):\n    raise NotImplementedError",
-        "check('layer_norm', todo)",
-        "todo(1)",
-        "check('batch_norm', lambda *given: 1)\nPath('seen.txt').write_text('here')",
-        "this is no Python",
-        "raise ValueError('first line\\nsecond')",
-        "check('layer_norm', lambda x, w, b, eps: x)",
-        "while True: pass",
-    )
-    before = notebook.read_bytes()
-    report = run(notebook, time_limit=30)
-    assert notebook.read_bytes() == before
-    return folder, report
+REPORT = Report(
+    "02_norms",
+    [
+        Outcome("rms_norm", CORRECT, "Checked: all."),
+        Outcome("layer_norm", CRASHED, "Later right."),
+        Outcome("layer_norm", CORRECT, "Checked: all."),
+        Outcome("batch_norm", WRONG, "Biased."),
+    ],
+    ["code cell 9: ValueError: first line"],
+)
 
 
-def test_a_notebook_runs_to_its_end_in_its_folder_and_every_outcome_is_reported(ran):
-    folder, report = ran
-    assert (folder / "seen.txt").read_text() == "here"
-    found = [(outcome.name, outcome.status) for outcome in report.outcomes]
-    assert found == [
-        ("rms_norm", CORRECT),
-        ("layer_norm", NOT_ATTEMPTED),
-        ("batch_norm", WRONG),
-        ("layer_norm", WRONG),
+def test_the_lines_count_and_name_what_is_wrong_by_its_last_outcome():
+    assert list(lines_about(REPORT)) == [
+        "02_norms         2 of 3 verified",
+        "    ✗ batch_norm: wrong. Biased.",
+        "    ✗ code cell 9: ValueError: first line",
     ]
 
 
-def test_what_else_went_wrong_is_said_by_cell(ran):
-    stopped, *cells = ran[1].trouble
-    assert stopped == "stopped after 30 seconds; what came before counts"
-    assert [line.split(":")[0] for line in cells] == ["code cell 8", "code cell 9"]
-    assert cells[1] == "code cell 9: ValueError: first line"
+def test_for_one_lesson_every_piece_is_told():
+    told = list(lines_about(REPORT, every_piece=True))
+    assert [line.split(":")[0].strip() for line in told[1:]] == [
+        "✓ rms_norm", "✓ layer_norm", "✗ batch_norm", "✗ code cell 9",
+    ]  # fmt: skip
 
 
-def test_the_lines_count_and_name_the_check_that_failed(ran):
-    first, *others = lines_about(ran[1])
-    assert first.split() == ["02_norms", "1", "of", "3", "verified"]
-    told = "\n".join(others)
-    assert "✗ layer_norm: wrong" in told and "✗ batch_norm: wrong" in told
-    assert "rms_norm" not in told
+def test_only_its_own_pieces_make_an_exercise_started():
+    """Exercises 14 and 15 put all that was written before into the model, and say so."""
+    others = [Outcome("17 pieces in the model", CORRECT, ""), Outcome("rms_norm", CORRECT, "")]
+    unwritten = [Outcome(one.name, NOT_ATTEMPTED, "") for one in by_lesson()["14_weights"]]
+    [line] = lines_about(Report("14_weights", unwritten + others))
+    assert line == "14_weights       not started"
+    own = Outcome(unwritten[0].name, WRONG, "")
+    line, _complaint = lines_about(Report("14_weights", [*unwritten, own, *others]))
+    assert line == f"14_weights       0 of {len(unwritten)} verified"
 
 
 def test_an_exercise_as_it_comes_is_not_started(tmp_path):
@@ -151,28 +140,56 @@ def test_an_exercise_as_it_comes_is_not_started(tmp_path):
     assert (tmp_path / name).read_bytes() == before
 
 
-def test_a_damaged_notebook_and_a_process_that_dies_are_reported(tmp_path):
-    damaged = tmp_path / "01_patches.ipynb"
-    damaged.write_text('{"cells": [', encoding="utf-8")
-    with pytest.raises(ValueError, match="must be a readable Jupyter notebook"):
-        code_cells(damaged)
-    [trouble] = run(damaged, time_limit=60).trouble
-    assert "readable Jupyter notebook" in trouble
-    dies = write(tmp_path / "02_norms.ipynb", "import os\nos._exit(3)")
-    assert run(dies, time_limit=60).trouble == ["its process ended before the notebook did"]
+def ask(monkeypatch, capsys, folder, *arguments):
+    """(exit code, what was said, what was complained about)."""
+    monkeypatch.setattr(sys, "argv", ["progress", "--folder", str(folder), *arguments])
+    code = main()
+    return code, *capsys.readouterr()
 
 
 def test_the_command_draws_counts_and_names_what_is_missing(tmp_path, monkeypatch, capsys):
     write(tmp_path / "02_norms.ipynb", CHECK + RIGHT_NORM, "check('rms_norm', norm)")
-    monkeypatch.setattr(sys, "argv", ["progress", "--folder", str(tmp_path)])
-    assert main() == 0
-    told = capsys.readouterr().out
+    code, told, _ = ask(monkeypatch, capsys, tmp_path)
+    assert code == 0
     assert "✓ 02 rms_norm" in told and ". 02 layer_norm" in told
     assert "01_patches.ipynb is missing" in told
     assert "1 of 3 pieces verified" in told
-    monkeypatch.setattr(sys, "argv", ["progress", "--folder", str(tmp_path / "nowhere")])
-    assert main() == 2
-    assert "there must be exercises" in capsys.readouterr().err
+    code, _, complaint = ask(monkeypatch, capsys, tmp_path / "nowhere")
+    assert code == 2 and "there must be exercises" in complaint
+
+
+def test_one_lesson_or_several_can_be_asked_for(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "02_norms.ipynb", CHECK + RIGHT_NORM, "check('rms_norm', norm)")
+    write(tmp_path / "03_attention.ipynb", "from pathlib import Path", "Path('ran').touch()")
+    code, told, _ = ask(monkeypatch, capsys, tmp_path, "2")
+    assert code == 0 and not (tmp_path / "ran").exists()
+    assert told.splitlines()[:2] == [
+        "02_norms         1 of 3 verified",
+        f"    ✓ rms_norm: correct. Checked: {exercises()['rms_norm'].checked}.",
+    ]
+    assert "03_attention" not in told and "01_patches" not in told and "picture" not in told
+    code, told, _ = ask(monkeypatch, capsys, tmp_path, "02", "03")
+    assert code == 0 and "02_norms" in told and "03_attention" in told
+    code, _, complaint = ask(monkeypatch, capsys, tmp_path, "02", "99")
+    assert code == 2 and "no exercise begins with '99'; there are: 01_patches" in complaint
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437"])
+def test_a_console_without_a_tick_shows_other_marks(tmp_path, encoding):
+    """As Windows does for piped output, for the command and for the processes that it starts."""
+    write(
+        tmp_path / "02_norms.ipynb",
+        CHECK + RIGHT_NORM,
+        "check('rms_norm', norm)\ncheck('layer_norm', norm)",
+    )
+    command = [sys.executable, "-m", "minipali.progress", "--folder", str(tmp_path)]
+    places = {name: str(tmp_path / "cache") for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME")}
+    environment = {**os.environ, **places, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([*command], capture_output=True, env=environment, cwd=ROOT)
+    told = done.stdout.decode(encoding)
+    assert done.returncode == 0, done.stderr
+    assert "+ 02 rms_norm" in told and "x 02 layer_norm" in told and "+ verified" in told
+    assert b"%|" not in done.stderr, "no bar where there is no terminal"
 
 
 def test_the_functions_of_all_solutions_are_those_that_the_lessons_ask_for():

@@ -8,10 +8,15 @@ notebooks/src/NN_name.py   -> notebooks/NN_name.ipynb   executed, with outputs
 exercises/src/NN_name.py   -> exercises/NN_name.ipynb   solutions cut out, no outputs
                            -> solutions/NN_name.ipynb   whole, no outputs
 notebooks/src/*.py         -> docs/notes.md             the lessons' tables of what the notes say
+
+A notebook that is no longer as build last wrote it is somebody's work: it is left alone, and the
+comparison passes over it. With --pristine such notebooks are faults too: in the repository itself
+nobody's work lies in them.
 """
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import sys
@@ -20,12 +25,18 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CHECKED = "nbval-check-output"  # nbval compares the output of cells with this tag
 LARGEST = 1_500_000  # bytes of one executed notebook
+MARK = "minipali"  # what build writes about a notebook into its metadata
+# A path of somebody's machine; in text that quotes a string, Windows' backslashes come doubled.
+OWN_PATH = re.compile(
+    r"/home/|/Users/|/tmp/|/root/|/private/|/var/folders/|site-packages|\b[A-Za-z]:\\+\w"
+)
 
 _SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?^[ \t]*### END SOLUTION\n?",
@@ -63,9 +74,10 @@ def notebook(source: Path, name: str, change=lambda code: code) -> NotebookNode:
 
 
 def execute(made: NotebookNode, folder: Path) -> None:
-    """Run all cells in a fresh kernel, from the folder that the notebook lies in."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # a bar that moves has no place on paper
+    """Run all cells in a fresh kernel, from the folder that the notebook lies in.
+
+    Warnings are not hidden: what is red here is red for the reader, and `complaints` says so.
+    """
     client = NotebookClient(
         made, timeout=600, resources={"metadata": {"path": str(folder)}}, record_timing=False
     )
@@ -126,29 +138,109 @@ def notes_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def bare(made: NotebookNode) -> list[tuple]:
+def bare(made: NotebookNode) -> list[dict]:
     """What must agree between a source and its notebook: everything but the outputs."""
-    return [(c.id, c.cell_type, c.source, dict(c.metadata)) for c in made.cells]
+    keys = ("id", "cell_type", "source", "metadata", "attachments")
+    return [{key: cell[key] for key in keys if cell.get(key)} for cell in made.cells]
 
 
-def has_answers(path: Path, expected: NotebookNode) -> bool:
-    """Whether a learner has worked in this exercise: something ran, or a gap is filled."""
-    if path.parent.name != "exercises" or not path.exists():
-        return False
-    found = nbformat.read(path, as_version=4)
-    gaps = {cell.id for cell in expected.cells if "raise NotImplementedError" in cell.source}
-    open_gaps = {cell.id for cell in found.cells if "raise NotImplementedError" in cell.source}
-    ran = any(cell.get("outputs") or cell.get("execution_count") for cell in found.cells)
-    return ran or not gaps <= open_gaps
+def fingerprints(made: NotebookNode) -> dict[str, str]:
+    """Short digests of the cells and of their outputs.
+
+    What a program changes when it opens and saves a notebook (the version of Python, the order of
+    keys, the notebook's other metadata) is in neither.
+    """
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    outputs = [(cell.get("execution_count"), cell.get("outputs", [])) for cell in code]
+    return {
+        name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]
+        for name, part in (("cells", bare(made)), ("outputs", outputs))
+    }
+
+
+def mark(found: NotebookNode) -> dict[str, str]:
+    """The fingerprints that build left in the notebook; none if it is not by build."""
+    left = found.metadata.get(MARK)
+    return left if isinstance(left, dict) else {}
+
+
+def read(path: Path) -> NotebookNode:
+    """A notebook. Raises ValueError if the file is none, OSError if it cannot be read."""
+    text = path.read_bytes()
+    try:
+        found = nbformat.reads(text.decode("utf-8"), as_version=4)
+        fingerprints(found)
+    except Exception as error:  # many kinds: no JSON, no cells, another version, odd bytes
+        raise ValueError(
+            f"what is there must be a whole notebook, and is none ({type(error).__name__});"
+            " rename or delete it"
+        ) from error
+    return found
+
+
+def changed(found: NotebookNode, expected: NotebookNode, executed: bool) -> set[str]:
+    """Which of "cells" and "outputs" are neither as build last wrote them nor as it would now.
+
+    Build's own mark says what it wrote, so git, dates and the environment play no part. A notebook
+    that has lost its mark, or never had one, is compared with what build would write.
+    """
+    now, wrote, would = fingerprints(found), mark(found), fingerprints(expected)
+    if executed:
+        would.pop("outputs")  # not known before it is run
+        if not wrote and now["cells"] == would["cells"]:
+            would["outputs"] = now["outputs"]
+    return {name for name in now if now[name] not in (wrote.get(name), would.get(name))}
+
+
+def own_work(path: Path, expected: NotebookNode, executed: bool) -> str:
+    """Why build must not replace this file, in words; "" if it may.
+
+    In a lesson only the cells count: its outputs are made by build, and made again.
+    Raises ValueError or OSError, in words too, if the file cannot be read: nobody can tell then.
+    """
+    if not os.path.lexists(path):
+        return ""
+    found = read(path)
+    if not changed(found, expected, executed) - ({"outputs"} if executed else set()):
+        return ""
+    wrote = mark(found).get("cells")
+    news = "" if wrote in (None, fingerprints(expected)["cells"]) else " Its source is newer."
+    return (
+        f"{path.relative_to(ROOT)} is not as build wrote it: it is yours, and left as it is.{news}"
+        " To have it made anew, give yours another name first."
+    )
+
+
+def write(made: NotebookNode, path: Path) -> None:
+    """Put a marked notebook in place, whole or not at all: killed half-way, the old one stands."""
+    made.metadata[MARK] = fingerprints(made)
+    write_text(nbformat.writes(made) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Replace a text file by another, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def complaints(path: Path, expected: NotebookNode, executed: bool) -> list[str]:
     """What is wrong with one committed notebook."""
     if not path.exists():
         return ["missing"]
-    found = nbformat.read(path, as_version=4)
+    try:
+        found = read(path)
+    except (OSError, ValueError) as error:
+        return [str(error)]
     wrong = []
-    if bare(found) != bare(expected) or found.metadata != expected.metadata:
+    if bare(found) != bare(expected):
         wrong.append("differs from its source")
     code = [cell for cell in found.cells if cell.cell_type == "code"]
     if not executed:
@@ -165,8 +257,10 @@ def complaints(path: Path, expected: NotebookNode, executed: bool) -> list[str]:
         )
         if any(output.output_type == "error" for output in cell.outputs):
             wrong.append(f"code cell {number} ends in an error")
-        if str(ROOT) in text or re.search(r"(/home/|/Users/|/tmp/|/root/|[A-Z]:\\\\Users)", text):
+        if str(ROOT) in text or OWN_PATH.search(text):
             wrong.append(f"code cell {number} shows a path of the machine it ran on")
+        if any(output.get("name") == "stderr" for output in cell.outputs):
+            wrong.append(f"code cell {number} shows warnings or other text of stderr, in red")
         if CHECKED in cell.metadata.get("tags", []) and not cell.outputs:
             wrong.append(f"code cell {number} is tagged {CHECKED} but has no output")
         for output in cell.outputs:
@@ -181,51 +275,97 @@ def complaints(path: Path, expected: NotebookNode, executed: bool) -> list[str]:
 
 
 def stray(made: list[tuple[Path, NotebookNode, bool]]) -> list[Path]:
-    """Notebooks that no source makes."""
+    """Notebooks that build once wrote and no source makes any more; others are somebody's own."""
     known = {path for path, _, _ in made}
     folders = ("notebooks", "exercises", "solutions")
-    return [p for f in folders for p in sorted((ROOT / f).glob("*.ipynb")) if p not in known]
+    others = [p for f in folders for p in sorted((ROOT / f).glob("*.ipynb")) if p not in known]
+    return [path for path in others if is_as_written(path)]
+
+
+def is_as_written(path: Path) -> bool:
+    try:
+        found = read(path)
+    except (OSError, ValueError):
+        return False
+    return mark(found) == fingerprints(found)
+
+
+def make(path: Path, cells: NotebookNode, executed: bool) -> bool:
+    """Make one notebook, unless somebody's work is in its place; say which. False if it failed."""
+    name = path.relative_to(ROOT)
+    try:
+        work = own_work(path, cells, executed)
+        if executed and not work:
+            execute(cells, path.parent)
+            work = own_work(path, cells, executed)  # it may have been saved in these minutes
+        if not work:
+            write(cells, path)
+    except (CellControlSignal, DeadKernelError) as error:
+        print(f"{name} does not run, and is left as it was. {error}")
+        return False
+    except (OSError, ValueError) as error:
+        print(f"{name} cannot be made, and is left as it was: {error}")
+        return False
+    print(work or f"made {name}")
+    return True
+
+
+def make_page(page: Path) -> bool:
+    """Make the page about the notes. False if it failed."""
+    try:
+        write_text(notes_page(), page)
+    except OSError as error:
+        print(f"{page.relative_to(ROOT)} cannot be made, and is left as it was: {error}")
+        return False
+    print(f"made {page.relative_to(ROOT)}")
+    return True
+
+
+def compare(path: Path, cells: NotebookNode, executed: bool, pristine: bool) -> list[str]:
+    """What is wrong with one notebook; nothing, in a notebook that is somebody's work."""
+    wrong = complaints(path, cells, executed)
+    if not wrong or pristine or not path.exists():
+        return wrong
+    try:
+        theirs = changed(read(path), cells, executed)
+    except (OSError, ValueError):
+        return wrong
+    return [] if theirs else wrong
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make all notebooks from their sources.")
     parser.add_argument("only", nargs="*", help="beginnings of names, such as 01")
     parser.add_argument("--check", action="store_true", help="compare instead of making")
+    parser.add_argument(
+        "--pristine", action="store_true", help="compare, and allow nobody's own work"
+    )
     given = parser.parse_args()
     made = plan(given.only)
-    failures = 0
-    for path, cells, executed in made:
-        name = path.relative_to(ROOT)
-        if has_answers(path, cells) and not os.environ.get("CI"):
-            print(f"{name} holds answers and is left as it is; delete it to have it made anew.")
-            continue
-        if given.check:
-            for complaint in complaints(path, cells, executed):
-                print(f"{name}: {complaint}")
-                failures += 1
-            continue
-        if executed:
-            execute(cells, path.parent)
-        path.parent.mkdir(exist_ok=True)
-        nbformat.write(cells, path)
-        print(f"made {name}")
     page = ROOT / "docs" / "notes.md"
-    if not given.only and not given.check:
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(notes_page(), encoding="utf-8", newline="\n")
-        print(f"made {page.relative_to(ROOT)}")
-    if given.check:
-        if not given.only and (not page.exists() or page.read_text("utf-8") != notes_page()):
-            print(f"{page.relative_to(ROOT)}: differs from the lessons")
-            failures += 1
-        for path in [] if given.only else stray(made):
-            print(f"{path.relative_to(ROOT)}: no source makes it; delete it or add its source")
-            failures += 1
-        if failures:
-            print("Run `python course.py build` and commit the result.")
-        else:
-            print(f"{len(made)} notebooks are up to date.")
-    return 1 if failures else 0
+    if not (given.check or given.pristine):
+        done = [make(*one) for one in made]
+        if not given.only:
+            done.append(make_page(page))
+        return 0 if all(done) else 1
+
+    wrong = [
+        f"{path.relative_to(ROOT)}: {complaint}"
+        for path, cells, executed in made
+        for complaint in compare(path, cells, executed, given.pristine)
+    ]
+    if not given.only:
+        if not page.exists() or page.read_text("utf-8") != notes_page():
+            wrong.append(f"{page.relative_to(ROOT)}: differs from the lessons")
+        wrong += [
+            f"{path.relative_to(ROOT)}: no source makes it; delete it or add its source"
+            for path in stray(made)
+        ]
+    if wrong:
+        print(*wrong, "Run `python course.py build` and commit the result.", sep="\n")
+    else:
+        print(f"{len(made)} notebooks are up to date, or somebody's own work.")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ for what, tensors in damaged.items():
 
 # %% [markdown]
 # And now all that you have written for this model at once. `my_pieces` collects what passes its check in
-# your exercises 01 to 11, as they are saved, and `swap` puts it into the model that you have just filled.
+# your exercises 01 to 12, as they are saved, and `swap` puts it into the model that you have just filled.
 
 # %%
 from minipali.progress import my_pieces

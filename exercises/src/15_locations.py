@@ -104,7 +104,7 @@ agrees = try_boxes(model, processor, box_to_tokens, tokens_to_box, overlap)
 # ## 5. On a picture, and all yours
 #
 # At last a picture that is no square, by an artist whose drawings the model never saw in training.
-# `my_pieces` collects what you wrote in exercises 01 to 11, as the notebooks are saved, and `swap` puts
+# `my_pieces` collects what you wrote in exercises 01 to 12, as the notebooks are saved, and `swap` puts
 # it into the model. Then seeing, reading, answering and drawing the boxes are yours. What you have not
 # written comes from the package.
 

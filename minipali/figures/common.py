@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import textwrap
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from minipali.config import PaliGemmaConfig
+
+# Libraries that a lesson imports later (transformers) ask tqdm for Jupyter's bars, and tqdm says in
+# red that ipywidgets is missing. It says so at its first import alone: here, where nobody hears.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "IProgress not found")
+    import tqdm.auto  # noqa: F401
 
 BLUE, ORANGE, GREEN, GREY, DARK = "#0072B2", "#E69F00", "#009E73", "#999999", "#222222"
 DPI = 80

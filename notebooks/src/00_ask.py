@@ -224,8 +224,8 @@ for name in ("small", "paligemma-3b-224"):
 # | 07 rope | positions as rotations | 15 locations | boxes and masks |
 # | 08 kv_cache | never compute a thing twice | | |
 #
-# Lessons 00 to 04 are ready; the others follow. From 01 on each lesson has an exercise of the same
-# number, and at its end your own code runs inside this trained model.
+# From 01 on each lesson has an exercise of the same number, and at its end your own code runs inside
+# this trained model.
 
 # %% [markdown]
 # ## Your turn

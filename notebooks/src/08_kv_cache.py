@@ -482,7 +482,7 @@ for name in ("paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"):
 # - The real model's cache reaches the size of its weights after 272,199 tokens, far beyond the 8192
 #   positions that it knows. So copying is lost beside the weights. On the two cores where this course
 #   was made, we measured no gain of the preallocated cache at this size. It has another use: memory
-#   that does not grow and stays in its place, which compilers rely on (lesson 17).
+#   that does not grow and stays in its place, which compilers rely on.
 # - With a cache, most of the work is in the first call. That is why a model lets you wait for its
 #   first word. Pixels that are sent again cost as much as 43 tokens at 224 pixels, for each token.
 #

@@ -413,8 +413,8 @@ figures.training.ablations(found, "everything")
 #
 # ## See it: how the shipped model was trained
 #
-# Our model's own log, as it was written. `python -m minipali.training small` repeats it, in about an
-# hour and a half on two cores.
+# Our model's own log, as it was written. `torchrun --nproc-per-node 2 -m minipali.training small`
+# repeats it, in about an hour and a half on two cores.
 
 # %%
 from pathlib import Path

@@ -330,8 +330,8 @@ for name, one in (("as PaliGemma 2", second), ("in PaliGemma 1", wrong)):
 # %% [markdown]
 # Nothing is missing, because all the old names exist. Eight keys were left over, and nobody asks why. In
 # each layer one norm has another's numbers, and the model talks about something that is not there. Our
-# `fill` would have stopped at these eight keys. (The real PaliGemma 2 has more differences; lesson 18
-# builds them. Its sizes differ too, but code takes its sizes from the config that lies beside the weights,
+# `fill` would have stopped at these eight keys. (The real PaliGemma 2 has more differences.
+# Its sizes differ too, but code takes its sizes from the config that lies beside the weights,
 # so all shapes fit.)
 #
 # ## See it: what wrong loads cost
@@ -399,7 +399,7 @@ try:
     from transformers.utils import logging
 except ImportError:
     Theirs = None
-    print("transformers is not installed, so nothing is compared: pip install minipali[dev]")
+    print('No transformers here, so nothing is compared: python -m pip install -e ".[dev]"')
 
 # %%
 batch = processor(picture, "answer en what is on the left?")
