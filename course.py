@@ -4,14 +4,20 @@ The first command makes the folder .venv and installs everything into it. Later 
 stamp in that folder that nothing has changed, and start at once, without a network.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import time
 from pathlib import Path
+from urllib.parse import quote
 
 HELP = """\
 python course.py VERB
@@ -19,6 +25,7 @@ python course.py VERB
   ask      the small model answers a question about a picture
            [--image FILE] [--prompt TEXT] [--model FOLDER]; --help lists what it can be asked
   lab      open the course in JupyterLab
+           [a notebook or folder to begin with, options of JupyterLab]
   test     check everything: style, generated notebooks, tests, and every notebook run through
            [arguments for pytest, such as tests/test_rope.py or -k rope: then pytest alone runs]
   progress draw which pieces of the model you have written, from the exercises as they are saved
@@ -31,7 +38,7 @@ To start afresh, delete that folder."""
 
 MINIMUM = (3, 11)  # as requires-python in pyproject.toml
 
-ROOT = Path(os.path.abspath(__file__)).parent
+ROOT = Path(os.path.realpath(__file__)).parent  # one checkout, also through a link to it
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp.json"
@@ -39,25 +46,53 @@ STAMP = VENV / "course-stamp.json"
 # The lessons' models are small. More threads bring them hardly anything, and take many times as
 # long while another program keeps a processor busy. A cell may still call torch.set_num_threads.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# pip, deaf to settings that install elsewhere (-I: to PYTHONPATH too) or less than is asked for.
+PIP_INSTALL = [PYTHON, "-I", "-m", "pip", "install", "--disable-pip-version-check"]
+ELSEWHERE = ["TARGET", "PREFIX", "ROOT", "PYTHON", "PLATFORM", "PYTHON_VERSION", "IMPLEMENTATION"]
+ELSEWHERE += ["ABI", "REQUIREMENT", "EDITABLE", "GROUP", "NO_BUILD_ISOLATION"]
+SWITCHES = ["USER", "DRY_RUN", "NO_DEPS", "REQUIRE_HASHES", "IGNORE_INSTALLED"]
+PIP_ENVIRONMENT = {
+    **{f"PIP_{name}": None for name in ELSEWHERE},
+    **{f"PIP_{name}": "0" for name in SWITCHES},  # these outdo pip's configuration files too
+}
+# torch without the parts for NVIDIA cards: the address that torch's own site names.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120"]
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # What pytest runs one after the other: title, folders, options, environment. In the solutions
-# every check must say "correct"; in the exercises, where nothing is solved yet, none can.
+# every check must say "correct"; in the exercises, where nothing is solved yet, none can. The
+# tests' figures need no window (a notebook has matplotlib's own backend for notebooks).
 PARTS = [
-    ("tests", ["tests"], [], {}),
+    ("tests", ["tests"], [], {"MPLBACKEND": "agg"}),
     ("lessons and exercises", ["notebooks", "exercises"], NBVAL, {}),
     ("solutions", ["solutions"], NBVAL, {"MINIPALI_STRICT": "1"}),
 ]
 INTERRUPTED = 130
 STOPPED = "\nInterrupted. The same command goes on from here."
+ROOM = "May this folder be written to, and is there space on the disk?"
+PIP_FAILED = f"""\
+course.py: pip could not install the packages; its messages are above.
+- No network? Connect, and run the same command again. Downloads are kept.
+- A proxy, a package index of your own, another place to install to? pip uses this machine's
+  settings: python -m pip config list
+- 'No matching distribution'? Perhaps a package is not made for Python {{version}} on this system
+  ({platform.system()} {platform.machine()}).
+  Delete .venv and run course.py with another Python; it is tested with 3.11 to 3.14.
+- No space left? torch alone needs 1 GB, on Linux with its GPU parts several."""
 NOTHING_SELECTED = 5  # pytest's exit code
 
 
-def run(*command, cwd=ROOT, **variables):
-    """Run a command to its end and return its exit code; 130 if Ctrl-C ended it."""
-    environment = {**os.environ, **variables}
+def run(*command, env=(), **options):
+    """Run a command to its end and return its exit code; 130 if Ctrl-C ended it.
+
+    env: what differs from this program's environment; a name whose value is None is left out.
+    options: of subprocess.Popen. The command runs in the repository unless cwd says otherwise.
+    """
+    environment = {**os.environ, **dict(env)}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    options = {"cwd": ROOT, "env": environment, **options}
     interrupted = False
-    with subprocess.Popen([str(part) for part in command], cwd=cwd, env=environment) as process:
+    with subprocess.Popen([str(part) for part in command], **options) as process:
         while True:
             try:
                 code = process.wait()
@@ -85,11 +120,60 @@ def check_python():
         sys.exit("course.py needs a 64-bit Python (torch does); this one is 32-bit.")
 
 
+def long_paths():
+    """Whether Windows takes paths of more than 259 characters."""
+    import winreg
+
+    try:
+        place = r"SYSTEM\CurrentControlSet\Control\FileSystem"
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, place) as key:
+            return winreg.QueryValueEx(key, "LongPathsEnabled")[0] == 1
+    except OSError:
+        return False
+
+
+def check_system():
+    """End with a message if torch cannot be installed here, whichever Python is taken."""
+    build, torch = sysconfig.get_platform(), f"torch {pinned('torch')}"
+    macos = platform.mac_ver()[0].split(".")[0]
+    if build == "win-arm64":
+        sys.exit(
+            f"course.py: {torch} is not made for Python on Windows on ARM.\nRun the course in WSL"
+            " (Linux inside Windows): `wsl --install`, then the same commands there."
+        )
+    if build.startswith("macosx") and platform.machine() == "x86_64":
+        sys.exit(
+            f"course.py: {torch} is not made for Macs with an Intel processor.\n"
+            "On an Apple processor this is a Python for Intel: take the one from python.org.\n"
+            "On an Intel Mac use another computer, or try conda: see environment.yml."
+        )
+    if build.startswith("macosx") and macos.isdigit() and int(macos) < 14:
+        sys.exit(
+            f"course.py: {torch} needs macOS 14 or newer; this is {platform.mac_ver()[0]}.\n"
+            "Update macOS, or try conda: see environment.yml."
+        )
+    # Below the repository pip writes .venv\Lib\site-packages\ (25) and torch's longest path (167).
+    if os.name == "nt" and len(str(ROOT)) > 259 - 25 - 167 and not long_paths():
+        sys.exit(
+            f"course.py: Windows limits paths to 259 characters, and torch has long ones: the path"
+            f" of this folder may have 67, and has {len(str(ROOT))}:\n{ROOT}\n"
+            r"Move it to a shorter one such as C:\minipali, or enable long paths:"
+            " https://learn.microsoft.com/windows/win32/fileio/maximum-file-path-limitation"
+        )
+
+
+def pinned(name):
+    """The version of a package in constraints.txt."""
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    return re.search(rf"^{name}==(.+)$", text, re.MULTILINE).group(1)
+
+
 def venv_version():
-    """The Python version of .venv, such as "3.11"; None if it does not work or lacks pip."""
+    """The Python version of .venv, such as "3.11"; None if it is too old, broken or lacks pip."""
     question = (
         "import importlib.util, sys\n"
-        "if importlib.util.find_spec('pip'): print('%d.%d' % sys.version_info[:2])"
+        f"if importlib.util.find_spec('pip') and sys.version_info >= {MINIMUM}:"
+        " print('%d.%d' % sys.version_info[:2])"
     )
     try:
         answer = subprocess.run(
@@ -100,7 +184,7 @@ def venv_version():
     return answer.stdout.strip() or None
 
 
-def make_venv():
+def make_venv(held):
     """Make .venv with this Python, or end with a message."""
     if not all(map(importlib.util.find_spec, ("venv", "ensurepip"))):
         sys.exit(
@@ -112,14 +196,13 @@ def make_venv():
     if VENV.exists():
         print(f"{VENV} does not work any more and is made afresh.", flush=True)
         options = ["--clear"]
-    code = run(sys.executable, "-m", "venv", *options, VENV)
+    code = run(sys.executable, "-m", "venv", *options, VENV, **held)
     if code == INTERRUPTED:
         print(STOPPED, file=sys.stderr)
         sys.exit(code)
     if code or venv_version() is None:
         print(
-            f"course.py: could not make {VENV}; the message is above.\n"
-            "May this folder be written to, and is there space on the disk?",
+            f"course.py: could not make {VENV}; the message is above.\n{ROOM}",
             file=sys.stderr,
         )
         sys.exit(code or 1)
@@ -139,52 +222,139 @@ def read_stamp():
     """(fingerprint, extras) of the last finished install; ("", nothing) if there is none."""
     try:
         stamp = json.loads(STAMP.read_text(encoding="utf-8"))
-        return stamp["fingerprint"], set(stamp["extras"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(stamp["fingerprint"]), EXTRAS.intersection(stamp["extras"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "", set()
 
 
 def write_stamp(wanted, extras):
+    """Replace the stamp as a whole, so that it is never half-written."""
+    if STAMP.is_dir():
+        shutil.rmtree(STAMP)
+    part = STAMP.with_suffix(".part")
     stamp = {"fingerprint": wanted, "extras": sorted(extras)}
-    STAMP.write_text(json.dumps(stamp) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(stamp) + "\n", encoding="utf-8")
+    os.replace(part, STAMP)
+
+
+@contextlib.contextmanager
+def lock():
+    """Wait while another set-up of this folder runs; yields what the commands of ours get from run.
+
+    The system's own lock on this file: it ends with the process, so none is ever left behind. On
+    POSIX the commands share it, so that a pip whose course.py was killed is waited for too.
+    """
+    file, told = os.open(__file__, os.O_RDONLY), False
+    try:
+        while True:
+            try:
+                if os.name == "nt":
+                    import msvcrt
+
+                    os.lseek(file, 2**30, os.SEEK_SET)  # behind the end: what is locked is unread
+                    msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
+
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError):
+                if not told:
+                    print(f"Waiting for another set-up of {VENV} to end.", flush=True)
+                told = True
+                time.sleep(0.5)
+            except OSError:  # a file system without locks
+                break
+        yield {} if os.name == "nt" else {"pass_fds": [file]}
+    finally:
+        os.close(file)
+
+
+def install_cpu_torch(held):
+    """Without an NVIDIA card, try torch without the parts for one, which are several GB.
+
+    Returns run's exit code; 0 also where there is nothing to do.
+    """
+    torch = pinned("torch")
+    installed = any(VENV.glob(f"lib/python*/site-packages/torch-{torch}*.dist-info"))
+    if sysconfig.get_platform() != "linux-x86_64" or installed or has_nvidia_driver():
+        return 0
+    settings = subprocess.run(
+        [str(PYTHON), "-I", "-m", "pip", "config", "list"], capture_output=True, text=True
+    )
+    own = r"^\S+\.(index-url|extra-index-url|no-index|find-links)="
+    if settings.returncode == 0 and not re.search(own, settings.stdout, re.MULTILINE):
+        # No dependencies: pip's second call takes them, pinned, from the usual index.
+        options = ["--no-deps", "--index-url", CPU_INDEX, "--retries", "0", "--timeout", "5"]
+        command = [*PIP_INSTALL, *options, f"torch=={torch}"]
+        code = run(*command, env=PIP_ENVIRONMENT, stderr=subprocess.DEVNULL, **held)
+        if code in (0, INTERRUPTED):
+            return code
+    print("The usual torch for Linux brings several GB for NVIDIA cards.", flush=True)
+    return 0
+
+
+def has_nvidia_driver():
+    places = ("/proc/driver/nvidia", "/dev/nvidiactl", "/usr/lib/wsl/lib/libcuda.so.1")
+    return any(map(os.path.exists, places)) or shutil.which("nvidia-smi") is not None
+
+
+def install(extras, held):
+    """Install the package with these extras into .venv; returns run's exit code."""
+    code = install_cpu_torch(held)
+    if code == 0:
+        what = f".[{','.join(sorted(extras))}]"
+        command = [*PIP_INSTALL, "-c", "constraints.txt", "-e", what]
+        code = run(*command, env=PIP_ENVIRONMENT, **held)
+    return code
+
+
+def is_set_up(extras):
+    """Whether .venv holds the package, as it is now, with these extras."""
+    version = venv_version()
+    found, installed = read_stamp()
+    return version is not None and found == fingerprint(version) and extras <= installed
 
 
 def set_up(extras):
     """Make .venv hold the package with these extras. Does nothing if it does already."""
-    version = venv_version()
-    if version is None or tuple(map(int, version.split("."))) < MINIMUM:
-        make_venv()
-        version = venv_version()
-    wanted = fingerprint(version)
-    found, installed = read_stamp()
-    if found == wanted and extras <= installed:
+    if is_set_up(extras):
         return
-    extras = extras | installed
-    STAMP.unlink(missing_ok=True)  # so that an interrupted install does not count
-    print(f"Setting up {VENV} with Python {version}. This takes a few minutes, once.")
-    if sys.platform == "linux" and platform.machine() == "x86_64" and not installed:
-        print("The usual torch for Linux brings several GB for GPUs; see 'CPU build' in README.md.")
-    sys.stdout.flush()
-    what = f".[{','.join(sorted(extras))}]"
-    options = ["--disable-pip-version-check", "-c", "constraints.txt", "-e", what]
-    code = run(PYTHON, "-m", "pip", "install", *options)
+    check_system()
+    with lock() as held:
+        if is_set_up(extras):  # by the one that was waited for
+            return
+        if venv_version() is None:
+            make_venv(held)
+        version = venv_version()
+        found, installed = read_stamp()
+        print(f"Setting up {VENV} with Python {version}. This takes a few minutes, once.")
+        sys.stdout.flush()
+        try:
+            write_stamp("", installed)  # an install that is killed does not count as finished
+            code = install(extras | installed, held)
+            if code == 0:
+                write_stamp(fingerprint(version), extras | installed)
+                return
+            if code != INTERRUPTED:
+                write_stamp(found, installed)
+            advice = PIP_FAILED.format(version=version)
+        except OSError as error:
+            code, advice = 1, ROOM
+            print(f"course.py: could not set up {VENV}: {error}", file=sys.stderr)
     if code == INTERRUPTED:
         print(STOPPED, file=sys.stderr)
-    elif code:
+        sys.exit(code)
+    # What was installed before may do, as in a class without a network.
+    works = [PYTHON, "-I", "-c", "import torch, minipali"]
+    if extras <= installed and run(*works, stderr=subprocess.DEVNULL) == 0:
         print(
-            "\ncourse.py: pip could not install the packages; its messages are above.\n"
-            "- No network? Connect, and run the same command again. Downloads are kept.\n"
-            "- A proxy or a package index of your own? pip uses this machine's settings:"
-            " python -m pip config list\n"
-            f"- 'No matching distribution'? Perhaps a package is not made for Python {version} on"
-            f" this system ({platform.system()} {platform.machine()}).\n  Delete .venv and run"
-            " course.py with another Python; it is tested with 3.11 and 3.13.\n"
-            "- No space left? torch alone needs 1 GB, on Linux with its GPU parts several.",
+            "course.py: .venv could not be renewed (see above), and is used as it is.",
             file=sys.stderr,
         )
-    if code:
-        sys.exit(code)
-    write_stamp(wanted, extras)
+        return
+    print("\n" + advice, file=sys.stderr)
+    sys.exit(code)
 
 
 # --- verbs ---------------------------------------------------------------------------------------
@@ -199,9 +369,35 @@ def doctor(arguments):
     return run(PYTHON, "-m", "minipali", "doctor", *arguments, cwd=None)
 
 
+def lab_options(arguments):
+    """JupyterLab's options: the whole repository, so that a lesson's links lead to its exercise."""
+    first, rest = ROOT / "notebooks" / "00_ask.ipynb", []
+    for argument in arguments:
+        found = [place for place in (Path(argument), ROOT / argument) if place.exists()]
+        if found:
+            first = found[0].resolve()
+        else:
+            rest.append(argument)
+    try:
+        # As the first address: so it is printed too, for those who have no browser here.
+        address = "/lab/tree/" + quote(first.relative_to(ROOT).as_posix())
+    except ValueError:
+        sys.exit(f"course.py: {first} does not lie in {ROOT}, and only that folder is opened.")
+    root = hasattr(os, "geteuid") and os.geteuid() == 0  # as in a container
+    return [
+        f"--ServerApp.root_dir={ROOT}",
+        f"--LabApp.default_url={address}",
+        *(["--allow-root"] if root else []),
+        *rest,
+    ]
+
+
 def lab(arguments):
-    opened = arguments or ["notebooks/00_ask.ipynb"]
-    return run(PYTHON, "-m", "jupyterlab", *opened, **ONE_THREAD)
+    # Our defaults there: no question about news at the first start.
+    places = [str(ROOT / "tools" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")]
+    environment = {**ONE_THREAD, "JUPYTER_CONFIG_PATH": os.pathsep.join(filter(None, places))}
+    command = [PYTHON, "-m", "jupyterlab", *lab_options(arguments)]
+    return run(*command, env=environment, cwd=None)
 
 
 def progress(arguments):
@@ -209,7 +405,7 @@ def progress(arguments):
 
 
 def build(arguments):
-    return run(PYTHON, "tools/build_notebooks.py", *arguments, **ONE_THREAD)
+    return run(PYTHON, "tools/build_notebooks.py", *arguments, env=ONE_THREAD)
 
 
 def setup(arguments):
@@ -240,15 +436,15 @@ def test(arguments):
     steps = pytest_steps(arguments)
     if not arguments:
         steps = [
-            ("style", ["-m", "ruff", "check"], {}),
-            ("format", ["-m", "ruff", "format", "--check"], {}),
+            ("style", ["-m", "ruff", "check", "--no-cache"], {}),
+            ("format", ["-m", "ruff", "format", "--no-cache", "--check"], {}),
             ("generated notebooks", ["tools/build_notebooks.py", "--check"], {}),
             *steps,
         ]
     outcomes, first = [], 0
     for title, command, variables in steps:
         print(f"\n--- {title}", flush=True)
-        code = run(PYTHON, *command, **variables)
+        code = run(PYTHON, *command, env=variables)
         if code == INTERRUPTED:
             return code
         if code == NOTHING_SELECTED and arguments:  # -k rope need not match in every part
@@ -268,6 +464,7 @@ VERBS = {
     "doctor": (doctor, {"course"}),
     "setup": (setup, {"course"}),
 }
+EXTRAS = {extra for _, extras in VERBS.values() for extra in extras}
 
 
 def main(arguments):
@@ -283,7 +480,10 @@ def main(arguments):
         return 2
     check_python()
     function, extras = VERBS[verb]
-    set_up(extras)
+    try:
+        set_up(extras)
+    except OSError as error:
+        sys.exit(f"course.py: could not set up {VENV}: {error}\n{ROOM}")
     return function(arguments[1:])
 
 

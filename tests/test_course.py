@@ -1,10 +1,20 @@
 """The set-up: course.py, and the four files that must name the same packages."""
 
+import ast
+import contextlib
+import http.server
 import importlib.util
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
+import types
+import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,12 +47,13 @@ def installs(course, monkeypatch):
     """A .venv that works, and a pip that only notes what it is asked for: the list of calls."""
     calls = []
 
-    def run(*command, **variables):
+    def run(*command, **options):
         calls.append([str(part) for part in command])
         return 0
 
     course.VENV.mkdir()
     monkeypatch.setattr(course, "venv_version", lambda: "3.11")
+    monkeypatch.setattr(course, "install_cpu_torch", lambda held: 0)
     monkeypatch.setattr(course, "run", run)
     return calls
 
@@ -164,6 +175,10 @@ def test_python_too_old(course, monkeypatch):
     assert not course.VENV.exists()
 
 
+def test_an_old_python_can_read_as_far_as_that(course):
+    ast.parse((ROOT / "course.py").read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
 def test_no_venv_module(course, monkeypatch):
     monkeypatch.setattr(course, "venv_version", lambda: None)
     monkeypatch.setattr(course.importlib.util, "find_spec", lambda name: None)
@@ -186,7 +201,7 @@ def test_the_repository_may_lie_anywhere(tmp_path):
 def test_an_install_is_done_once(course, installs):
     course.set_up({"course"})
     assert len(installs) == 1
-    assert installs[0][1:4] == ["-m", "pip", "install"]
+    assert installs[0][1:5] == ["-I", "-m", "pip", "install"]
     assert installs[0][-4:] == ["-c", "constraints.txt", "-e", ".[course]"]
     course.set_up({"course"})
     assert len(installs) == 1
@@ -219,31 +234,390 @@ def test_another_python_or_folder_is_installed_again(course, monkeypatch, tmp_pa
     assert course.fingerprint("3.11") != here
 
 
-def test_a_failed_install_leaves_no_stamp(course, installs, monkeypatch, capsys):
+def failing(calls, code=7, works=True):
+    """A pip that fails, and a .venv whose packages can or cannot be imported."""
+
+    def run(*command, **options):
+        calls.append([str(part) for part in command])
+        return code if "pip" in command else int(not works)
+
+    return run
+
+
+def change(course):
+    with open(course.ROOT / "constraints.txt", "a", encoding="utf-8") as file:
+        file.write("# changed\n")
+
+
+def test_a_failed_install_ends_with_advice(course, installs, monkeypatch, capsys):
     course.set_up({"course"})
-    monkeypatch.setattr(course, "run", lambda *command, **variables: 7)
+    monkeypatch.setattr(course, "run", failing(installs))
     with pytest.raises(SystemExit) as end:
-        course.set_up({"course", "dev"})
+        course.set_up({"course", "dev"})  # what was never installed cannot do
     assert end.value.code == 7
     assert "No network?" in capsys.readouterr().err
-    assert not course.STAMP.exists()
+    course.set_up({"course"})  # is untouched by it
+    assert len(installs) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"fingerprint": "x"}', "\xff"])
+def test_without_a_network_an_older_install_goes_on(course, installs, monkeypatch, capsys):
+    course.set_up({"course", "dev"})
+    change(course)
+    monkeypatch.setattr(course, "run", failing(installs))
+    course.set_up({"course"})
+    told = capsys.readouterr().err
+    assert "is used as it is" in told and "No network?" not in told
+    monkeypatch.setattr(course, "run", lambda *command, **options: installs.append(command) or 0)
+    course.set_up({"course"})  # with a network again
+    assert installs[-1][-1] == ".[course,dev]"
+    assert course.is_set_up({"course", "dev"})
+
+
+def test_an_older_install_that_does_not_work_does_not_go_on(course, installs, monkeypatch):
+    course.set_up({"course"})
+    change(course)
+    monkeypatch.setattr(course, "run", failing(installs, works=False))
+    with pytest.raises(SystemExit):
+        course.set_up({"course"})
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, None])
+def test_an_install_that_ends_midway_is_done_again(course, installs, monkeypatch, ending):
+    """Killed (simulated: an exception that nobody catches) or ended by Ctrl-C."""
+    course.set_up({"course"})
+    old = (course.ROOT / "constraints.txt").read_bytes()
+    change(course)
+
+    def run(*command, **options):
+        if ending:
+            raise ending
+        return course.INTERRUPTED
+
+    with monkeypatch.context() as patch:
+        patch.setattr(course, "run", run)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            course.set_up({"course"})
+    # Also if the change is taken back: .venv may hold some of the new packages by now.
+    (course.ROOT / "constraints.txt").write_bytes(old)
+    course.set_up({"course"})
+    assert [call[-1] for call in installs] == [".[course]"] * 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"fingerprint": "x"}',
+        '{"fingerprint": "x", "extras": [[1]]}',
+        "\xff",
+        "[" * 99999,
+    ],
+)
 def test_a_damaged_stamp_counts_as_none(course, installs, content):
     course.STAMP.write_text(content, encoding="latin-1")
     course.set_up({"course"})
-    assert len(installs) == 1
+    assert course.is_set_up({"course"}) and len(installs) == 1
+
+
+@pytest.mark.parametrize("extras", ['[1, "course"]', '"course"', '["../x", "dev,x"]'])
+def test_odd_extras_are_not_installed(course, installs, extras):
+    course.STAMP.write_text(f'{{"fingerprint": "x", "extras": {extras}}}', encoding="utf-8")
+    course.set_up({"course"})
+    assert installs[0][-1] == ".[course]"
+
+
+def test_a_folder_in_the_stamps_place_is_replaced(course, installs):
+    (course.STAMP / "full").mkdir(parents=True)
+    course.set_up({"course"})
+    assert course.is_set_up({"course"})
+
+
+def refuse(*arguments, **options):
+    raise OSError(28, "No space left on device")
+
+
+def test_where_nothing_can_be_written(course, installs, monkeypatch, capsys):
+    """A folder without write permission, or a full disk: what is there is used, or one sentence."""
+    course.set_up({"course"})
+    monkeypatch.setattr(course.os, "replace", refuse)
+    course.set_up({"course"})  # nothing to do
+    with pytest.raises(SystemExit):
+        course.set_up({"course", "dev"})
+    assert "No space left" in capsys.readouterr().err
+    change(course)
+    course.set_up({"course"})
+    assert "is used as it is" in capsys.readouterr().err
+    monkeypatch.setattr(course, "is_set_up", refuse)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        course.main(["setup"])
+
+
+def test_a_link_to_the_checkout_is_the_same_checkout(course, tmp_path_factory):
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    try:
+        link.symlink_to(course.ROOT, target_is_directory=True)
+    except OSError:
+        pytest.skip("links are not allowed here")
+    spec = importlib.util.spec_from_file_location("linked", link / "course.py")
+    linked = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(linked)
+    assert linked.VENV == course.VENV
+    assert linked.fingerprint("3.11") == course.fingerprint("3.11")
+
+
+HOLDER = """
+import importlib.util, subprocess, sys, time
+spec = importlib.util.spec_from_file_location("course", sys.argv[1])
+course = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(course)
+with course.lock() as held:
+    print("held", flush=True)
+    command = "import sys; print('child', flush=True); sys.stdin.read()"
+    course.run(sys.executable, "-c", command, **held)
+"""
+
+
+def test_two_set_ups_wait_for_one_another_and_not_for_the_dead(course, monkeypatch, capsys):
+    """Also for the pip that a killed course.py leaves behind, where the system can share locks."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, course.ROOT / "course.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert [other.stdout.readline() for _ in range(2)] == ["held\n", "child\n"]
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 1:
+            other.kill()  # its command still runs
+            other.wait()
+        if len(waits) == 3 or sys.platform == "win32":
+            other.stdin.close()  # now that ends too
+        assert len(waits) < 1000
+        threading.Event().wait(0.01)
+
+    monkeypatch.setattr(course.time, "sleep", sleep)
+    with course.lock():
+        assert len(waits) >= (1 if sys.platform == "win32" else 3)
+    other.stdout.close()
+    assert capsys.readouterr().out.count("Waiting") == 1
+    with course.lock():
+        pass
+
+
+def test_where_there_are_no_locks_set_up_goes_on(course, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with course.lock():
+        pass
+
+
+def test_settings_that_install_elsewhere_are_not_heard(course):
+    """pip itself is asked which of its options it would take from the environment."""
+    names = """USER TARGET PREFIX ROOT DRY_RUN NO_DEPS REQUIRE_HASHES IGNORE_INSTALLED PYTHON
+    PLATFORM PYTHON_VERSION IMPLEMENTATION ABI REQUIREMENT EDITABLE GROUP NO_BUILD_ISOLATION"""
+    hostile = {f"PIP_{name}": "1" for name in names.split()}
+    code = (
+        "from pip._internal.commands import create_command\n"
+        "options, _ = create_command('install').parse_args(['torch'])\n"
+        "names = ['use_user_site', 'target_dir', 'prefix_path', 'root_path', 'dry_run',"
+        " 'ignore_dependencies', 'require_hashes', 'ignore_installed', 'python', 'platforms',"
+        " 'python_version', 'implementation', 'abis', 'requirements', 'editables']\n"
+        "assert not any(getattr(options, n, None) for n in names), options\n"
+        "assert options.build_isolation, options"
+    )
+    command = [sys.executable, "-I", "-c", code]
+    assert subprocess.run(command, env={**os.environ, **hostile}, capture_output=True).returncode
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in hostile.items():
+            patch.setenv(name, value)
+        assert course.run(*command, env=course.PIP_ENVIRONMENT) == 0
+
+
+# --- systems without torch -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "machine", "macos", "told"),
+    [
+        ("win-arm64", "ARM64", "", "Windows on ARM.*\n.*WSL"),
+        ("macosx-11.0-x86_64", "x86_64", "15.1", "(?s)Intel processor.*Apple processor.*Intel Mac"),
+        ("macosx-10.9-universal2", "x86_64", "13.6", "Intel processor"),
+        ("macosx-11.0-arm64", "arm64", "13.6.1", "needs macOS 14 or newer; this is 13.6.1"),
+        ("macosx-11.0-arm64", "arm64", "14.0", None),
+        ("macosx-10.9-universal2", "arm64", "26.0", None),
+        ("win-amd64", "AMD64", "", None),
+        ("linux-x86_64", "x86_64", "", None),
+        ("linux-aarch64", "aarch64", "", None),
+    ],
+)
+def test_systems_for_which_there_is_no_torch(course, monkeypatch, build, machine, macos, told):
+    monkeypatch.setattr(course.sysconfig, "get_platform", lambda: build)
+    monkeypatch.setattr(course.platform, "machine", lambda: machine)
+    monkeypatch.setattr(course.platform, "mac_ver", lambda: (macos, ("", "", ""), machine))
+    if told is None:
+        course.check_system()
+        return
+    with pytest.raises(SystemExit, match=told) as end:
+        course.main(["setup"])
+    assert f"torch {pins()['torch']}" in str(end.value)
+    assert not course.VENV.exists()
+
+
+@pytest.mark.parametrize(
+    ("length", "long_paths", "fits"), [(67, 0, True), (68, 0, False), (68, 1, True)]
+)
+def test_long_paths_on_windows(course, monkeypatch, length, long_paths, fits):
+    """torch's longest path has 167 characters, and Windows takes 259."""
+
+    winreg = types.SimpleNamespace(
+        HKEY_LOCAL_MACHINE=0,
+        OpenKey=lambda *place: contextlib.nullcontext(),
+        QueryValueEx=lambda key, name: (long_paths, 4),
+    )
+    monkeypatch.setitem(sys.modules, "winreg", winreg)
+    monkeypatch.setattr(course, "pinned", lambda name: "2")
+    monkeypatch.setattr(course.sysconfig, "get_platform", lambda: "win-amd64")
+    monkeypatch.setattr(course.platform, "mac_ver", lambda: ("", ("", "", ""), ""))
+    monkeypatch.setattr(course, "ROOT", "C:" + "x" * (length - 2))
+    monkeypatch.setattr(course, "os", types.SimpleNamespace(name="nt"))
+    if fits:
+        course.check_system()
+    else:
+        with pytest.raises(SystemExit, match="may have 67, and has 68"):
+            course.check_system()
+
+
+# --- torch without the parts for NVIDIA cards ----------------------------------------------------
+
+
+@pytest.fixture
+def cpu(course, monkeypatch, tmp_path_factory):
+    """course.py on Linux with an Intel processor and no card, with a real pip in a real .venv."""
+    if os.name == "nt":
+        pytest.skip("for Linux alone")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(course.sysconfig, "get_platform", lambda: "linux-x86_64")
+    monkeypatch.setattr(course, "has_nvidia_driver", lambda: False)
+    venv.create(course.VENV, with_pip=False, symlinks=True)
+    # This Python's pip, lent to the new .venv.
+    import pip
+
+    (site,) = course.VENV.glob("lib/python*/site-packages")
+    (site / "pip").symlink_to(Path(pip.__file__).parent)
+    return course
+
+
+def wheel(folder: Path, name: str, version: str) -> None:
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}/__init__.py": f"__version__ = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        "Requires-Dist: a-package-of-the-index\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/RECORD": "",
+    }
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        for path, text in files.items():
+            file.writestr(path, text)
+
+
+@pytest.fixture
+def index(tmp_path_factory):
+    """(address, requests) of a package index with a small `torch`, in three versions."""
+    folder = tmp_path_factory.mktemp("index")
+    for number, version in enumerate(("2.0.0+cpu", f"{pins()['torch']}+cpu", "99.0+cpu")):
+        wheel(folder / str(number), "torch", version)
+    links = [
+        f'<a href="/{path.relative_to(folder)}">{path.name}</a>' for path in folder.glob("*/*")
+    ]
+    (folder / "torch").mkdir()
+    (folder / "torch" / "index.html").write_text("".join(links), encoding="utf-8")
+    requests = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_request(self, *told):
+            requests.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", requests
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def torch_in(course) -> list[str]:
+    return sorted(path.name for path in course.VENV.glob("lib/python*/site-packages/*torch*"))
+
+
+def test_the_cpu_build_is_taken_where_it_is(cpu, index, monkeypatch):
+    address, requests = index
+    monkeypatch.setattr(cpu, "CPU_INDEX", address)
+    assert cpu.install_cpu_torch({}) == 0
+    assert torch_in(cpu) == ["torch", f"torch-{pins()['torch']}+cpu.dist-info"]
+    assert requests[0] == "/torch/" and len(requests) == 2  # and no dependency of it
+    assert cpu.install_cpu_torch({}) == 0  # it is there
+    assert len(requests) == 2
+
+
+def test_without_that_index_set_up_goes_on(cpu, monkeypatch, capfd):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        monkeypatch.setattr(cpu, "CPU_INDEX", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert cpu.install_cpu_torch({}) == 0
+    assert torch_in(cpu) == []
+    out, err = capfd.readouterr()
+    assert err == "" and len(out.splitlines()) <= 2
+    assert out.splitlines()[-1] == "The usual torch for Linux brings several GB for NVIDIA cards."
+
+
+@pytest.mark.parametrize("why", ["INDEX_URL", "FIND_LINKS", "NO_INDEX", "a file", "a card", "arm"])
+def test_that_index_is_left_alone_where(cpu, index, monkeypatch, tmp_path, why):
+    address, requests = index
+    monkeypatch.setattr(cpu, "CPU_INDEX", address)
+    if why == "a file":
+        (tmp_path / "pip.conf").write_text("[install]\nextra-index-url = http://x\n")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    elif why == "a card":
+        monkeypatch.setattr(cpu, "has_nvidia_driver", lambda: True)
+    elif why == "arm":
+        monkeypatch.setattr(cpu.sysconfig, "get_platform", lambda: "linux-aarch64")
+    else:
+        monkeypatch.setenv(f"PIP_{why}", "1")
+    assert cpu.install_cpu_torch({}) == 0
+    assert (requests, torch_in(cpu)) == ([], [])
+
+
+def test_ctrl_c_during_that_download_ends_set_up(cpu, monkeypatch):
+    monkeypatch.setattr(cpu, "run", lambda *command, **options: cpu.INTERRUPTED)
+    assert cpu.install({"course"}, {}) == cpu.INTERRUPTED
+
+
+# --- a broken .venv ------------------------------------------------------------------------------
 
 
 def test_a_broken_venv_is_made_again(course, monkeypatch, capsys):
-    calls, versions = [], [None, "3.11", "3.11"]
+    calls = []
     course.VENV.mkdir()
-    monkeypatch.setattr(course, "venv_version", lambda: versions.pop(0))
+    monkeypatch.setattr(course, "venv_version", lambda: "3.11" if calls else None)
+    monkeypatch.setattr(course, "install_cpu_torch", lambda held: 0)
     monkeypatch.setattr(course, "run", lambda *c, **v: calls.append([str(p) for p in c]) or 0)
     course.set_up({"course"})
     assert calls[0][1:] == ["-m", "venv", "--clear", str(course.VENV)]
-    assert calls[1][1:4] == ["-m", "pip", "install"]
+    assert calls[1][1:5] == ["-I", "-m", "pip", "install"]
     assert "made afresh" in capsys.readouterr().out
 
 
@@ -258,8 +632,9 @@ def test_a_folder_without_python_is_no_venv(course):
 
 def test_exit_codes_are_those_of_the_command(course):
     assert course.run(sys.executable, "-c", "raise SystemExit(5)") == 5
-    code = "import os; raise SystemExit(os.environ['MINIPALI_STRICT'] != 'yes')"
-    assert course.run(sys.executable, "-c", code, MINIPALI_STRICT="yes") == 0
+    code = "import os; raise SystemExit(os.environ.get('MINIPALI_STRICT') != 'yes')"
+    assert course.run(sys.executable, "-c", code, env={"MINIPALI_STRICT": "yes"}) == 0
+    assert course.run(sys.executable, "-c", code, env={"MINIPALI_STRICT": None}) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
@@ -267,7 +642,12 @@ def test_exit_codes_are_those_of_the_command(course):
 def test_ctrl_c_is_left_to_the_command(course, ending, expected):
     """JupyterLab asks back after Ctrl-C: it must not lose its terminal to us meanwhile."""
     code = f"import os, signal; os.kill(os.getppid(), signal.SIGINT)\n{ending}"
-    assert course.run(sys.executable, "-c", code) == expected
+    # In the background, Ctrl-C may be ignored from the start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert course.run(sys.executable, "-c", code) == expected
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_solutions_alone_are_strict(course):
@@ -279,6 +659,8 @@ def test_solutions_alone_are_strict(course):
     folders = [a for command, _ in steps.values() for a in command if (ROOT / a).is_dir()]
     assert folders == ["tests", "notebooks", "exercises", "solutions"]
     assert all(v["OMP_NUM_THREADS"] == "1" for _, v in steps.values())
+    # A notebook's figures are shown by matplotlib's own backend for notebooks.
+    assert [t for t, (_, variables) in steps.items() if "MPLBACKEND" in variables] == ["tests"]
     for title in ("lessons and exercises", "solutions"):
         assert {"--nbval-lax", "--nbval-current-env", "loadfile"} <= set(steps[title][0])
 
@@ -287,9 +669,34 @@ def test_solutions_alone_are_strict(course):
 def test_notebooks_get_one_thread(course, monkeypatch, verb):
     """With more, cells take many times as long while another program runs."""
     seen = []
-    monkeypatch.setattr(course, "run", lambda *command, **variables: seen.append(variables) or 0)
+    monkeypatch.setattr(course, "run", lambda *command, **options: seen.append(options) or 0)
     assert course.VERBS[verb][0]([]) == 0
-    assert seen == [{"OMP_NUM_THREADS": "1"}]
+    assert seen[0]["env"]["OMP_NUM_THREADS"] == "1"
+
+
+def test_lab_opens_what_is_named_and_passes_the_rest_on(course, monkeypatch, tmp_path_factory):
+    (course.ROOT / "notebooks").mkdir()
+    (course.ROOT / "notebooks" / "07 é.ipynb").touch()
+
+    def opened(*arguments):
+        options = course.lab_options(arguments)
+        assert options[0] == f"--ServerApp.root_dir={course.ROOT}"
+        return options[1].removeprefix("--LabApp.default_url="), options[2:]
+
+    monkeypatch.setattr(course.os, "geteuid", lambda: 1000, raising=False)
+    assert opened() == ("/lab/tree/notebooks/00_ask.ipynb", [])
+    lesson = "/lab/tree/notebooks/07%20%C3%A9.ipynb"
+    assert opened("notebooks/07 é.ipynb", "--port", "9") == (lesson, ["--port", "9"])
+    monkeypatch.chdir(course.ROOT / "notebooks")
+    assert opened("--no-browser", "07 é.ipynb") == (lesson, ["--no-browser"])
+    assert opened("notebooks/07 é.ipynb") == (lesson, [])  # as the README writes it
+    assert opened("../notebooks")[0] == "/lab/tree/notebooks"
+    # JupyterLab itself says that there is no such file.
+    assert opened("08.ipynb") == ("/lab/tree/notebooks/00_ask.ipynb", ["08.ipynb"])
+    with pytest.raises(SystemExit, match="does not lie in"):
+        opened(str(tmp_path_factory.mktemp("elsewhere")))
+    monkeypatch.setattr(course.os, "geteuid", lambda: 0, raising=False)  # as in a container
+    assert opened()[1] == ["--allow-root"]
 
 
 def test_named_files_run_alone(course):
