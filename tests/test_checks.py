@@ -296,6 +296,14 @@ def test_a_stub_is_not_attempted():
     assert outcome.status == NOT_ATTEMPTED and "`stub` is not written yet" in outcome.message
 
 
+def test_a_stub_is_known_wherever_its_source_is():
+    """`progress` gives the notebook as its file, whose lines are JSON."""
+    scope = {}
+    stub = "def stub(pixels, patch_size):\n    raise NotImplementedError('replace this line')"
+    exec(compile(stub, __file__, "exec"), scope)
+    assert examine(exercise("patchify"), scope["stub"]).status == NOT_ATTEMPTED
+
+
 class Learned:
     pass
 
