@@ -82,12 +82,12 @@ def endless(logits, step, choose, eos, pad, max_new_tokens):
 def training(rounds: int, rows: int = 64) -> dict:
     """Forward, loss and backward of one batch; the optimizer would be the same.
 
-    Ours as in `minipali.training`: logits only at the places that have a label.
+    Ours as in `minipali.recipe`: logits only at the places that have a label.
     """
     import numpy as np
 
     from minipali import scenes
-    from minipali.training import Generative
+    from minipali.recipe import Generative
 
     model, theirs, processor = both()
     rng = np.random.default_rng(0)

@@ -30,11 +30,7 @@ def clip_loss(image: Tensor, text: Tensor, log_scale: Tensor | float = CLIP_LOG_
     Mean of two cross entropies: along each row (which sentence fits this picture?) and along each
     column (which picture fits this sentence?). Source: Radford et al. 2021, figure 3.
     """
-    if len(image) != len(text):
-        raise ValueError(
-            f"picture i belongs to sentence i, so there must be as many of both; found {len(image)}"
-            f" pictures and {len(text)} sentences"
-        )
+    _check_pairs(image, text)
     logits = similarities(image, text) * torch.as_tensor(log_scale).exp()
     pairs = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
@@ -56,13 +52,17 @@ def siglip_loss(
     """
     logits = similarities(image, text) * torch.as_tensor(log_scale).exp() + bias
     if labels is None:
-        if len(image) != len(text):
-            raise ValueError(
-                f"without labels picture i belongs to sentence i, so there must be as many of both;"
-                f" found {len(image)} pictures and {len(text)} sentences"
-            )
+        _check_pairs(image, text)
         labels = 2 * torch.eye(len(logits), device=logits.device) - 1
     return -F.logsigmoid(labels * logits).sum() / len(image)
+
+
+def _check_pairs(image: Tensor, text: Tensor) -> None:
+    if len(image) != len(text):
+        raise ValueError(
+            "without labels picture i belongs to sentence i, so there must be as many of both;"
+            f" found {len(image)} pictures and {len(text)} sentences"
+        )
 
 
 class _PassOn(torch.autograd.Function):
@@ -79,10 +79,11 @@ class _PassOn(torch.autograd.Function):
 
 def _exchange(sent: Tensor, step: int) -> Tensor:
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    received = torch.empty_like(sent)
+    sent = sent.contiguous()
+    received = torch.empty_like(sent)  # which copies the order of the axes in memory too
     work = dist.batch_isend_irecv(
         [
-            dist.P2POp(dist.isend, sent.contiguous(), (rank + step) % ranks),
+            dist.P2POp(dist.isend, sent, (rank + step) % ranks),
             dist.P2POp(dist.irecv, received, (rank - step) % ranks),
         ]
     )
@@ -109,10 +110,17 @@ def siglip_loss_ring(
     3.3.
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
+    # Whatever is wrong must be said before anything is sent, or the other ranks get it in pieces.
     if labels is None:
+        _check_pairs(image, text)
         labels = -torch.ones(len(image), ranks * len(text), device=image.device)
         own = torch.arange(len(image), device=image.device)
         labels[own, rank * len(text) + own] = 1
+    elif labels.shape != (len(image), ranks * len(text)):
+        raise ValueError(
+            f"labels must have a row for each of {len(image)} pictures and a column for each of"
+            f" {ranks} x {len(text)} sentences, found {tuple(labels.shape)}"
+        )
     blocks = labels.split(len(text), dim=1)
     loss = siglip_loss(image, text, log_scale, bias, blocks[rank])
     for step in range(1, ranks):

@@ -3,6 +3,7 @@
 python -m minipali.evaluation            the tables of the small model's card
 """
 
+import argparse
 import math
 
 import numpy as np
@@ -75,9 +76,8 @@ def answers(
     """Greedy answers; blind: every picture is replaced by zeros (mid-grey)."""
     told = []
     starts = range(0, len(asked), batch_size)
-    for start in tqdm(
-        starts, desc="questions / 100", disable=None if progress else True, leave=False
-    ):
+    quiet = None if progress else True  # None: quiet where no terminal reads it
+    for start in tqdm(starts, desc="questions / 100", disable=quiet, leave=False):
         part = asked[start : start + batch_size]
         pixels = scenes.pixel_values([scene for scene, _ in part])
         prompts = [processor.prompt_ids(question.prompt) for _, question in part]
@@ -168,13 +168,27 @@ def report(model: PaliGemma, processor: Processor, each: int = 500, seed: int = 
     return "\n\n".join(table(model, processor, columns, each, seed) for columns in (groups, alone))
 
 
-if __name__ == "__main__":
-    import argparse
+def main() -> None:
+    from minipali.weights import WeightsError, load
 
-    from minipali.weights import load
-
-    parser = argparse.ArgumentParser(description="Measure a model as the small model's card does.")
-    parser.add_argument("--model", default="small", help="small or a folder")
-    parser.add_argument("--each", type=int, default=500, help="questions a task and artist")
+    parser = argparse.ArgumentParser(
+        prog="python -m minipali.evaluation",
+        description="Measure a model as the small model's card does.",
+    )
+    parser.add_argument("--model", default="small", help="small (default) or a folder")
+    parser.add_argument(
+        "--each", type=int, default=500, help="questions a task and artist, default 500"
+    )
     given = parser.parse_args()
-    print(report(*load(given.model), each=given.each))
+    if given.each < 1:
+        parser.error(f"--each must be 1 or more, found {given.each}")
+    try:
+        print(report(*load(given.model), each=given.each))
+    except (WeightsError, OSError) as error:
+        parser.exit(2, f"minipali: error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from minipali.config import VisionConfig
 from minipali.contrastive import (
     Contrastive,
     TextTower,
+    _PassOn,
     clip_loss,
     siglip_loss,
     siglip_loss_ring,
@@ -210,16 +211,45 @@ def test_a_sentence_is_the_mean_over_its_real_tokens():
 # DistributedDataParallel on top.
 
 
-def ring_part(rank: int, ranks: int, own_labels: bool) -> dict:
-    """This rank's two pictures and three (or two) sentences: the loss and all gradients."""
+def ring_part(rank: int, ranks: int, own_labels: bool, transposed: bool = False) -> dict:
+    """This rank's two pictures and three (or two) sentences: the loss and all gradients.
+
+    transposed: with the axes of the sentences, and of the gradient that comes back to them, in the
+    other order in memory.
+    """
     per_rank = 3 if own_labels else 2
     image, text = embeddings(2 * ranks, per_rank * ranks, seed=2)
     labels = ring_labels(ranks)[2 * rank : 2 * rank + 2] if own_labels else None
     arguments = leaves(
         image[2 * rank : 2 * rank + 2], text[per_rank * rank : per_rank * (rank + 1)], 1.0, -0.5
     )
-    loss = siglip_loss_ring(*arguments, labels)
+    given = list(arguments)
+    if transposed:
+        given[1] = arguments[1].T.contiguous().T
+        assert not given[1].is_contiguous()
+    loss = siglip_loss_ring(*given, labels)
     return {"loss": loss.detach(), "gradients": torch.autograd.grad(loss, arguments)}
+
+
+def passed_on(rank: int) -> torch.Tensor:
+    """The gradient of a tensor that was passed on, when it comes back in the other order."""
+    sent = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    factor = torch.arange(6.0).reshape(3, 2) + 10 * rank
+    (_PassOn.apply(sent).T * factor).sum().backward()
+    return sent.grad
+
+
+def refusals(rank: int, ranks: int) -> list[str]:
+    """What is said about wrong numbers of labels and of pictures; nothing is sent before."""
+    said = []
+    for pictures, labels in ((2, torch.ones(2, 5)), (4, None)):
+        image, text = embeddings(pictures, 3)
+        if rank == 0:  # the others have sent nothing that waits for this rank
+            with pytest.raises(ValueError) as caught:
+                siglip_loss_ring(image, text, 1.0, -0.5, labels)
+            said.append(str(caught.value))
+    dist.barrier()
+    return said
 
 
 def ring_labels(ranks: int) -> torch.Tensor:
@@ -254,6 +284,9 @@ def work(rank: int, ports: list[int], folder: str) -> None:
         result[ranks] = {
             "pairs": ring_part(rank, ranks, own_labels=False),
             "labels": ring_part(rank, ranks, own_labels=True),
+            "transposed": ring_part(rank, ranks, own_labels=True, transposed=True),
+            "passed on": passed_on(rank),
+            "refusals": refusals(rank, ranks),
             "parallel": parallel_part(rank, ranks),
         }
         dist.destroy_process_group()
@@ -275,11 +308,11 @@ def together(tmp_path_factory) -> list[dict]:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("kind", ["pairs", "labels"])
+@pytest.mark.parametrize("kind", ["pairs", "labels", "transposed"])
 def test_the_ring_equals_one_process_in_loss_and_gradients(together, ranks, kind):
     found = [together[rank][ranks][kind] for rank in range(ranks)]
-    per_rank = 3 if kind == "labels" else 2
-    labels = ring_labels(ranks) if kind == "labels" else 2 * torch.eye(2 * ranks) - 1
+    per_rank = 2 if kind == "pairs" else 3
+    labels = ring_labels(ranks) if kind != "pairs" else 2 * torch.eye(2 * ranks) - 1
     whole = leaves(*embeddings(2 * ranks, per_rank * ranks, seed=2), 1.0, -0.5)
     expected = siglip_by_loop(*whole, labels)
     mean = torch.stack([part["loss"] for part in found]).mean()
@@ -292,6 +325,21 @@ def test_the_ring_equals_one_process_in_loss_and_gradients(together, ranks, kind
         torch.testing.assert_close(mine / ranks, other, rtol=1e-4, atol=1e-6)
     for mine, other in ((parts[2], log_scale), (parts[3], bias)):
         torch.testing.assert_close(torch.stack(mine).mean(), other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_gradient_comes_back_from_the_rank_that_got_the_tensor(together, ranks):
+    for rank in range(ranks):
+        taken_by = (rank + 1) % ranks
+        expected = (torch.arange(6.0).reshape(3, 2) + 10 * taken_by).T
+        assert torch.equal(together[rank][ranks]["passed on"], expected)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_ring_refuses_wrong_numbers_before_it_sends(together, ranks):
+    labels, pairs = together[0][ranks]["refusals"]
+    assert f"{ranks} x 3 sentences, found (2, 5)" in labels
+    assert "found 4 pictures and 3 sentences" in pairs
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -8,7 +8,7 @@ import torch
 
 from minipali import scenes
 from minipali.locations import overlap, read_boxes
-from minipali.training import training_scenes
+from minipali.recipe import training_scenes
 
 
 def made(number: int, artists=scenes.TRAINING_ARTISTS, **options):

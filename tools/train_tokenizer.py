@@ -14,7 +14,7 @@ from pathlib import Path
 import sentencepiece
 
 from minipali import scenes
-from minipali.training import SENTENCES
+from minipali.recipe import SENTENCES
 
 TARGET = Path(__file__).resolve().parents[1] / "minipali" / "assets" / "small" / "tokenizer.model"
 PIECES = 640

@@ -84,7 +84,8 @@ check("siglip_loss", siglip_loss)
 import math
 
 from minipali import load
-from minipali.training import naming_task, try_loss
+from minipali.checks.live import try_loss
+from minipali.small_tasks import naming_task
 
 torch.set_num_threads(1)  # towers so small that more threads only wait for each other
 model, processor = load("small")
@@ -102,7 +103,7 @@ sigmoid = try_loss("siglip_loss", siglip_loss, task, floor=0.25, bias=-math.log(
 
 # %%
 from minipali import figures
-from minipali.training import new_artist_table
+from minipali.small_tasks import new_artist_table
 
 trained = {"clip_loss": softmax, "siglip_loss": sigmoid}
 tables = {name: new_artist_table(run.towers, task) for name, run in trained.items() if run}

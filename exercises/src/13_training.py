@@ -113,7 +113,8 @@ check("train", train)
 
 # %%
 from minipali import load
-from minipali.training import speaking_task, try_training
+from minipali.checks.live import try_training
+from minipali.small_tasks import speaking_task
 
 torch.set_num_threads(1)  # a decoder so small that more threads only wait for each other
 model, processor = load("small")

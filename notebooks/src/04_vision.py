@@ -364,6 +364,7 @@ tuple(resnet(pixels).shape)  # (b, n, d), like a tower
 
 # %%
 from minipali.scenes import TRAINING_ARTISTS
+from minipali.training import fit
 
 torch.set_num_threads(1)  # models so small that more threads only wait for each other
 
@@ -376,13 +377,14 @@ def labelled(artists, number, strength):
 
 def train(encoder, pictures, labels, steps=150):
     head = nn.Linear(64, 8)
-    parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=0.003, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, steps)
-    for _ in range(steps):
+    whole = nn.ModuleList([encoder, head])
+    optimizer = torch.optim.AdamW(whole.parameters(), lr=0.003, weight_decay=0.05)
+
+    def step_loss(step):
         chosen = torch.randint(len(pictures), (64,))
-        loss = F.cross_entropy(head(encoder(pictures[chosen]).mean(dim=1)), labels[chosen])
-        optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
+        return F.cross_entropy(head(encoder(pictures[chosen]).mean(dim=1)), labels[chosen])
+
+    fit(whole, step_loss, steps, [optimizer])  # the loop of lesson 13
     return lambda pictures: head(encoder.eval()(pictures).mean(dim=1)).argmax(dim=1)
 
 

@@ -194,7 +194,7 @@ for n in (12, 32768):
 # pictures are by the validation artist, whose drawings no run has seen.
 
 # %%
-from minipali.training import name_scores, naming_task, train_towers
+from minipali.small_tasks import name_scores, naming_task, train_towers
 
 torch.set_num_threads(1)  # towers so small that more threads only wait for each other
 task = naming_task(processor, each=250)
@@ -211,7 +211,7 @@ def three_seeds(loss, batch, bias=None):
 large = {"sigmoid": three_seeds(siglip_loss, 12, -math.log(11))}
 
 # %%
-from minipali.training import new_artist_table
+from minipali.small_tasks import new_artist_table
 
 first, untrained = large["sigmoid"][0], train_towers(siglip_loss, task, bias=0.0, pictures=0)
 runs = {"untrained": untrained, "sigmoid, trained": first}

@@ -308,21 +308,21 @@ print("cosine of A and B:", [round(F.cosine_similarity(*one, dim=0).item(), 2) f
 # %%
 import numpy as np
 
-from minipali.training import SHORT, questions, suffix_loss, training_scenes
+from minipali.recipe import SHORT, questions, training_scenes
+from minipali.training import fit, suffix_loss
 
 
 def train(which):
     """The loss of each step; only attention learns."""
     which.requires_grad_(False)
     parts = [p for layer in which.language_model.layers for p in layer.self_attn.parameters()]
-    optimiser, losses = torch.optim.Adam([p.requires_grad_() for p in parts], lr=1e-3), []
-    for labels, batch in course:
-        loss = suffix_loss(which.language_model.logits(which.hidden_states(**batch)), labels)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    return losses
+    adam = torch.optim.Adam([p.requires_grad_() for p in parts], lr=1e-3)
+
+    def step_loss(step):
+        labels, batch = course[step]
+        return suffix_loss(which.language_model.logits(which.hidden_states(**batch)), labels)
+
+    return fit(which, step_loss, len(course), [adam], warmup=0, decay=0)  # the loop of lesson 13
 
 
 # %%

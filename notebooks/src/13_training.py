@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minipali import figures, load, scenes, training
+from minipali import figures, load, scenes, small_tasks, training
 
 torch.set_num_threads(1)  # models so small that more threads only wait for each other
 model, processor = load("small")
@@ -153,11 +153,11 @@ print(f'mean {suffix_loss(logits, labels):.3f}; after "a dog" the model would sa
 
 # %%
 def fit(learner, step_loss, steps, optimizers, warmup=10, decay=0.4, clip=1.0, after=None):
-    """Train; step_loss() makes the loss of a step. Returns all losses."""
+    """Train; step_loss(step) makes the loss of a step. Returns all losses."""
     groups = [group for one in optimizers for group in one.param_groups]
     rates, losses = [group["lr"] for group in groups], []
     for step in range(steps):
-        loss = step_loss()
+        loss = step_loss(step)
         learner.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), clip)
@@ -168,7 +168,7 @@ def fit(learner, step_loss, steps, optimizers, warmup=10, decay=0.4, clip=1.0, a
             one.step()
         losses.append(loss.item())
         if after:
-            after(step + 1)
+            after(step + 1, loss.item())
     return losses
 
 
@@ -194,9 +194,9 @@ tower = VisionConfig(64, 128, 2, 2, image_size=72, patch_size=12)  # width, MLP,
 
 
 def by_heart(loss=suffix_loss, labels=labels, steps=90):
-    learner = training.tiny_model(model, tower=tower)
+    learner = small_tasks.tiny_model(model, tower=tower)
     adam = torch.optim.AdamW(learner.parameters(), lr=6e-3, betas=(0.9, 0.95))
-    return learner, fit(learner, lambda: loss(learner(**inputs), labels), steps, [adam])
+    return learner, fit(learner, lambda step: loss(learner(**inputs), labels), steps, [adam])
 
 
 def captions(learner, made):
@@ -315,21 +315,21 @@ def live_loss(learner, rng, pictures=16):
 
 # %%
 def live(tower=None, gentle=1.0, steps=120):
-    learner, rng = training.tiny_model(model), np.random.default_rng(7)
+    learner, rng = small_tasks.tiny_model(model), np.random.default_rng(7)
     if tower is not None:
         learner.vision_tower.load_state_dict(tower.state_dict())
     run = {"steps": [], "naming": [], "background": []}
 
-    def examine(step):
-        if step % 20 == 0:
+    def examine(done, loss):
+        if done % 20 == 0:
             told = answers(learner, processor, exam)
             marks = [score(one, a) for (_, one), a in zip(exam, told, strict=True)]
-            run["steps"].append(step)
+            run["steps"].append(done)
             run["naming"].append(np.mean(marks[:100]))
             run["background"].append(np.mean(marks[100:]))
 
     makers = training.optimizers(learner, matrix_lr=0.01, other_lr=3e-3, gentle=gentle)
-    losses = fit(learner, lambda: live_loss(learner, rng), steps, makers, after=examine)
+    losses = fit(learner, lambda step: live_loss(learner, rng), steps, makers, after=examine)
     return {"losses": losses, **run}
 
 
@@ -366,22 +366,23 @@ print({name: f"{loss:.2f}" for name, loss in last.items()}, f"log(24) / 4 = {np.
 
 
 # %%
-task = training.speaking_task(model, processor, number=1000)
+task = small_tasks.speaking_task(model, processor, number=1000)
 
 
 def short_run(seed, warmup=20, decay=0.4, clip=1.0, weight_decay=0.1, steps=100):
     """The share of right names, new pictures by the validation artist."""
-    learner, rng = training.fresh_decoder(model, seed), np.random.default_rng(seed)
-    speaker, learned = training.Speaker(learner), [*learner.multi_modal_projector.parameters()]
+    learner, rng = small_tasks.fresh_decoder(model, seed), np.random.default_rng(seed)
+    speaker, learned = small_tasks.Speaker(learner), [*learner.multi_modal_projector.parameters()]
     learned += learner.language_model.parameters()
     adam = torch.optim.AdamW(learned, 0.01, (0.9, 0.95), weight_decay=weight_decay)
 
-    def step_loss():
-        inputs, labels = training.speaking_batch(task, rng.integers(1000, size=16).tolist())
+    def step_loss(step):
+        chosen = rng.integers(1000, size=16).tolist()
+        inputs, labels = small_tasks.speaking_batch(task, chosen)
         return suffix_loss(speaker(inputs), labels)
 
     fit(learner, step_loss, steps, [adam], warmup, decay, clip)
-    return training.right_share(learner, task)
+    return small_tasks.right_share(learner, task)
 
 
 # %%
@@ -413,14 +414,16 @@ figures.training.ablations(found, "everything")
 #
 # ## See it: how the shipped model was trained
 #
-# Our model's own log, as it was written. `torchrun --nproc-per-node 2 -m minipali.training small`
+# Our model's own log, as it was written. `torchrun --nproc-per-node 2 -m minipali.recipe small`
 # repeats it, in about an hour and a half on two cores.
 
 # %%
 from pathlib import Path
 
-print(training.Recipe())
-lines = training.read_log(Path(training.__file__).parent / "assets/small/training_log.jsonl")
+from minipali import checkpoints, recipe
+
+print(recipe.Recipe())
+lines = checkpoints.read_log(Path(recipe.__file__).parent / "assets/small/training_log.jsonl")
 figures.training.log(lines)
 
 # %% [markdown]
