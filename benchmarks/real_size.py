@@ -161,7 +161,7 @@ def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = 
             token = logits.argmax(dim=-1, keepdim=True)
             with suited_to(model.config.text, dtype, tokens=1):  # as `minipali.generation` does
                 logits = model(token, kv_cache=cache)[:, -1]
-        cache.length = length  # forget these tokens again
+        cache.is_real = cache.is_real[:, :length]  # forget these tokens again
 
     def decode_theirs(name):
         model, (cache, logits) = theirs[name], state[name]

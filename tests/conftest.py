@@ -17,6 +17,7 @@ from torch import nn
 
 import minipali.config
 from minipali.config import PaliGemmaConfig, TextConfig, VisionConfig
+from minipali.hooks import watch
 from minipali.paligemma import PaliGemma
 
 torch.set_num_threads(1)
@@ -201,16 +202,12 @@ def make_batch(
 def outputs_of(layers, run) -> list[torch.Tensor]:
     """What each layer returns while `run` runs."""
     kept = []
-    handles = [
-        layer.register_forward_hook(
-            lambda module, arguments, out: kept.append(out if torch.is_tensor(out) else out[0])
-        )
-        for layer in layers
-    ]
-    with torch.no_grad():
+
+    def keep(number, given, output):
+        kept.append(output if torch.is_tensor(output) else output[0])
+
+    with torch.no_grad(), watch(enumerate(layers), keep):
         run()
-    for handle in handles:
-        handle.remove()
     return kept
 
 

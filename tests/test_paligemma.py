@@ -9,6 +9,7 @@ from PIL import Image
 from minipali.checks.paligemma import EXERCISES
 from minipali.config import preset
 from minipali.figures import paligemma as figures
+from minipali.hooks import watch
 from minipali.paligemma import PaliGemma, merge, prefix_lm_mask
 from minipali.swap import swap
 from minipali.training import suffix_loss
@@ -33,21 +34,13 @@ def test_logits_equal_transformers_at_all_real_places(kv_heads, side, implementa
 def test_image_features_and_merged_embeddings_equal_transformers(pair2, side):
     ours, theirs = pair2
     batch = make_batch(RAGGED, side)
-    kept = {}
-    handles = [
-        ours.language_model.layers[0].register_forward_pre_hook(
-            lambda module, arguments: kept.update(ours=arguments[0])
-        ),
-        theirs.model.language_model.layers[0].register_forward_pre_hook(
-            lambda module, arguments: kept.update(theirs=arguments[0])
-        ),
-    ]
+    kept, decoders = {}, (ours.language_model, theirs.model.language_model)
+    first = zip(("ours", "theirs"), (decoder.layers[0] for decoder in decoders), strict=True)
     with torch.no_grad():
-        ours(**batch), theirs(**batch)
+        with watch(first, lambda name, given, output: kept.update({name: given[0]})):
+            ours(**batch), theirs(**batch)
         features = theirs.get_image_features(batch["pixel_values"]).pooler_output
         found = ours.image_features(batch["pixel_values"])
-    for handle in handles:
-        handle.remove()
     torch.testing.assert_close(found, features.reshape(found.shape), rtol=0, atol=1e-5)
     torch.testing.assert_close(kept["ours"], kept["theirs"], rtol=0, atol=1e-5)
 
@@ -202,10 +195,13 @@ def test_given_features_replace_the_vision_tower(model):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_labels_may_come_with_the_batch_and_change_nothing(model):
-    batch = make_batch([(4, 2)])
+def test_the_labels_of_a_batch_are_for_the_loss_and_not_for_the_model(model, processor):
+    batch = processor(Image.new("RGB", (12, 12)), "caption en", "a cat")
+    with pytest.raises(TypeError, match="labels"):
+        model(**batch)
+    del batch["labels"]
     with torch.no_grad():
-        assert torch.equal(model(**batch, labels=batch["input_ids"]), model(**batch))
+        assert model(**batch).shape == (*batch["input_ids"].shape, 1856)
 
 
 def spoiled(name):

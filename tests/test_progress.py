@@ -20,7 +20,7 @@ from minipali.progress import (
     my_pieces,
     run,
 )
-from minipali.swap import HOOKS, OF_PROCESSOR, PIECES
+from minipali.swap import PIECES, pieces_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +39,7 @@ def norm(x, weight, eps):
 
 
 def test_every_piece_of_the_model_has_a_place_in_the_drawing():
-    for name in [*PIECES, *HOOKS, *OF_PROCESSOR]:
+    for name in {name for name, *_ in PIECES}:
         assert DRAWING.count(f"{{{name}}}") == 1, name
     assert "{" not in draw({})
 
@@ -87,8 +87,8 @@ def test_my_pieces_are_those_that_pass_and_fit(tmp_path):
 def test_the_solutions_hold_every_piece_of_lessons_01_to_10():
     model, processor = load("small")
     early = {one.name for some in list(by_lesson().values())[:10] for one in some}
-    for whole, names in ((model, {*PIECES, *HOOKS}), (processor, set(OF_PROCESSOR))):
-        assert set(my_pieces(whole, ROOT / "solutions")) == names & early
+    for whole in (model, processor):
+        assert set(my_pieces(whole, ROOT / "solutions")) == set(pieces_of(whole)) & early
 
 
 @pytest.fixture(scope="module")
