@@ -67,5 +67,6 @@ class GroupedQueryAttention(nn.Module):
         b, h, t, k = query.shape
         rows = query.reshape(b, self.kv_heads, -1, k)  # (b, g, h / g * t, k)
         if mask is not None:
-            mask = mask.expand(-1, h // self.kv_heads, -1, -1).flatten(1, 2)[:, None]
+            each = mask.expand(-1, h // self.kv_heads, -1, -1)  # (b, h / g, t, s)
+            mask = each.reshape(len(mask), 1, -1, key.shape[2])
         return attend(rows, key, value, mask).reshape(b, h, t, k)

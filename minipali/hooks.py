@@ -41,8 +41,9 @@ def compare(
 ) -> dict[str, Any]:
     """difference(our output, theirs) of every layer that runs in both, in our order of computing.
 
-    run: does the same with each model; our_name: what we call a layer of theirs. Keys: the name of
-    the layer, "logits" for the whole model; from its second call on "name (call 2)".
+    run: does the same with each model; our_name: what we call a layer of theirs (of several, the
+    last one to run counts). Keys: the name of the layer, "logits" for the whole model; from its
+    second call on "name (call 2)".
     """
     outputs: dict[str, Tensor] = {}
     found: dict[str, Any] = {}
@@ -51,9 +52,9 @@ def compare(
         calls = Counter()
 
         def told(name: str, given: tuple, output: Any) -> None:
-            name = name_of(name) if name else "logits"
             calls[name] += 1
-            see(name if calls[name] == 1 else f"{name} (call {calls[name]})", output)
+            again = f" (call {calls[name]})" if calls[name] > 1 else ""
+            see((name_of(name) if name else "logits") + again, output)
 
         return told
 

@@ -43,7 +43,9 @@ class KVCache:
         """
         batch, new = is_real.shape
         if batch != len(self.is_real):
-            raise ValueError(f"the cache was made for a batch of {len(self.is_real)}, found {batch}")
+            raise ValueError(
+                f"the cache was made for a batch of {len(self.is_real)}, found {batch}"
+            )
         if self.length + new > self.max_length:
             raise ValueError(
                 f"the cache holds {self.max_length} tokens and {self.length} are taken: there is no"

@@ -22,6 +22,11 @@ from minipali.paligemma import PaliGemma
 
 torch.set_num_threads(1)
 
+# How far two right ways to sum may be apart in the tiny model's logits: float32 rounds by 2^-24 of
+# a number, these reach 10, and some 100 roundings lie one behind the other, on each side: 1.2e-4 if
+# all went one way. The smallest mistake that the tests know moves a logit by more than 1e-2.
+ROUNDING = 1e-4
+
 IMAGE_TOKEN = 1792  # as in the small model, so that its tokenizer fits the tiny config too
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_batch, make_ours, make_theirs
+from conftest import ROUNDING, make_batch, make_ours, make_theirs
 
 from minipali.checks import exercise
 from minipali.checks.engine import CORRECT, CRASHED, WRONG, examine
@@ -98,8 +98,8 @@ def test_cached_equals_uncached_however_the_suffix_is_cut(pair, cuts):
         expected = theirs(**batch).logits
     for spare in (0, 5):  # unused places must not be seen
         found = fed_in_chunks(ours, batch, cuts, spare)
-        torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, whole, rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
 
 
 def test_cached_equals_uncached_with_left_padding(model):
@@ -109,7 +109,7 @@ def test_cached_equals_uncached_with_left_padding(model):
         whole = model(**batch)
     for cuts in ([13], [13, 14, 15], [13, 15]):
         found = fed_in_chunks(model, batch, cuts)
-        torch.testing.assert_close(found[is_real], whole[is_real], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[is_real], whole[is_real], rtol=0, atol=ROUNDING)
 
 
 def test_cached_equals_uncached_when_rows_end_at_different_places(model):
@@ -137,7 +137,7 @@ def test_cached_equals_uncached_when_rows_end_at_different_places(model):
         )
         for i, row in enumerate(rows):
             alone = make_theirs()(**row).logits[0, -5:]
-            torch.testing.assert_close(found[i], alone, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found[i], alone, rtol=0, atol=ROUNDING)
 
 
 def test_a_prefix_that_comes_later_is_refused(model):
@@ -167,7 +167,7 @@ def test_a_cache_begun_in_inference_mode_is_gone_on_with_outside(model):
         first = model(ids[:, :13], batch["pixel_values"], kv_cache=cache)
     with torch.no_grad():
         later = model(ids[:, 13:], kv_cache=cache)
-    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=ROUNDING)
 
 
 def test_the_first_tokens_say_on_which_device_and_in_which_dtype():
@@ -189,7 +189,7 @@ def test_without_types_later_tokens_are_suffix_and_first_ones_prefix(model):
         expected = model(**batch)
         first = model(ids[:, :13], pixels, kv_cache=cache)
         later = model(ids[:, 13:], kv_cache=cache)
-    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=ROUNDING)
 
 
 # The lesson's pieces inside a model, and its loop.
