@@ -48,9 +48,10 @@ class GroupedQueryAttention(nn.Module):
         """x: (b, t, d); angles: cos and sin, (b, t, k/2); mask: bool (b, 1, t, s) -> (b, t, d)."""
         # Torch's own reshaping, because einops reads its pattern at each call, and this runs in
         # every layer for every new token: a small model answers 8 % faster.
-        query = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b, h, t, k)
-        key = self.k_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)  # (b, g, t, k)
-        value = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        b, t, _ = x.shape
+        query = self.q_proj(x).view(b, t, self.heads, -1).transpose(1, 2)  # (b, h, t, k)
+        key = self.k_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2)  # (b, g, t, k)
+        value = self.v_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2)
         query, key = apply_rope(query, *angles), apply_rope(key, *angles)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)

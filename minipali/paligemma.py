@@ -86,13 +86,15 @@ class PaliGemma(nn.Module):
 
         image_features: (b, n, d), in place of pixel_values, where they are known already.
         """
-        is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        is_real = is_real.bool()
         first = kv_cache is None or kv_cache.length == 0
-        if token_type_ids is None:
-            # A first call without types is all prefix; a later one can only be suffix.
-            token_type_ids = torch.full_like(input_ids, 0 if first else 1)
-        is_suffix = token_type_ids.bool()
+        # Without a mask all is real. A first call without types is all prefix; a later one can only
+        # be suffix.
+        is_real = torch.full_like(input_ids, True, dtype=torch.bool)
+        is_suffix = torch.full_like(input_ids, not first, dtype=torch.bool)
+        if attention_mask is not None:
+            is_real = attention_mask.bool()
+        if token_type_ids is not None:
+            is_suffix = token_type_ids.bool()
         self._check(input_ids, pixel_values, image_features, is_real, is_suffix, first)
 
         x = self.language_model.embed(input_ids)
