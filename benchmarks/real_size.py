@@ -157,7 +157,7 @@ def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = 
                 model.image_features(prompt["pixel_values"])
             token = logits.argmax(dim=-1, keepdim=True)
             logits = model(token, kv_cache=cache)[:, -1]
-        cache.length = length  # forget these tokens again
+        cache.is_real = cache.is_real[:, :length]  # forget these tokens again
 
     def decode_theirs(name):
         model, (cache, logits) = theirs[name], state[name]

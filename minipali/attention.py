@@ -39,9 +39,6 @@ class MultiHeadAttention(nn.Module):
     Source: Vaswani et al. 2017, section 3.2.2; SigLIP's projections have biases.
     """
 
-    # The function in use; `minipali.swap` puts a learner's own here.
-    attend = staticmethod(attend)
-
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -56,5 +53,5 @@ class MultiHeadAttention(nn.Module):
             rearrange(project(x), "b n (h k) -> b h n k", h=self.heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = self.attend(query, key, value, None)  # no mask: every patch sees every patch
+        mixed = attend(query, key, value, None)  # no mask: every patch sees every patch
         return self.out_proj(rearrange(mixed, "b h n k -> b n (h k)"))

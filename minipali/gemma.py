@@ -50,9 +50,7 @@ class DecoderLayer(nn.Module):
 class Gemma(nn.Module):
     """Embedding table, decoder layers and final norm; the head is the table once more."""
 
-    # The function in use; `minipali.swap` puts a learner's own here.
-    rope_angles = staticmethod(rope_angles)
-    # The product with the table; `minipali.narrow` puts one for narrow weights here.
+    # The product with the table. A model whose table is kept in few bits has one of its own.
     head = staticmethod(F.linear)
 
     def __init__(self, config: TextConfig):
@@ -80,7 +78,7 @@ class Gemma(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """x: embedded tokens (b, t, d); positions: (b, t); mask: bool (b, 1, t, s) -> (b, t, d)."""
-        angles = self.rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+        angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
         for layer in self.layers:
             x = layer(x, angles, mask, cache)
         return self.norm(x)

@@ -139,7 +139,7 @@ def token_steps(
     draw_on = "cpu" if device.type == "mps" else device  # where float64 is known
     generator = None if seed is None else torch.Generator(draw_on).manual_seed(int(seed))
     cache = model.new_cache(rows, length + max_new_tokens)
-    # `minipali.swap` puts a learner's own functions on the model.
+    # A model may bring its own way of choosing.
     likely = getattr(model, "distribution", distribution)
     loop = getattr(model, "continue_tokens", continue_tokens)
 

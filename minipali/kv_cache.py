@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from minipali.config import TextConfig
-
 
 def cache_update(
     keys: Tensor, values: Tensor, start: int, key: Tensor, value: Tensor
@@ -27,43 +25,46 @@ class KVCache:
     masked in every later step.
     """
 
-    # The function in use; `minipali.swap` puts a learner's own here.
-    cache_update = staticmethod(cache_update)
-
-    def __init__(self, config: TextConfig, batch: int, max_length: int, dtype=None, device=None):
-        shape = (batch, config.num_key_value_heads, max_length, config.head_dim)
-        layers = range(config.num_hidden_layers)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in layers]
-        self.is_real = torch.zeros(batch, max_length, dtype=torch.bool, device=device)
-        self.length = 0
+    def __init__(self, batch: int, max_length: int):
+        self.max_length = max_length
+        self.is_real = torch.zeros(batch, 0, dtype=torch.bool)  # (b, s), s = `length`
+        self.keys: dict[int, Tensor] = {}  # layer -> (b, g, max_length, k)
+        self.values: dict[int, Tensor] = {}
 
     @property
-    def max_length(self) -> int:
+    def length(self) -> int:
         return self.is_real.shape[1]
 
-    def extend(self, is_real: Tensor) -> None:
+    def extend(self, is_real: Tensor) -> Tensor:
         """Make room for the next tokens; call once a step, before the layers' `update`.
 
-        is_real: bool (b, t), False at padding. Raises ValueError when the cache is full.
+        is_real: bool (b, t), False at padding -> that of everything so far, (b, s). Raises
+        ValueError when the cache is full.
         """
         batch, new = is_real.shape
-        if batch != self.is_real.shape[0]:
+        if batch != len(self.is_real):
             raise ValueError(
-                f"the cache was made for a batch of {self.is_real.shape[0]}, found {batch}"
+                f"the cache was made for a batch of {len(self.is_real)}, found {batch}"
             )
         if self.length + new > self.max_length:
             raise ValueError(
                 f"the cache holds {self.max_length} tokens and {self.length} are taken: there is no"
                 f" room for {new} more; make it with a larger max_length"
             )
-        self.is_real[:, self.length : self.length + new] = is_real
-        self.length += new
+        self.is_real = torch.cat((self.is_real.to(is_real.device), is_real), dim=1)
+        return self.is_real
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store this step's keys and values of one layer; return all of that layer's so far.
 
-        key, value: (b, g, t, k) -> (b, g, s, k) each, s = `length`.
+        key, value: (b, g, t, k) -> (b, g, s, k) each, s = `length`. The first ones say what a layer
+        computes in and where, which need not be what its weights are kept in.
         """
+        if layer not in self.keys:
+            b, g, _, k = key.shape
+            # A cache that was begun in inference mode can be gone on with outside.
+            with torch.inference_mode(False):
+                self.keys[layer] = key.new_empty(b, g, self.max_length, k)
+                self.values[layer] = value.new_empty(b, g, self.max_length, k)
         start = self.length - key.shape[2]
-        return self.cache_update(self.keys[layer], self.values[layer], start, key, value)
+        return cache_update(self.keys[layer], self.values[layer], start, key, value)

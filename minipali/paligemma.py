@@ -55,11 +55,6 @@ class PaliGemma(nn.Module):
     `language_model.embed_tokens.weight` is also the head.
     """
 
-    # The functions in use; `minipali.swap` puts a learner's own here.
-    merge = staticmethod(merge)
-    prefix_lm_mask = staticmethod(prefix_lm_mask)
-    token_positions = staticmethod(token_positions)
-
     def __init__(self, config: PaliGemmaConfig):
         super().__init__()
         self.config = config
@@ -76,11 +71,7 @@ class PaliGemma(nn.Module):
 
     def new_cache(self, batch: int, max_length: int) -> KVCache:
         """An empty cache for `batch` rows of up to `max_length` tokens, padding included."""
-        # What the layers compute in, which need not be what the weights are kept in.
-        token = self.language_model.embed(
-            torch.zeros(1, 1, dtype=torch.long, device=self.language_model.norm.weight.device)
-        )
-        return KVCache(self.config.text, batch, max_length, token.dtype, token.device)
+        return KVCache(batch, max_length)
 
     def hidden_states(
         self,
@@ -95,33 +86,30 @@ class PaliGemma(nn.Module):
 
         image_features: (b, n, d), in place of pixel_values, where they are known already.
         """
-        is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        is_real = is_real.bool()
         first = kv_cache is None or kv_cache.length == 0
-        if token_type_ids is None:
-            # A first call without types is all prefix; a later one can only be suffix.
-            token_type_ids = torch.full_like(input_ids, 0 if first else 1)
-        is_suffix = token_type_ids.bool()
+        # Without a mask all is real. A first call without types is all prefix; a later one can only
+        # be suffix.
+        is_real = torch.full_like(input_ids, True, dtype=torch.bool)
+        is_suffix = torch.full_like(input_ids, not first, dtype=torch.bool)
+        if attention_mask is not None:
+            is_real = attention_mask.bool()
+        if token_type_ids is not None:
+            is_suffix = token_type_ids.bool()
         self._check(input_ids, pixel_values, image_features, is_real, is_suffix, first)
 
         x = self.language_model.embed(input_ids)
         if image_features is None and pixel_values is not None:
             image_features = self.image_features(pixel_values)
         if image_features is not None:
-            x = self.merge(x, image_features, input_ids == self.config.image_token_id)
+            x = merge(x, image_features, input_ids == self.config.image_token_id)
 
-        earlier = is_real.new_zeros(len(input_ids), 1, dtype=torch.long)
-        if kv_cache is not None:
-            earlier = kv_cache.is_real[:, : kv_cache.length].sum(dim=1, keepdim=True)
-            kv_cache.extend(is_real)
-            is_real_key = kv_cache.is_real[:, : kv_cache.length]
-            known = is_suffix.new_zeros(len(input_ids), kv_cache.length - input_ids.shape[1])
-            # Everything cached is earlier than this call's tokens, so its kind does not matter.
-            is_suffix = torch.cat((known, is_suffix), dim=1)
-        else:
-            is_real_key = is_real
-        positions = self.token_positions(is_real, earlier)
-        mask = self.prefix_lm_mask(is_real_key, is_suffix, input_ids.shape[1])
+        is_real_key = is_real if kv_cache is None else kv_cache.extend(is_real)  # (b, s)
+        t = input_ids.shape[1]
+        cached = is_real_key[:, :-t]  # (b, s - t)
+        positions = token_positions(is_real, cached.sum(dim=1, keepdim=True))
+        # Everything cached is earlier than this call's tokens, so its kind does not matter.
+        is_suffix = torch.cat((torch.zeros_like(cached), is_suffix), dim=1)
+        mask = prefix_lm_mask(is_real_key, is_suffix, t)
         return self.language_model(x, positions, mask, kv_cache)
 
     def forward(
@@ -130,7 +118,6 @@ class PaliGemma(nn.Module):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
         kv_cache: KVCache | None = None,
     ) -> Tensor:
         """Logits (b, t, v) for the token after each place.
@@ -138,9 +125,8 @@ class PaliGemma(nn.Module):
         input_ids: (b, t); pixel_values: (b, c, y, x) in [-1, 1]; attention_mask: (b, t), 0 at
         padding (left or right); token_type_ids: (b, t), 0 prefix, 1 suffix; kv_cache: filled by
         earlier calls. With a cache, the whole prefix must come in the first call, because its
-        tokens see each other, and every argument is about this call's tokens alone. `labels` is
-        accepted so that a training batch can be passed whole; `minipali.training.suffix_loss`
-        uses it.
+        tokens see each other, and every argument is about this call's tokens alone. The labels of a
+        training batch are not for the model but for the loss: take them out with `.pop("labels")`.
         Raises ValueError if the pictures do not match the image tokens.
         """
         x = self.hidden_states(input_ids, pixel_values, attention_mask, token_type_ids, kv_cache)

@@ -15,7 +15,7 @@ from minipali.checks.engine import CORRECT, NOT_ATTEMPTED, examine
 from minipali.checks.lessons import by_lesson
 from minipali.paligemma import PaliGemma
 from minipali.running import TIME_LIMIT, Report, code_cells, run_all
-from minipali.swap import HOOKS, OF_PROCESSOR, PIECES
+from minipali.swap import pieces_of
 from minipali.tokens import Processor
 
 # The pieces in the order in which data flows. Each name becomes a box with its mark.
@@ -131,7 +131,7 @@ def my_pieces(
 
     Reads the exercises 01 to `last` that lie in the folder, and keeps what passes its check.
     """
-    wanted = OF_PROCESSOR if isinstance(whole, Processor) else {**PIECES, **HOOKS}
+    wanted = pieces_of(whole)
     pieces = {}
     for stem, of_lesson in list(by_lesson().items())[:last]:
         notebook = Path(folder) / f"{stem}.ipynb"

@@ -3,16 +3,17 @@
 import copy
 import itertools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minipali import scenes
-from minipali.attention import MultiHeadAttention
+from minipali import hooks, scenes
+from minipali.attention import MultiHeadAttention, attend
 from minipali.checks import show
-from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
+from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome, failed
 from minipali.gemma import DecoderLayer, GeGLU, Gemma
 from minipali.generation import token_steps
 from minipali.gqa import GroupedQueryAttention
@@ -20,6 +21,7 @@ from minipali.kv_cache import KVCache
 from minipali.norms import RMSNorm
 from minipali.paligemma import PaliGemma
 from minipali.patches import PatchEmbedding
+from minipali.rope import apply_rope, rope_angles
 from minipali.tokens import Processor
 from minipali.vision import MLP, EncoderLayer
 
@@ -84,7 +86,7 @@ def _rms_norm(attempt: Callable) -> Callable:
 def _grouped_query_attention(attempt: Callable) -> Callable:
     def forward(module: GroupedQueryAttention, x: Tensor, angles, mask, cache=None) -> Tensor:
         def rotate(y: Tensor) -> Tensor:
-            return module.apply_rope(y, *angles)
+            return apply_rope(y, *angles)
 
         def remember(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             return (key, value) if cache is None else cache.update(module.layer, key, value)
@@ -96,10 +98,21 @@ def _grouped_query_attention(attempt: Callable) -> Callable:
     return forward
 
 
+def _repeat_kv(attempt: Callable) -> Callable:
+    """The model repeats nothing; with a learner's function it does, as the lesson does."""
+
+    def mix(module: GroupedQueryAttention, query: Tensor, key: Tensor, value: Tensor, mask):
+        times = module.heads // module.kv_heads
+        return attend(query, attempt(key, times), attempt(value, times), mask)
+
+    return mix
+
+
 def _cache_update(attempt: Callable) -> Callable:
     def new_cache(module: PaliGemma, batch: int, max_length: int) -> KVCache:
-        cache = PaliGemma.new_cache(module, batch, max_length)
-        cache.cache_update = attempt
+        cache = KVCache(batch, max_length)
+        update = calling(KVCache.update, "cache_update", attempt)
+        cache.update = types.MethodType(update, cache)
         return cache
 
     return new_cache
@@ -135,7 +148,7 @@ def _decoder_layer(attempt: Callable) -> Callable:
 def _decoder(attempt: Callable) -> Callable:
     def forward(module: Gemma, x: Tensor, positions, mask, cache=None) -> Tensor:
         config = module.config
-        angles = module.rope_angles(positions, config.head_dim, config.rope_theta)
+        angles = rope_angles(positions, config.head_dim, config.rope_theta)
         layers = [lambda y, layer=layer: layer(y, angles, mask, cache) for layer in module.layers]
         return attempt(x, layers, module.norm)
 
@@ -160,39 +173,88 @@ def _image_tokens(attempt: Callable) -> Callable:
     return image_features
 
 
-# Name of the piece: whose method it becomes, which one, and how it gets the weights.
-PIECES: dict[str, tuple[type[nn.Module], str, Callable[[Callable], Callable]]] = {
-    "embed_patches": (PatchEmbedding, "forward", _embed_patches),
-    "layer_norm": (nn.LayerNorm, "forward", _layer_norm),
-    "rms_norm": (RMSNorm, "forward", _rms_norm),
-    "multi_head_attention": (MultiHeadAttention, "forward", _multi_head_attention),
-    "mlp": (MLP, "forward", _mlp),
-    "encoder_layer": (EncoderLayer, "forward", _encoder_layer),
-    "cache_update": (PaliGemma, "new_cache", _cache_update),
-    "grouped_query_attention": (GroupedQueryAttention, "forward", _grouped_query_attention),
-    "embed": (Gemma, "embed", _embed),
-    "geglu": (GeGLU, "forward", _geglu),
-    "decoder_layer": (DecoderLayer, "forward", _decoder_layer),
-    "decoder": (Gemma, "forward", _decoder),
-    "logits": (Gemma, "logits", _logits),
-    "image_tokens": (PaliGemma, "image_features", _image_tokens),
-}
+def _as_it_is(attempt: Callable) -> Callable:
+    return lambda module, *given: attempt(*given)
 
-# Pieces that are functions which these modules call by that name, as `self.attend(...)`.
-HOOKS: dict[str, tuple[type[nn.Module], ...]] = {
-    "attend": (MultiHeadAttention, GroupedQueryAttention),
-    "rope_angles": (Gemma,),
-    "apply_rope": (GroupedQueryAttention,),
-    "token_positions": (PaliGemma,),
-    "repeat_kv": (GroupedQueryAttention,),
-    "merge": (PaliGemma,),
-    "prefix_lm_mask": (PaliGemma,),
-    "distribution": (PaliGemma,),
-    "continue_tokens": (PaliGemma,),
-}
 
-# Pieces of the processor: the name that it calls them by.
-OF_PROCESSOR = {"to_pixels": "to_pixels", "prompt_ids": "build_prompt", "pad_rows": "pad_rows"}
+# Name of the piece, the class and the method in which it works, and what that method becomes. Where
+# nothing is said there, it stays as it is, but what it calls by the piece's name is the learner's
+# function. What replaces a method comes first, so that it too calls what the learner has written.
+PIECES: tuple[tuple[str, type, str, Callable[[Callable], Callable] | None], ...] = (
+    ("embed_patches", PatchEmbedding, "forward", _embed_patches),
+    ("layer_norm", nn.LayerNorm, "forward", _layer_norm),
+    ("rms_norm", RMSNorm, "forward", _rms_norm),
+    ("multi_head_attention", MultiHeadAttention, "forward", _multi_head_attention),
+    ("mlp", MLP, "forward", _mlp),
+    ("encoder_layer", EncoderLayer, "forward", _encoder_layer),
+    ("cache_update", PaliGemma, "new_cache", _cache_update),
+    ("repeat_kv", GroupedQueryAttention, "mix", _repeat_kv),
+    ("grouped_query_attention", GroupedQueryAttention, "forward", _grouped_query_attention),
+    ("embed", Gemma, "embed", _embed),
+    ("geglu", GeGLU, "forward", _geglu),
+    ("decoder_layer", DecoderLayer, "forward", _decoder_layer),
+    ("decoder", Gemma, "forward", _decoder),
+    ("logits", Gemma, "logits", _logits),
+    ("image_tokens", PaliGemma, "image_features", _image_tokens),
+    ("distribution", PaliGemma, "distribution", _as_it_is),
+    ("continue_tokens", PaliGemma, "continue_tokens", _as_it_is),
+    ("attend", MultiHeadAttention, "forward", None),
+    ("attend", GroupedQueryAttention, "mix", None),
+    ("rope_angles", Gemma, "forward", None),
+    ("apply_rope", GroupedQueryAttention, "forward", None),
+    ("token_positions", PaliGemma, "hidden_states", None),
+    ("merge", PaliGemma, "hidden_states", None),
+    ("prefix_lm_mask", PaliGemma, "hidden_states", None),
+    ("to_pixels", Processor, "pixel_values", None),
+    ("prompt_ids", Processor, "prompt_ids", None),
+    ("pad_rows", Processor, "pad", None),
+)
+
+
+def calling(function: Callable, name: str, attempt: Callable) -> Callable:
+    """The same function, except that in it the global `name` means `attempt`."""
+    scope = {**function.__globals__, name: attempt}
+    return types.FunctionType(
+        function.__code__, scope, function.__name__, function.__defaults__, function.__closure__
+    )
+
+
+def parts(whole: PaliGemma | Processor) -> list:
+    """Everything in which a piece may work."""
+    return list(whole.modules()) if isinstance(whole, nn.Module) else [whole]
+
+
+def pieces_of(whole: PaliGemma | Processor) -> list[str]:
+    """The names of the pieces that a model, or a processor, consists of."""
+    inside = parts(whole)
+    names = [name for name, owner, *_ in PIECES if any(isinstance(part, owner) for part in inside)]
+    return list(dict.fromkeys(names))
+
+
+def put(whole: PaliGemma | Processor, **pieces: Callable) -> PaliGemma | Processor:
+    """A copy in which your pieces do the work, and those put there before; nothing is compared.
+
+    Raises KeyError for a piece that does not exist.
+    """
+    known = pieces_of(whole)
+    for name in pieces:
+        if name not in known:
+            kind = "processor" if isinstance(whole, Processor) else "model"
+            raise KeyError(f"the {kind} has no piece {name!r}; it has: {', '.join(known)}")
+    changed = copy.deepcopy(whole)
+    changed.pieces = {**getattr(whole, "pieces", {}), **pieces}
+    for name, owner, method, adapter in PIECES:
+        for part in parts(changed):
+            if name in changed.pieces and isinstance(part, owner):
+                attempt = changed.pieces[name]
+                if adapter is None:
+                    now = getattr(part, method)
+                    function = calling(now.__func__, name, attempt)
+                else:
+                    function = adapter(attempt)
+                # A bound method, because deepcopy binds it to the copy.
+                setattr(part, method, types.MethodType(function, part))
+    return changed
 
 
 def swap(whole: PaliGemma | Processor, **pieces: Callable) -> PaliGemma | Processor:
@@ -203,39 +265,14 @@ def swap(whole: PaliGemma | Processor, **pieces: Callable) -> PaliGemma | Proces
     where they differ. If a piece is not written yet or crashes, none of those given is in the copy.
     What you pass in stays as it is. Raises KeyError for a piece that does not exist.
     """
-    known = OF_PROCESSOR if isinstance(whole, Processor) else {**PIECES, **HOOKS}
-    for name in pieces:
-        if name not in known:
-            kind = "processor" if isinstance(whole, Processor) else "model"
-            raise KeyError(f"the {kind} has no piece {name!r}; it has: {', '.join(known)}")
-    put, compare, where = _put_into_model, compare_models, "model"
+    compare, where = compare_models, "model"
     if isinstance(whole, Processor):
-        put, compare, where = _put_into_processor, compare_processors, "processor"
-    swapped = put(whole, pieces)
+        compare, where = compare_processors, "processor"
+    swapped = put(whole, **pieces)
     named = ", ".join(pieces) if len(pieces) <= 3 else f"{len(pieces)} pieces"
     outcome = _outcome(named, where, lambda: compare(whole, swapped))
     show(outcome)
-    return put(whole, {}) if outcome.status in (NOT_ATTEMPTED, CRASHED) else swapped
-
-
-def _put_into_model(model: PaliGemma, pieces: dict[str, Callable]) -> PaliGemma:
-    swapped = copy.deepcopy(model)
-    for name, attempt in pieces.items():
-        kind, method, adapter = PIECES.get(name, ((), "", None))
-        for module in swapped.modules():
-            if isinstance(module, HOOKS.get(name, ())):
-                setattr(module, name, attempt)
-            elif isinstance(module, kind):
-                # A bound method survives deepcopy, so that a swapped model can be swapped again.
-                setattr(module, method, types.MethodType(adapter(attempt), module))
-    return swapped
-
-
-def _put_into_processor(processor: Processor, pieces: dict[str, Callable]) -> Processor:
-    swapped = copy.copy(processor)
-    for name, attempt in pieces.items():
-        setattr(swapped, OF_PROCESSOR[name], attempt)
-    return swapped
+    return put(whole) if outcome.status in (NOT_ATTEMPTED, CRASHED) else swapped
 
 
 def _outcome(named: str, where: str, find_difference: Callable[[], str]) -> Outcome:
@@ -243,10 +280,8 @@ def _outcome(named: str, where: str, find_difference: Callable[[], str]) -> Outc
     name, own = f"{named} in the {where}", f"The {where} goes on with its own."
     try:
         difference = find_difference()
-    except NotImplementedError:
-        return Outcome(name, NOT_ATTEMPTED, own)
-    except Exception as error:
-        return Outcome(name, CRASHED, f"{type(error).__name__}: {error} {own}")
+    except BaseException as error:
+        return failed(name, error, own)
     if difference:
         return Outcome(
             name, WRONG, f"Your code runs, but the {where} is no longer the same. The {difference}."
@@ -283,7 +318,7 @@ def compare_models(model: PaliGemma, swapped: PaliGemma) -> str:
     suffix = torch.zeros_like(ids)
     suffix[:, -2:] = 1
     batch = {"input_ids": ids, "pixel_values": pixels[:1], "token_type_ids": suffix}
-    if found := first_difference(model, swapped, batch):
+    if found := first_difference(model, swapped, lambda which: which(**batch)):
         return "first layer that differs is {}: {}".format(*found)
 
     long, short = _ids(config, LEFT), _ids(config, CAPTION)
@@ -300,7 +335,7 @@ def compare_models(model: PaliGemma, swapped: PaliGemma) -> str:
         for tokens in ([[10], [11]], [[12], [13]]):
             which(torch.tensor(tokens), kv_cache=cache)
 
-    if found := _first_difference(model, swapped, with_cache):
+    if found := first_difference(model, swapped, with_cache):
         return "first layer that differs, with a cache, is {}: {}".format(*found)
 
     # The model is sure of its answers: a high temperature makes what is drawn depend on the rest.
@@ -357,50 +392,21 @@ def compare_processors(processor: Processor, swapped: Processor) -> str:
 
 
 def first_difference(
-    model: nn.Module, other: nn.Module, batch: dict[str, Tensor], tolerance: float = 1e-3
+    model: nn.Module, other: nn.Module, run: Callable[[nn.Module], Any], tolerance: float = 1e-3
 ) -> tuple[str, str] | None:
-    """Name and words on the first layer, in the order of computing, whose outputs differ."""
-    return _first_difference(model, other, lambda which: which(**batch), tolerance)
+    """Name and words on the first layer, in the order of computing, whose outputs differ.
 
+    A layer inside a swapped piece may not run at all; what the piece returns is compared.
+    """
 
-@torch.inference_mode()
-def _first_difference(
-    model: nn.Module, other: nn.Module, run: Callable[[nn.Module], None], tolerance: float = 1e-3
-) -> tuple[str, str] | None:
-    def record(which: nn.Module) -> list[tuple[str, Tensor]]:
-        """(name, output) of every layer, in the order of computing; the model itself is logits."""
-        outputs: list[tuple[str, Tensor]] = []
-        hooks = [
-            module.register_forward_hook(
-                lambda _module, _inputs, output, name=name: outputs.append((name, output))
-            )
-            for name, module in which.named_modules(prefix="")
-        ]
-        try:
-            run(which)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [(name or "logits", output) for name, output in outputs]
-
-    def calls(outputs: list[tuple[str, Tensor]]) -> Iterator[tuple[str, int, Tensor]]:
-        """Number the calls of each layer, so that those of both models can be paired."""
-        times: dict[str, int] = {}
-        for name, output in outputs:
-            times[name] = times.get(name, 0) + 1
-            yield name, times[name], output
-
-    found = {(name, number): output for name, number, output in calls(record(other))}
-    for name, number, want in calls(record(model)):
-        # A layer inside a swapped piece may not run at all; what the piece returns is compared.
-        if (name, number) not in found or not isinstance(want, Tensor):
-            continue
-        got = found[name, number]
-        place = name if number == 1 else f"{name} (call {number})"
+    def words(want: Tensor, got: Any) -> str:
         if not isinstance(got, Tensor) or got.shape != want.shape:
             shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
-            return place, f"the output must have shape {tuple(want.shape)}, found {shape}"
+            return f"the output must have shape {tuple(want.shape)}, found {shape}"
         difference = (got - want).abs().max().item()
         if not difference <= tolerance * max(1.0, want.abs().max().item()):
-            return place, f"the largest difference is {difference:.3g}"
-    return None
+            return f"the largest difference is {difference:.3g}"
+        return ""
+
+    found = hooks.compare(model, other, run, words)
+    return next(((place, said) for place, said in found.items() if said), None)

@@ -265,11 +265,6 @@ class Processor:
     Its ids, masks and pixels are those of transformers' PaliGemmaProcessor.
     """
 
-    # The functions in use; `minipali.swap` puts a learner's own here.
-    to_pixels = staticmethod(to_pixels)
-    build_prompt = staticmethod(prompt_ids)
-    pad_rows = staticmethod(pad_rows)
-
     def __init__(self, tokenizer_file: str | Path, config: PaliGemmaConfig):
         self.config = config
         self.tokenizer_file = Path(tokenizer_file)
@@ -346,7 +341,7 @@ class Processor:
     def prompt_ids(self, prompt: str) -> list[int]:
         """The ids of a prompt with its picture's places, see `minipali.tokens.prompt_ids`."""
         config = self.config
-        return self.build_prompt(
+        return prompt_ids(
             prompt,
             self.encode,
             config.image_token_id,
@@ -386,10 +381,14 @@ class Processor:
         batch = self.pad(prefix_ids, suffix_ids, padding_side)
         if suffixes is None:
             del batch["labels"]
+        batch["pixel_values"] = self.pixel_values(images)
+        return batch
+
+    def pixel_values(self, images) -> Tensor:
+        """Pictures or paths -> (b, 3, y, x) in [-1, 1], each as `to_pixels` makes it."""
         side = self.config.vision.image_size
         pictures = list(map(as_picture, images))
-        batch["pixel_values"] = torch.stack([self.to_pixels(p, side) for p in pictures])
-        return batch
+        return torch.stack([to_pixels(p, side) for p in pictures])
 
     def _text(self, text: str, kind: str) -> str:
         if not isinstance(text, str):
@@ -413,9 +412,9 @@ class Processor:
             )
         rows = list(zip(prefixes, suffixes, strict=True))
         pad = self.config.pad_token_id
-        input_ids, attention_mask = self.pad_rows([p + s for p, s in rows], pad, side)
-        types, _ = self.pad_rows([[0] * len(p) + [1] * len(s) for p, s in rows], 0, side)
-        labels, _ = self.pad_rows([[IGNORE] * len(p) + s for p, s in rows], IGNORE, side)
+        input_ids, attention_mask = pad_rows([p + s for p, s in rows], pad, side)
+        types, _ = pad_rows([[0] * len(p) + [1] * len(s) for p, s in rows], 0, side)
+        labels, _ = pad_rows([[IGNORE] * len(p) + s for p, s in rows], IGNORE, side)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -5,7 +5,6 @@ in `model.safetensors`, or in several shards with a `model.safetensors.index.jso
 """
 
 import json
-import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -525,70 +524,3 @@ def _free_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-# --- comparing with transformers -----------------------------------------------------------------
-
-# transformers multiplies by sqrt(width) inside this layer, we do it right after; so its outputs
-# differ by that factor, and the next layers show whether it is all that differs.
-SCALED_INSIDE = "language_model.embed_tokens"
-
-
-def compare_layers(
-    ours: PaliGemma, theirs: nn.Module, batch: dict[str, Tensor]
-) -> dict[str, float]:
-    """How far transformers' PaliGemma is from ours, layer by layer.
-
-    batch: what both are called with. Without padding: there, both may compute anything.
-    Returns, by our name of a layer and in the order of computing, the length of the difference of
-    both outputs / the length of ours; infinite if the shapes differ. "logits" is the whole model.
-    """
-    outputs: dict[str, Tensor] = {}
-    differences: dict[str, float] = {}
-
-    def keep(name: str, output: Tensor) -> None:
-        outputs[name] = output
-
-    def measure(name: str, output: Tensor) -> None:
-        if name not in outputs or name == SCALED_INSIDE:
-            return
-        want, got = outputs[name].float(), output.float()
-        far = ((got - want).norm() / want.norm()).item() if got.shape == want.shape else math.inf
-        differences[name] = math.inf if math.isnan(far) else far
-
-    _watch(ours, batch, lambda name: name, keep)
-    _watch(theirs, batch, lambda name: (our_name(f"{name}.") or "").removesuffix("."), measure)
-    return {name: differences[name] for name in outputs if name in differences}
-
-
-def first_difference(
-    ours: PaliGemma, theirs: nn.Module, batch: dict[str, Tensor], tolerance: float = 1e-5
-) -> str | None:
-    """Our name of the first layer that is farther from transformers' than `tolerance`, or None.
-
-    The default is for float32. In bfloat16 rounding alone may make a percent.
-    """
-    found = compare_layers(ours, theirs, batch)
-    return next((name for name, far in found.items() if far > tolerance), None)
-
-
-@torch.inference_mode()
-def _watch(model: nn.Module, batch: dict[str, Tensor], rename, see) -> None:
-    """Run a model and call see(name, output) for each layer that `rename` gives a name."""
-
-    def hook(name: str):
-        return lambda module, inputs, output: see(
-            name, output if isinstance(output, Tensor) else output[0]
-        )
-
-    names = {path: rename(path) if path else "logits" for path, _ in model.named_modules()}
-    handles = [
-        module.register_forward_hook(hook(names[path]))
-        for path, module in model.named_modules()
-        if names[path]
-    ]
-    try:
-        model(**batch)
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -19,9 +19,15 @@ from torch import nn
 
 import minipali.config
 from minipali.config import PaliGemmaConfig, TextConfig, VisionConfig
+from minipali.hooks import watch
 from minipali.paligemma import PaliGemma
 
 torch.set_num_threads(1)
+
+# How far two right ways to sum may be apart in the tiny model's logits: float32 rounds by 2^-24 of
+# a number, these reach 10, and some 100 roundings lie one behind the other, on each side: 1.2e-4 if
+# all went one way. The smallest mistake that the tests know moves a logit by more than 1e-2.
+ROUNDING = 1e-4
 
 IMAGE_TOKEN = 1792  # as in the small model, so that its tokenizer fits the tiny config too
 
@@ -203,16 +209,12 @@ def make_batch(
 def outputs_of(layers, run) -> list[torch.Tensor]:
     """What each layer returns while `run` runs."""
     kept = []
-    handles = [
-        layer.register_forward_hook(
-            lambda module, arguments, out: kept.append(out if torch.is_tensor(out) else out[0])
-        )
-        for layer in layers
-    ]
-    with torch.no_grad():
+
+    def keep(number, given, output):
+        kept.append(output if torch.is_tensor(output) else output[0])
+
+    with torch.no_grad(), watch(enumerate(layers), keep):
         run()
-    for handle in handles:
-        handle.remove()
     return kept
 
 

@@ -18,6 +18,7 @@ from minipali.contrastive import (
     siglip_loss_ring,
     similarities,
 )
+from minipali.hooks import watch
 from minipali.vision import VisionTower
 
 PICTURES, SENTENCES, E = 4, 4, 6
@@ -198,8 +199,10 @@ def test_a_sentence_is_the_mean_over_its_real_tokens():
     tower = make_contrastive().text_tower
     ids, mask = contrastive_batch()[1]
     kept = {}
-    tower.final_layer_norm.register_forward_hook(lambda m, i, o: kept.update(all=o))
-    with torch.no_grad():
+    with (
+        torch.no_grad(),
+        watch({"all": tower.final_layer_norm}.items(), lambda n, _, out: kept.update({n: out})),
+    ):
         found = tower(ids, mask)
     for i, length in enumerate(mask.sum(1).tolist()):
         torch.testing.assert_close(found[i], kept["all"][i, :length].mean(0), rtol=0, atol=1e-6)

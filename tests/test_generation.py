@@ -8,6 +8,7 @@ from conftest import fresh_model, make_batch, make_ours, make_theirs
 from minipali.checks import exercise
 from minipali.checks.engine import CORRECT, WRONG, examine
 from minipali.generation import choose, distribution, token_steps
+from minipali.hooks import watch
 from minipali.paligemma import PaliGemma
 
 QUESTIONS = [(5, 0), (1, 0), (8, 0)]  # prompts of different lengths, no suffix
@@ -131,20 +132,15 @@ def test_prompt_and_answer_fill_the_positions_but_no_more(model):
 def test_pictures_pass_the_vision_tower_once_and_only_one_place_a_row_gets_logits(model):
     batch = make_batch(QUESTIONS)
     seen = {"tower": [], "head": [], "decoder": []}
-    handles = [
-        model.vision_tower.register_forward_hook(lambda m, i, o: seen["tower"].append(len(i[0]))),
-        model.language_model.register_forward_hook(
-            lambda m, i, o: seen["decoder"].append(i[0].shape[1])
-        ),
-    ]
+    parts = {"tower": model.vision_tower, "decoder": model.language_model}
+    count = {"tower": len, "decoder": lambda x: x.shape[1]}
     logits = model.language_model.logits
     model.language_model.logits = lambda x: (seen["head"].append(tuple(x.shape)), logits(x))[1]
     try:
-        answer_ids(model, batch, 5)
+        with watch(parts.items(), lambda name, given, _: seen[name].append(count[name](given[0]))):
+            answer_ids(model, batch, 5)
     finally:
         del model.language_model.logits
-        for handle in handles:
-            handle.remove()
     assert seen["tower"] == [3]
     assert seen["head"] == [(3, 24)] * 5
     assert seen["decoder"] == [17, 1, 1, 1, 1]  # the prompt once, then token by token

@@ -1,18 +1,17 @@
 """Lesson 09: grouped-query attention."""
 
-import copy
-
 import pytest
 import torch
 from conftest import make_batch, make_ours, make_pair
 
 from minipali import figures, load
+from minipali.attention import attend
 from minipali.checks import exercise
 from minipali.checks.engine import CORRECT, CRASHED, examine
 from minipali.gqa import repeat_kv
 from minipali.paligemma import prefix_lm_mask
 from minipali.rope import rope_angles
-from minipali.swap import swap
+from minipali.swap import put, swap
 
 
 def test_neighbouring_query_heads_share_a_key_head():
@@ -59,33 +58,32 @@ def test_heads_times_head_dim_need_not_be_the_width(kv_heads):
 @torch.no_grad()
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("masked", [True, False])
-def test_one_new_token_sees_the_same_without_repeating(kv_heads, masked):
-    model = copy.deepcopy(make_ours(kv_heads))
-    layer = model.language_model.layers[0].self_attn
-    x, earlier = (torch.randn(3, t, 24, generator=torch.Generator().manual_seed(t)) for t in (1, 6))
-    visible = torch.rand(3, 1, 1, 7, generator=torch.Generator().manual_seed(0)) < 0.6
-    visible[..., -1] = True
-    positions = torch.arange(7).expand(3, 7)
-    past, now = (rope_angles(p, 10, 500.0) for p in (positions[:, :6], positions[:, 6:]))
-    seen, found = [], {}
+@pytest.mark.parametrize("t", [1, 2, 5])
+def test_rows_of_a_group_see_the_same_as_heads_with_repeated_keys(kv_heads, masked, t):
+    random, seen = torch.Generator().manual_seed(t), []
+    query = torch.randn(3, 4, t, 10, generator=random)
+    key, value = (torch.randn(3, kv_heads, 7, 10, generator=random) for _ in "kv")
+    mask = None
+    if masked:  # another one for each row and query
+        mask = torch.rand(3, 1, t, 7, generator=random) < 0.6
+        mask[..., -1] = True
 
     def watched(query, key, value, mask):
-        seen.append((tuple(query.shape), tuple(key.shape), mask is None or tuple(mask.shape)))
-        return type(layer).attend(query, key, value, mask)
+        seen.append((tuple(query.shape), tuple(key.shape)))
+        return attend(query, key, value, mask)
 
-    layer.attend = watched
-    for name, repeat in (("without", repeat_kv), ("with", lambda x, times: in_order(x, times))):
-        layer.repeat_kv = repeat
-        cache = model.new_cache(3, 7)
-        for step, angles, mask in ((earlier, past, None), (x, now, visible if masked else None)):
-            cache.extend(torch.ones(step.shape[:2], dtype=torch.bool))
-            found[name] = layer(step, angles, mask, cache)
-    torch.testing.assert_close(found["without"], found["with"], rtol=0, atol=1e-6)
-    group = 4 // kv_heads
-    assert seen[1] == (
-        (3, kv_heads, group, 10), (3, kv_heads, 7, 10), (3, 1, group, 7) if masked else True
-    )  # fmt: skip
-    assert seen[3][:2] == ((3, 4, 1, 10), (3, 4, 7, 10))
+    model = make_ours(kv_heads)
+    without, repeated = (
+        put(model, attend=watched, **more).language_model.layers[0].self_attn
+        for more in ({}, {"repeat_kv": in_order})
+    )
+    expected = attend(query, *(in_order(x, 4 // kv_heads) for x in (key, value)), mask)
+    for one in (model.language_model.layers[0].self_attn, without, repeated):
+        torch.testing.assert_close(one.mix(query, key, value, mask), expected, rtol=0, atol=1e-6)
+    assert seen == [
+        ((3, kv_heads, 4 // kv_heads * t, 10), (3, kv_heads, 7, 10)),
+        ((3, 4, t, 10), (3, 4, 7, 10)),
+    ]
 
 
 # --- the lesson and the exercise ------------------------------------------------------------------

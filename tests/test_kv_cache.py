@@ -1,24 +1,25 @@
 """Lesson 08: the cache, alone and inside the model."""
 
+import copy
+
 import pytest
 import torch
-from conftest import make_batch, make_theirs, tiny_config
+from conftest import ROUNDING, make_batch, make_ours, make_theirs
 
 from minipali.checks import exercise
 from minipali.checks.engine import CORRECT, CRASHED, WRONG, examine
 from minipali.kv_cache import KVCache
 from minipali.swap import swap
 
-TEXT = tiny_config().text  # 2 key/value heads of 10, 3 layers
-
 
 def new(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """2 key/value heads of 10."""
     random = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(3, 2, length, 10, generator=random) for _ in "kv")
 
 
 def test_what_was_stored_comes_back_in_order_layer_by_layer():
-    cache = KVCache(TEXT, batch=3, max_length=7)
+    cache = KVCache(batch=3, max_length=7)
     given = {layer: [new(n, 10 * layer + n) for n in (4, 1, 2)] for layer in range(3)}
     for step, n in enumerate((4, 1, 2)):
         cache.extend(torch.ones(3, n, dtype=torch.bool))
@@ -31,7 +32,7 @@ def test_what_was_stored_comes_back_in_order_layer_by_layer():
 
 
 def test_nothing_old_is_copied():
-    cache = KVCache(TEXT, batch=3, max_length=7)
+    cache = KVCache(batch=3, max_length=7)
     cache.extend(torch.ones(3, 4, dtype=torch.bool))
     first, _ = cache.update(0, *new(4, 0))
     cache.extend(torch.ones(3, 1, dtype=torch.bool))
@@ -40,15 +41,15 @@ def test_nothing_old_is_copied():
 
 
 def test_padding_is_remembered():
-    cache = KVCache(TEXT, batch=2, max_length=5)
+    cache = KVCache(batch=2, max_length=5)
     cache.extend(torch.tensor([[False, True, True], [True, True, False]]))
     cache.extend(torch.tensor([[True], [False]]))
     expected = [[False, True, True, True], [True, True, False, False]]
-    assert cache.is_real[:, : cache.length].tolist() == expected
+    assert cache.is_real.tolist() == expected
 
 
 def test_a_full_cache_says_so_and_stays_as_it_was():
-    cache = KVCache(TEXT, batch=2, max_length=4)
+    cache = KVCache(batch=2, max_length=4)
     cache.extend(torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="holds 4 tokens and 3 are taken.* 2 more"):
         cache.extend(torch.ones(2, 2, dtype=torch.bool))
@@ -59,20 +60,23 @@ def test_a_full_cache_says_so_and_stays_as_it_was():
 
 def test_a_cache_of_another_batch_size_is_refused():
     with pytest.raises(ValueError, match="batch of 2, found 3"):
-        KVCache(TEXT, batch=2, max_length=4).extend(torch.ones(3, 1, dtype=torch.bool))
+        KVCache(batch=2, max_length=4).extend(torch.ones(3, 1, dtype=torch.bool))
 
 
 def test_a_cache_holds_only_the_key_value_heads():
-    cache = KVCache(TEXT, batch=3, max_length=7, dtype=torch.bfloat16)
-    numbers = sum(x.numel() for x in (*cache.keys, *cache.values))
+    model, cache = copy.deepcopy(make_ours()).bfloat16(), KVCache(batch=3, max_length=7)
+    with torch.no_grad():
+        model(torch.ones(3, 4, dtype=torch.long), kv_cache=cache)
+    buffers = [*cache.keys.values(), *cache.values.values()]
+    numbers = sum(x.numel() for x in buffers)
     assert numbers == 2 * 3 * 3 * 2 * 7 * 10  # k and v, layers, batch, heads, places, head dim
-    assert {x.dtype for x in (*cache.keys, *cache.values)} == {torch.bfloat16}
+    assert {x.dtype for x in buffers} == {torch.bfloat16}
 
 
 def fed_in_chunks(model, batch, cuts, spare: int = 0) -> torch.Tensor:
     """Logits of the batch, given to a cache piece by piece; cut i starts the piece i + 1."""
     rows, length = batch["input_ids"].shape
-    cache = KVCache(model.config.text, rows, length + spare)
+    cache = KVCache(rows, length + spare)
     pieces = []
     for start, end in zip([0, *cuts], [*cuts, length], strict=True):
         part = {k: v[:, start:end] for k, v in batch.items() if k != "pixel_values"}
@@ -94,8 +98,8 @@ def test_cached_equals_uncached_however_the_suffix_is_cut(pair, cuts):
         expected = theirs(**batch).logits
     for spare in (0, 5):  # unused places must not be seen
         found = fed_in_chunks(ours, batch, cuts, spare)
-        torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, whole, rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
 
 
 def test_cached_equals_uncached_with_left_padding(model):
@@ -105,7 +109,7 @@ def test_cached_equals_uncached_with_left_padding(model):
         whole = model(**batch)
     for cuts in ([13], [13, 14, 15], [13, 15]):
         found = fed_in_chunks(model, batch, cuts)
-        torch.testing.assert_close(found[is_real], whole[is_real], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[is_real], whole[is_real], rtol=0, atol=ROUNDING)
 
 
 def test_cached_equals_uncached_when_rows_end_at_different_places(model):
@@ -121,7 +125,7 @@ def test_cached_equals_uncached_when_rows_end_at_different_places(model):
             second[k].append(tail)
     first, second = ({k: torch.stack(v) for k, v in part.items()} for part in (first, second))
     pixels = torch.cat([row["pixel_values"] for row in rows])
-    cache = KVCache(model.config.text, 3, longest + 5)
+    cache = KVCache(3, longest + 5)
     with torch.no_grad():
         model(**first, pixel_values=pixels, kv_cache=cache)
         found = torch.cat(
@@ -133,12 +137,12 @@ def test_cached_equals_uncached_when_rows_end_at_different_places(model):
         )
         for i, row in enumerate(rows):
             alone = make_theirs()(**row).logits[0, -5:]
-            torch.testing.assert_close(found[i], alone, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found[i], alone, rtol=0, atol=ROUNDING)
 
 
 def test_a_prefix_that_comes_later_is_refused(model):
     batch = make_batch([(4, 2)])
-    cache = KVCache(model.config.text, 1, 20)
+    cache = KVCache(1, 20)
     first = {k: v[:, :11] for k, v in batch.items() if k != "pixel_values"}
     rest = {k: v[:, 11:] for k, v in batch.items() if k != "pixel_values"}
     with torch.no_grad():
@@ -151,18 +155,41 @@ def test_a_prefix_that_comes_later_is_refused(model):
 def test_more_tokens_than_the_cache_holds_are_refused(model):
     batch = make_batch([(4, 2)])
     with pytest.raises(ValueError, match="no room for 15 more"):
-        model(**batch, kv_cache=KVCache(model.config.text, 1, 14))
+        model(**batch, kv_cache=KVCache(1, 14))
+
+
+def test_a_cache_begun_in_inference_mode_is_gone_on_with_outside(model):
+    batch = make_batch([(4, 3)])
+    ids, cache = batch["input_ids"], KVCache(1, 16)
+    with torch.no_grad():
+        expected = model(**batch)
+    with torch.inference_mode():
+        first = model(ids[:, :13], batch["pixel_values"], kv_cache=cache)
+    with torch.no_grad():
+        later = model(ids[:, 13:], kv_cache=cache)
+    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=ROUNDING)
+
+
+def test_the_first_tokens_say_on_which_device_and_in_which_dtype():
+    cache = KVCache(batch=3, max_length=7)
+    for step in range(2):
+        is_real = torch.ones(3, 2, dtype=torch.bool, device="meta")
+        assert cache.extend(is_real).device.type == "meta"
+        key, value = (x.to("meta", torch.float64) for x in new(2, step))
+        for kept in cache.update(0, key, value):
+            assert kept.shape == (3, 2, 2 * step + 2, 10)
+            assert (kept.device.type, kept.dtype) == ("meta", torch.float64)
 
 
 def test_without_types_later_tokens_are_suffix_and_first_ones_prefix(model):
     batch = make_batch([(4, 3)])
     ids, pixels = batch["input_ids"], batch["pixel_values"]
-    cache = KVCache(model.config.text, 1, 16)
+    cache = KVCache(1, 16)
     with torch.no_grad():
         expected = model(**batch)
         first = model(ids[:, :13], pixels, kv_cache=cache)
         later = model(ids[:, 13:], kv_cache=cache)
-    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat((first, later), 1), expected, rtol=0, atol=ROUNDING)
 
 
 # The lesson's pieces inside a model, and its loop.
@@ -206,7 +233,9 @@ def test_swap_takes_right_pieces_and_notices_wrong_ones_in_the_second_call(model
 
 def test_every_layer_of_a_new_cache_has_buffers_of_its_own(model):
     cache = model.new_cache(2, 5)
-    places = {x.data_ptr() for x in (*cache.keys, *cache.values)}
+    with torch.no_grad():
+        model(torch.ones(2, 3, dtype=torch.long), kv_cache=cache)
+    places = {x.data_ptr() for x in (*cache.keys.values(), *cache.values.values())}
     assert len(places) == 2 * model.config.text.num_hidden_layers
 
 

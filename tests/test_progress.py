@@ -14,7 +14,7 @@ from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outco
 from minipali.checks.lessons import by_lesson, exercises
 from minipali.progress import DRAWING, checked_functions, draw, lines_about, main, my_pieces
 from minipali.running import Report, run
-from minipali.swap import HOOKS, OF_PROCESSOR, PIECES
+from minipali.swap import PIECES, pieces_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,7 @@ def norm(x, weight, eps):
 
 
 def test_every_piece_of_the_model_has_a_place_in_the_drawing():
-    for name in [*PIECES, *HOOKS, *OF_PROCESSOR]:
+    for name in {name for name, *_ in PIECES}:
         assert DRAWING.count(f"{{{name}}}") == 1, name
     assert "{" not in draw({})
 
@@ -89,8 +89,8 @@ def test_my_pieces_are_those_that_pass_and_fit(tmp_path):
 def test_the_solutions_hold_every_piece_of_lessons_01_to_10():
     model, processor = load("small")
     early = {one.name for some in list(by_lesson().values())[:10] for one in some}
-    for whole, names in ((model, {*PIECES, *HOOKS}), (processor, set(OF_PROCESSOR))):
-        assert set(my_pieces(whole, ROOT / "solutions")) == names & early
+    for whole in (model, processor):
+        assert set(my_pieces(whole, ROOT / "solutions")) == set(pieces_of(whole)) & early
 
 
 REPORT = Report(

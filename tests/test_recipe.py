@@ -1,26 +1,19 @@
 """The shipped model's training: its stages, stopping and going on, several processes."""
 
-import json
 import os
-import random
-import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from minipali import checkpoints, recipe, scenes
+from minipali import recipe, scenes
 from minipali.checkpoints import (
-    TrainingError,
     load_checkpoint,
-    only_run_in,
     read_log,
     save_checkpoint,
 )
@@ -112,9 +105,7 @@ def test_labels_say_what_is_in_the_scene():
 def test_every_parameter_is_trained_by_exactly_one_group(processor):
     for kind in STAGES:
         module = make(kind, processor).module
-        groups = [
-            g for maker in optimizers(module, 0.01, 0.001, 0.3) for g in maker.param_groups
-        ]
+        groups = [g for maker in optimizers(module, 0.01, 0.001, 0.3) for g in maker.param_groups]
         held = [id(p) for group in groups for p in group["params"]]
         assert sorted(held) == sorted(id(p) for p in module.parameters())
 

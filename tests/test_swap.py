@@ -1,13 +1,19 @@
 """A learner's piece inside the trained model."""
 
+import copy
+import inspect
+import types
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from minipali import load
 from minipali.checks import CheckFailed
+from minipali.gemma import Gemma
 from minipali.scenes import examples
-from minipali.swap import HOOKS, OF_PROCESSOR, PIECES, swap
+from minipali.swap import PIECES, pieces_of, put, swap
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,8 @@ def test_a_wrong_piece_is_named_by_the_first_layer_that_differs(model, capsys):
 
 def test_a_piece_of_the_wrong_shape_is_reported_not_raised(model, capsys):
     swap(model, embed_patches=lambda pixels, *rest: pixels)
-    assert "crashed" in capsys.readouterr().out or "shape" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "crashed" in said and "embed_patches must return a Tensor of shape (1, 36, 160)" in said
 
 
 def test_the_given_model_stays_as_it_is_and_a_swapped_one_can_be_swapped_back(model, capsys):
@@ -75,7 +82,7 @@ def test_a_stub_or_a_crash_leaves_the_models_own_piece(model, capsys, failure):
 
 
 def test_strict_mode_raises_and_unknown_pieces_are_listed(model, monkeypatch):
-    with pytest.raises(KeyError, match=", ".join([*PIECES, *HOOKS])):
+    with pytest.raises(KeyError, match=", ".join(pieces_of(model))):
         swap(model, patch=right)
     monkeypatch.setenv("MINIPALI_STRICT", "1")
     with pytest.raises(CheckFailed):
@@ -336,6 +343,9 @@ RIGHT = {
 }
 
 
+RIGHT_OF_ALL = {"attend": attention, **RIGHT}
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_piece_of_the_decoder_runs_and_changes_nothing(model, capsys, name):
     calls = []
@@ -428,6 +438,10 @@ def scaled(picture, side):
     return torch.tensor(list(square.getdata())).reshape(side, side, 3).permute(2, 0, 1) / 127.5 - 1
 
 
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
 OF_LESSON_06 = {
     "to_pixels": scaled,
     "prompt_ids": lambda text, encode, image, n, bos: [image] * n + [bos] + encode(text + "\n"),
@@ -440,7 +454,6 @@ def test_right_pieces_of_the_processor_change_nothing(small_processor, capsys):
     picture, prompt = next(iter(examples().values())), "caption en"
     mine = swap(small_processor, **OF_LESSON_06)
     assert "in the processor: correct" in capsys.readouterr().out
-    assert mine.build_prompt is OF_LESSON_06["prompt_ids"]
     for name, tensor in small_processor(picture, prompt).items():
         torch.testing.assert_close(mine(picture, prompt)[name], tensor)
 
@@ -461,11 +474,100 @@ def test_right_pieces_of_the_processor_change_nothing(small_processor, capsys):
 def test_wrong_pieces_of_the_processor_are_named_by_the_tensor(
     small_processor, capsys, wrong, said
 ):
+    rows = [next(iter(examples().values()))] * 2, ["caption en", "detect cat and dog"]
+    before = small_processor(*rows)
     mine = swap(small_processor, **wrong)
     assert said in capsys.readouterr().out
-    kept = {getattr(mine, OF_PROCESSOR[name]) is piece for name, piece in wrong.items()}
-    assert kept == {True}, "what is wrong, but can run, stays in, so that the damage can be seen"
-    assert small_processor.build_prompt is not wrong.get("prompt_ids")
+    # What is wrong, but can run, stays in, so that the damage can be seen.
+    assert not same(mine(*rows, padding_side="right"), small_processor(*rows, padding_side="right"))
+    assert same(small_processor(*rows), before)
+
+
+# --- how it is done -------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_table_names_a_method_that_is_there(model, small_processor):
+    of_generation = {"distribution", "continue_tokens"}  # these two are found on the model
+    for name, owner, method, _ in PIECES:
+        assert name in of_generation or callable(getattr(owner, method)), name
+    names = [*pieces_of(model), *pieces_of(small_processor)]
+    assert sorted(names) == sorted({name for name, *_ in PIECES})
+
+
+CALLED = [(name, owner, method) for name, owner, method, adapter in PIECES if adapter is None]
+
+
+@pytest.mark.parametrize(("name", "owner", "method"), CALLED)
+def test_a_piece_that_a_method_calls_is_a_global_name_in_it(name, owner, method):
+    """Else the learner's function would never run, and every answer would be called correct."""
+    function = getattr(owner, method)
+    inside = [function.__code__]  # and the functions in it, such as comprehensions
+    inside += [one for one in function.__code__.co_consts if isinstance(one, types.CodeType)]
+    assert name in function.__globals__ and any(name in one.co_names for one in inside)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("apply_rope", "grouped_query_attention"),
+        ("grouped_query_attention", "apply_rope"),
+        ("rope_angles", "decoder"),
+        ("attend", "repeat_kv"),
+        ("cache_update", "grouped_query_attention"),
+    ],
+)
+def test_pieces_put_in_one_after_another_all_work(model, order):
+    ran = set()
+
+    def noted(name):
+        def call(*given):
+            ran.add(name)
+            return RIGHT_OF_ALL[name](*given)
+
+        return call
+
+    mine = model
+    for name in order:
+        mine = put(mine, **{name: noted(name)})
+    with torch.inference_mode():
+        cache = mine.new_cache(1, 8)
+        mine(torch.tensor([[2, 9, 10]]), kv_cache=cache)
+    assert ran == set(order)
+
+
+def test_a_swapped_model_can_be_copied_and_the_copy_is_its_own(model):
+    mine = put(model, mlp=right_mlp, attend=attention, rope_angles=angles, cache_update=store)
+    copied = copy.deepcopy(mine)
+    expected = logits(mine)
+    with torch.no_grad():
+        for p in mine.parameters():
+            p.zero_()
+    torch.testing.assert_close(logits(copied), expected)
+    assert copied.language_model.forward.__self__ is copied.language_model
+
+
+def test_two_models_with_other_pieces_answer_at_the_same_time(model):
+    """Each piece works in its own copy alone, and no state is shared while they run."""
+    turned = put(model, rope_angles=lambda p, *rest: angles(0 * p, *rest))
+    three = (model, put(model, rope_angles=angles), turned)
+    ids = torch.tensor([[2, 9, 10, 11, 12]])
+
+    @torch.inference_mode()
+    def told(one):
+        return one(ids)
+
+    expected = [told(one) for one in three]
+    assert (expected[2] - expected[0]).abs().max() > 0.1
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(told, three * 8)):
+            torch.testing.assert_close(found, expected[number % 3], atol=1e-4, rtol=0)
+
+
+def test_the_methods_of_a_swapped_model_are_those_of_its_class_to_debuggers(model):
+    mine = put(model, rope_angles=angles)
+    found, own = mine.language_model.forward, Gemma.forward
+    assert found.__code__ is own.__code__ and inspect.getsource(found) == inspect.getsource(own)
+    assert Gemma.forward.__globals__["rope_angles"] is not angles
 
 
 def test_pieces_of_the_model_and_of_the_processor_are_told_apart(model, small_processor):

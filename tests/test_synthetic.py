@@ -11,6 +11,7 @@ from conftest import tiny_config
 
 from minipali import load, synthetic
 from minipali.config import preset
+from minipali.rope import rope_angles
 from minipali.synthetic import write_synthetic
 from minipali.weights import INDEX, WeightsError, accounts, read_header
 
@@ -64,8 +65,7 @@ def test_the_seed_decides_the_numbers_and_nothing_explodes(tmp_path):
     features = model.image_features(pixels)
     assert 0.2 < features.std() < 5
     x = model.language_model.embed(torch.randint(5, 600, (2, 9)))
-    x = model.language_model.layers[0](x, model.language_model.rope_angles(
-        torch.arange(9)[None], 48), None)  # fmt: skip
+    x = model.language_model.layers[0](x, rope_angles(torch.arange(9)[None], 48), None)
     assert 0.05 < x.std() < 5
 
 

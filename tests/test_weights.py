@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import minipali
-from minipali import scenes, weights
+from minipali import comparison, scenes, weights
 from minipali.checks.weights import FILL, OUR_NAME, READ_TENSORS, bfloat16_to_float
 from minipali.config import preset
 from minipali.paligemma import PaliGemma
@@ -400,7 +400,7 @@ def one_batch():
 
 def test_every_layer_is_compared_with_transformers_and_agrees(pair2):
     ours, theirs = pair2
-    found = weights.compare_layers(ours, theirs, one_batch())
+    found = comparison.compare_layers(ours, theirs, one_batch())
     expected = {
         name for name, module in ours.named_modules() if not isinstance(module, nn.ModuleList)
     }
@@ -410,7 +410,7 @@ def test_every_layer_is_compared_with_transformers_and_agrees(pair2):
     assert list(found)[0] == "vision_tower.embeddings.patch_embedding"
     assert list(found)[-1] == "logits"
     assert max(found.values()) < 1e-5
-    assert weights.first_difference(ours, theirs, one_batch()) is None
+    assert comparison.first_difference(ours, theirs, one_batch()) is None
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_every_layer_is_compared_with_transformers_and_agrees(pair2):
 )  # fmt: skip
 def test_the_first_layer_that_differs_is_named(pair2, change, first):
     ours, theirs = pair2
-    assert weights.first_difference(planted(ours, change), theirs, one_batch()) == first
+    assert comparison.first_difference(planted(ours, change), theirs, one_batch()) == first
 
 
 def test_nan_and_other_shapes_are_infinitely_far(pair2):
@@ -434,7 +434,7 @@ def test_nan_and_other_shapes_are_infinitely_far(pair2):
     def nan(model):
         model.multi_modal_projector.bias.data[3] = torch.nan
 
-    found = weights.compare_layers(planted(ours, nan), theirs, one_batch())
+    found = comparison.compare_layers(planted(ours, nan), theirs, one_batch())
     assert found["vision_tower"] < 1e-5 and found["multi_modal_projector"] == float("inf")
 
     class Reads(nn.Module):
@@ -445,16 +445,16 @@ def test_nan_and_other_shapes_are_infinitely_far(pair2):
         def forward(self, x):
             return self.language_model(x)
 
-    found = weights.compare_layers(Reads(3), Reads(4), {"x": torch.ones(1, 2)})
+    found = comparison.compare_layers(Reads(3), Reads(4), {"x": torch.ones(1, 2)})
     names = ("language_model.0", "language_model", "logits")
     assert found == dict.fromkeys(names, float("inf"))
 
 
 def test_comparing_leaves_no_hooks_behind(pair2):
     ours, theirs = pair2
-    weights.compare_layers(ours, theirs, one_batch())
+    comparison.compare_layers(ours, theirs, one_batch())
     with pytest.raises(ValueError):
-        weights.compare_layers(ours, theirs, {**one_batch(), "pixel_values": None})
+        comparison.compare_layers(ours, theirs, {**one_batch(), "pixel_values": None})
     for model in (ours, theirs):
         assert not any(module._forward_hooks for module in model.modules())
 
@@ -488,7 +488,7 @@ def run_cells_for_3b(capsys, theirs=True):
         "load": minipali.load,
         "generate": minipali.generate,
         "picture": scenes.examples()["cat_and_ball"],
-        "compare_layers": weights.compare_layers,
+        "compare_layers": comparison.compare_layers,
         "Theirs": Theirs if theirs else None,
     }
     for cell in (before, *cells):

@@ -102,7 +102,7 @@ check("prefix_lm_mask", prefix_lm_mask)
 # %%
 from minipali import generate, load
 from minipali.scenes import examples
-from minipali.swap import HOOKS, OF_PROCESSOR, PIECES, swap
+from minipali.swap import pieces_of, swap
 
 model, processor = load("small")
 mine = swap(model, image_tokens=image_tokens, merge=merge, prefix_lm_mask=prefix_lm_mask)
@@ -122,7 +122,8 @@ pieces, of_processor = my_pieces(model), my_pieces(processor)
 own = [*of_processor, *pieces]
 print(f"yours from lessons 01 to 10, {len(own)}:", ", ".join(own) or "none yet")
 today = {"image_tokens": image_tokens, "merge": merge, "prefix_lm_mask": prefix_lm_mask}
-others = [name for name in (*OF_PROCESSOR, *PIECES, *HOOKS) if name not in (*own, *today)]
+every = [*pieces_of(processor), *pieces_of(model)]
+others = [name for name in every if name not in (*own, *today)]
 print(f"from the package, {len(others)}:", ", ".join(others) or "none")
 
 # %%

@@ -1,14 +1,13 @@
 """Live trials: a learner's piece trains a small model, and whether that learned is displayed."""
 
 import math
-import traceback
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from minipali.checks import show
-from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
+from minipali.checks.engine import CORRECT, WRONG, Outcome, failed
 from minipali.paligemma import PaliGemma
 from minipali.small_tasks import (
     NamingTask,
@@ -21,6 +20,8 @@ from minipali.small_tasks import (
     train_towers,
 )
 from minipali.tokens import IGNORE
+
+TITLE = "training with your pieces"
 
 
 def try_loss(
@@ -36,10 +37,8 @@ def try_loss(
 
     try:
         run = train_towers(loss, task, bias=bias, **given)
-    except NotImplementedError:
-        return outcome(NOT_ATTEMPTED, f"Write `{name}` first.")
-    except Exception as error:
-        return outcome(CRASHED, f"{type(error).__name__}: {error}")
+    except BaseException as error:
+        return show(failed(f"training with {name}", error))
     found = f"Zero-shot accuracy on the new artist {run.accuracy:.0%}, the floor is {floor:.0%}"
     if run.towers.log_scale.item() == torch.tensor(math.log(given.get("scale", 10.0))).item():
         outcome(
@@ -71,10 +70,9 @@ def try_training(
     if the share of the new artist's pictures that are named right reaches `floor`. Returns the
     trained model.
     """
-    pieces = (labels_of, loss, train)
 
     def outcome(status: str, message: str) -> None:
-        show(Outcome("training with your pieces", status, message))
+        show(Outcome(TITLE, status, message))
 
     try:
         learner = fresh_decoder(model, seed)
@@ -92,13 +90,8 @@ def try_training(
             Speaker(learner), optimizer, batches, held_out, lambda x, y: loss(x, y, IGNORE), 2, 1.0
         )
         share, last = right_share(learner.eval(), task), float(losses[-10:].mean())
-    except NotImplementedError as error:
-        names = [getattr(piece, "__name__", "") for piece in pieces]
-        where = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-        missing = next((name for name in reversed(where) if name in names), "your functions")
-        return outcome(NOT_ATTEMPTED, f"Write `{missing}` first.")
-    except Exception as error:
-        return outcome(CRASHED, f"{type(error).__name__}: {error}")
+    except BaseException as error:
+        return show(failed(TITLE, error))
     found = f"{share:.0%} of the new artist's pictures are named right, the floor is {floor:.0%}"
     if share >= floor:
         outcome(CORRECT, f"{found}. The loss ended at {last:.2f}.")

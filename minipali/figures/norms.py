@@ -8,6 +8,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from minipali.figures.common import BLUE, DARK, GREEN, GREY, ORANGE, show
+from minipali.hooks import watch
+from minipali.norms import RMSNorm
 
 
 def axes(x: Tensor) -> None:
@@ -84,24 +86,17 @@ def batch_size_spread(outputs: dict[int, Tensor], lines: dict[str, float]) -> No
 
 def scales(model: nn.Module, batch: dict[str, Tensor]) -> None:
     """Sizes of what enters and leaves each norm of a PaliGemma, in the order of computing."""
-    names, rows, hooks = [], [], []
-    for name, module in model.named_modules():
-        if type(module).__name__ not in ("LayerNorm", "RMSNorm"):
-            continue
+    names, rows = [], []
 
-        def keep(_module, inputs, output, name=name):
-            names.append(name)
-            mean = inputs[0].float().mean(dim=-1).square().mean().sqrt()
-            before, after = (x.float().square().mean().sqrt() for x in (inputs[0], output))
-            rows.append((before.item(), after.item(), mean.item()))
+    def keep(name, given, output):
+        names.append(name)
+        mean = given[0].float().mean(dim=-1).square().mean().sqrt()
+        before, after = (x.float().square().mean().sqrt() for x in (given[0], output))
+        rows.append((before.item(), after.item(), mean.item()))
 
-        hooks.append(module.register_forward_hook(keep))
-    try:
-        with torch.no_grad():
-            model(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    norms = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.LayerNorm, RMSNorm))]
+    with torch.no_grad(), watch(norms, keep):
+        model(**batch)
     split = sum(name.startswith("vision_tower") for name in names)
     before, after, mean = (np.array(column) for column in zip(*rows, strict=True))
     figure, axis = plt.subplots(figsize=(8, 3.6))

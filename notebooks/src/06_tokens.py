@@ -330,7 +330,7 @@ for kind, added in (("plain", 0), ("striped", stripes)):
         told = generate(model, one, pictures, ["answer en what is this?"] * len(pictures))
         right = sum(a == name for a, name in zip(told, names, strict=True))
         print(f"{kind:8} {way:16} {right} of {len(names)} named right")
-shown = {way: [one.to_pixels(p, 72) for p in pictures[:5]] for way, one in ways.items()}
+shown = {way: one.pixel_values(pictures[:5]) for way, one in ways.items()}
 figures.tokens.stripes(shown, names[:5])
 
 # %% [markdown]
@@ -373,10 +373,10 @@ mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet's red, g
 mean, std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 tried = {
     "as it should be": {},
-    "newline missing": {"build_prompt": lambda p, e, i, n, bos: [i] * n + [bos] + e(p)},
-    "bos missing": {"build_prompt": begin("i")},
-    "bos twice": {"build_prompt": begin("ibb")},
-    "image tokens after bos": {"build_prompt": begin("bi")},
+    "newline missing": {"prompt_ids": lambda p, e, i, n, bos: [i] * n + [bos] + e(p)},
+    "bos missing": {"prompt_ids": begin("i")},
+    "bos twice": {"prompt_ids": begin("ibb")},
+    "image tokens after bos": {"prompt_ids": begin("bi")},
     "ImageNet's mean and std": {
         "to_pixels": lambda p, side: ((to_pixels(p, side) + 1) / 2 - mean) / std
     },
@@ -387,22 +387,13 @@ tried = {
 }
 
 # %%
-import copy
-
 from minipali.evaluation import evaluation_set, score
-
-
-def changed(**pieces):
-    """The processor, with these functions in the place of its own."""
-    other = copy.copy(processor)
-    vars(other).update(pieces)
-    return other
-
+from minipali.swap import put  # as `swap`, without the comparison
 
 asked, table = evaluation_set(scenes.VALIDATION_ARTIST, each=20, seed=7), {}
 pictures, prompts = [scene.picture for scene, _ in asked], [q.prompt for _, q in asked]
 for name, pieces in tried.items():
-    told = generate(model, changed(**pieces), pictures, prompts, max_new_tokens=24)
+    told = generate(model, put(processor, **pieces), pictures, prompts, max_new_tokens=24)
     right = [score(question, a) for (_, question), a in zip(asked, told, strict=True)]
     table[name] = np.reshape(right, (len(scenes.TASKS), -1)).mean(axis=1).tolist()
 figures.tokens.mistakes(table, scenes.TASKS)
@@ -434,7 +425,7 @@ pictures, prompts = [scene.picture for scene, _ in asked], [q.prompt for _, q in
 orders = {"one bos": "ib", "no bos": "i", "two bos": "ibb", "bos first": "bi", "both": "bib"}
 boxes = {}
 for name, order in orders.items():
-    told = generate(model, changed(build_prompt=begin(order)), pictures, prompts)
+    told = generate(model, put(processor, prompt_ids=begin(order)), pictures, prompts)
     boxes[name], moved = [read_boxes(a) for a in told], []
     for (_, question), found in zip(asked, boxes[name], strict=True):
         true = read_boxes(question.answer)

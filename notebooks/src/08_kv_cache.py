@@ -91,7 +91,7 @@ def write(batch, steps, cache=None):
 # %% [markdown]
 # Now the cache. Each layer has its own keys and values, so each layer needs its own memory. The first
 # way to keep them is the one that most people write first: **concatenate**. From the package's
-# `KVCache` our class takes three things: a list of tensors with one for each layer, how many tokens
+# `KVCache` our class takes three things: the places for one tensor of each layer, how many tokens
 # there are, and which of them are real and not padding. The letter `g` counts the heads of keys and
 # values. Here there are 2, for 4 query heads. Lesson 09 says why.
 #
@@ -100,12 +100,13 @@ def write(batch, steps, cache=None):
 
 # %%
 from minipali.kv_cache import KVCache
+from minipali.swap import put
 
 
 class Concatenated(KVCache):
     def update(self, layer, key, value):
         """(b, g, t, k) of this call -> (b, g, s, k) of everything so far."""
-        if self.length > key.shape[2]:  # not the first call
+        if layer in self.keys:  # not the first call
             key = torch.cat((self.keys[layer], key), dim=2)
             value = torch.cat((self.values[layer], value), dim=2)
         self.keys[layer], self.values[layer] = key, value
@@ -134,8 +135,8 @@ def cache_update(keys, values, start, key, value):
 # %% tags=["nbval-check-output"]
 picture = scenes.examples()["dog_and_car_test_artist"]
 batch = processor(picture, "caption en")
-concatenated, preallocated = Concatenated(model.config.text, 1, 64), model.new_cache(1, 64)
-preallocated.cache_update = cache_update  # ours, in place of the package's
+concatenated = Concatenated(1, 64)
+preallocated = put(model, cache_update=cache_update).new_cache(1, 64)  # filled by our function
 without = write(batch, steps=10)
 for name, cache in (("concatenated", concatenated), ("preallocated", preallocated)):
     print(f"{name}: same logits", torch.allclose(write(batch, 10, cache), without, atol=1e-3))
@@ -340,7 +341,9 @@ def keys_of(batch, places):
     """The keys of the first places in all layers: (layers, s, g * k)."""
     cache = model.new_cache(1, batch["input_ids"].shape[1])
     model.hidden_states(**batch, kv_cache=cache)
-    return torch.stack([keys[0, :, :places].transpose(0, 1).flatten(1) for keys in cache.keys])
+    return torch.stack(
+        [keys[0, :, :places].transpose(0, 1).flatten(1) for keys in cache.keys.values()]
+    )
 
 
 # %%
@@ -385,11 +388,11 @@ def milliseconds(ids, cache):
 # %%
 import time
 
-lengths, text = [64, 256, 1024, 4096], model.config.text
+lengths = [64, 256, 1024, 4096]
 curves = {"without a cache": [], "concatenated": [], "preallocated": []}
 for length in lengths:
     ids = torch.full((1, length), 600)
-    caches = [None] + [kind(text, 1, length + 60) for kind in (Concatenated, KVCache)]
+    caches = [None] + [kind(1, length + 60) for kind in (Concatenated, KVCache)]
     for cache in caches[1:]:
         milliseconds(ids, cache)  # fills it
     for curve in curves.values():

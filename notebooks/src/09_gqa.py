@@ -435,7 +435,7 @@ for tokens in (256, 1024, 4096):
 #
 # And yet, when the whole 3B model writes at 224 pixels, folding saved us **3 %** of the time of a token.
 # (Twelve rounds by turns, random weights of the real size, bfloat16.) The section after the next says
-# why it is so little. It is free, so the package folds too where there is one new token.
+# why it is so little. It is free, so the package folds too.
 #
 # ## Check
 #

@@ -449,11 +449,13 @@ print("logits: ", torch.allclose(logits(x, rows), other.logits(x), atol=1e-3))
 import importlib.util
 from importlib.resources import files
 
+from minipali.hooks import watch
+
 
 def outputs(net, decoder, batch):
     kept, parts = [], [*decoder.layers, decoder.norm, net]
-    handles = [p.register_forward_hook(lambda part, given, out: kept.append(out)) for p in parts]
-    net(**batch), [handle.remove() for handle in handles]
+    with watch(enumerate(parts), lambda number, given, out: kept.append(out)):
+        net(**batch)
     return [out if torch.is_tensor(out) else out[0] for out in kept]
 
 

@@ -343,8 +343,8 @@ for name, one in (("as PaliGemma 2", second), ("in PaliGemma 1", wrong)):
 # unexpected, and the tower stays random.
 
 # %%
+from minipali.comparison import compare_layers, first_difference
 from minipali.evaluation import answers, evaluation_set, score
-from minipali.weights import compare_layers, first_difference
 
 torch.manual_seed(1)
 right, random = model.state_dict(), PaliGemma(model.config).state_dict()
@@ -388,7 +388,7 @@ figures.weights.damage(marks, said, right=2)
 # and compare the outputs in the order of computing. The **first** layer that differs has the mistake, or the
 # step right before it. All later ones differ because of it. `swap` has done this for you since lesson 01.
 # For transformers' model the names must be mapped, and `our_name` does that too. The package has it as
-# `minipali.weights.compare_layers`, some fifty lines that you can now read.
+# `minipali.comparison.compare_layers`, thirty lines that you can now read.
 #
 # transformers is a tool for developing this course and not needed for it. If you do not have it, the next
 # cell says so, and the two after it show nothing.
