@@ -81,7 +81,9 @@ def main() -> None:
     table = as_table()
     README.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8", newline="\n")
     print(table)
-    draw([row for row in rows() if row[0] != "cold start" and not row[1].startswith("loading")])
+    shown = [row for row in rows() if row[0] != "cold start" and not row[1].startswith("loading")]
+    if shown:
+        draw(shown)
 
 
 def draw(rows) -> None:
