@@ -68,5 +68,5 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d), in the dtype of x."""
         x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
+        x32 = x32 * torch.rsqrt((x32 * x32).mean(dim=-1, keepdim=True) + self.eps)
         return (x32 * (1.0 + self.weight.float())).to(x.dtype)

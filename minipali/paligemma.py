@@ -87,14 +87,12 @@ class PaliGemma(nn.Module):
         image_features: (b, n, d), in place of pixel_values, where they are known already.
         """
         first = kv_cache is None or kv_cache.length == 0
-        # Without a mask all is real. A first call without types is all prefix; a later one can only
-        # be suffix.
-        is_real = torch.full_like(input_ids, True, dtype=torch.bool)
-        is_suffix = torch.full_like(input_ids, not first, dtype=torch.bool)
-        if attention_mask is not None:
-            is_real = attention_mask.bool()
-        if token_type_ids is not None:
-            is_suffix = token_type_ids.bool()
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids, dtype=torch.bool)
+        if token_type_ids is None:
+            # A first call without types is all prefix; a later one can only be suffix.
+            token_type_ids = torch.full_like(input_ids, not first, dtype=torch.bool)
+        is_real, is_suffix = attention_mask.bool(), token_type_ids.bool()
         self._check(input_ids, pixel_values, image_features, is_real, is_suffix, first)
 
         x = self.language_model.embed(input_ids)
