@@ -1,20 +1,28 @@
-"""The command `minipali`: ask a model about a picture, and look at the installation."""
+"""The command `minipali`: ask a model about a picture. (`minipali doctor` is in `doctor.py`.)"""
 
 import argparse
+import errno
+import io
 import os
-import platform
 import re
-import shutil
 import sys
-from collections.abc import Iterator
+import warnings
 from pathlib import Path
+
+from minipali import __version__
 
 # torch takes seconds to import: functions import what they need, so that --help does not wait.
 
 ASSETS = Path(__file__).parent / "assets"
 QUESTION = "answer en what is on the left?"
 
-# What the small model has learned; a name is one of minipali.scenes.OBJECTS.
+# What the small model has learned. The names are minipali.scenes.OBJECTS, and a test compares them:
+# to import them would take as long as torch does.
+NAMES = """\
+  apple ball balloon bicycle cactus cake car cat clock crown dog frog
+  guitar hamburger key moon mushroom penguin pig pizza rocket sunflower tree umbrella"""
+NAME = "|".join(NAMES.split())
+
 PROMPTS = """\
   caption en
   answer en what is this?
@@ -26,28 +34,50 @@ PROMPTS = """\
   detect cat"""
 
 LEARNED = re.compile(
-    r"caption en|detect \w+|answer en (what is (this|on the left|on the right|at the top"
-    r"|at the bottom)|what colour is the background|how many \w+ are there|is there an? \w+)\?"
+    rf"caption en|detect ({NAME})|answer en (what is (this|on the left|on the right|at the top"
+    rf"|at the bottom)|what colour is the background|how many (objects|({NAME})(s|es)?) are there"
+    rf"|is there an? ({NAME}))\?"
 )
+
+
+class Once(argparse.Action):
+    """An option that refuses to be given twice, where argparse would forget the first."""
+
+    def __call__(self, parser, options, value, name=None):
+        given = vars(options).setdefault("given", set())
+        if self.dest in given:
+            parser.error(f"{name} must be given once; for another picture run the command again")
+        given.add(self.dest)
+        setattr(options, self.dest, value)
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="minipali", description="PaliGemma, built from scratch to be read."
     )
+    top.add_argument("--version", action="version", version=f"minipali {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--image", type=Path, metavar="FILE", help="the picture (default: one from the package)"
+        "--image", action=Once, metavar="FILE", help="the picture (default: one from the package)"
     )
     common.add_argument(
         "--model",
+        action=Once,
         default="small",
         help="small (default), a model folder, or a model on the hub: owner/name@revision",
     )
+    common.add_argument(
+        "--device",
+        action=Once,
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="where to compute (default: auto, a graphics processor if there is one)",
+    )
 
     def add(name: str, run, text: str, **options) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=text, description=text, **options)
+        raw = argparse.RawDescriptionHelpFormatter
+        verb = verbs.add_parser(name, help=text, description=text, formatter_class=raw, **options)
         verb.set_defaults(run=run)
         return verb
 
@@ -56,16 +86,24 @@ def parser() -> argparse.ArgumentParser:
         ask,
         "Ask about a picture. The prompt goes to the model as it is typed.",
         parents=[common],
-        epilog=f"The small model knows these prompts:\n{PROMPTS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"The small model knows these prompts:\n{PROMPTS}\n\nwith these names:\n{NAMES}",
     )
-    verb.add_argument("--prompt", default=QUESTION, help=f"the question (default: {QUESTION})")
+    verb.add_argument(
+        "--prompt", action=Once, default=QUESTION, help=f"the question (default: {QUESTION})"
+    )
     verb = add("caption", ask, "Describe a picture.", parents=[common])
     verb.set_defaults(prompt="caption en")
-    verb = add("detect", detect, "Find an object and draw boxes around it.", parents=[common])
+    verb = add(
+        "detect",
+        detect,
+        "Find an object and draw boxes around it.",
+        parents=[common],
+        epilog=f"The small model knows these names:\n{NAMES}",
+    )
     verb.add_argument("name", help="what to find, such as: cat")
     verb.add_argument(
         "--output",
+        action=Once,
         type=Path,
         default=Path("boxes.png"),
         metavar="FILE",
@@ -78,8 +116,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code.
 
-    0: done; 1: doctor found something wrong; 2: what was asked cannot be done, with one line on
-    stderr that says why.
+    0: done; 1: doctor found something wrong, or nobody reads the output any more; 2: what was asked
+    cannot be done, with one line on stderr that says why.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that cannot write a letter shows "?"
@@ -87,17 +125,42 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments or ["--help"])
     try:
-        return options.run(options)
-    except BrokenPipeError:  # whoever read our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        # What our own library warns about is a note; what others remark helps nobody here.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", category=UserWarning, module="minipali")
+            warnings.showwarning = lambda message, *place: note(message)
+            return options.run(options)
+    except KeyboardInterrupt:
+        return 130
     # What a model folder, a picture, the disk or the network can be wrong with. Anything else is
     # a bug, and keeps its traceback.
     except (ValueError, OSError, MemoryError) as error:
-        print(f"minipali: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        if nobody_reads(error):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return failed(one_line(error))
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return failed("the model must fit into the memory of the device: try --device cpu")
+
+
+def nobody_reads(error: Exception) -> bool:
+    """Whether the program that read our output, such as head, has seen enough and gone."""
+    # Windows says "invalid argument", without naming a file as for a path.
+    invalid = isinstance(error, OSError) and error.errno == errno.EINVAL
+    on_windows = sys.platform == "win32" and invalid and error.filename is None
+    return isinstance(error, BrokenPipeError) or on_windows
+
+
+def failed(why: str) -> int:
+    print(f"minipali: error: {why}", file=sys.stderr)
+    return 2
+
+
+def note(text) -> None:
+    print(f"note      {text}", flush=True)
 
 
 def one_line(error: BaseException) -> str:
@@ -105,20 +168,35 @@ def one_line(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def load_model(source: str):
+def choose_device(name: str) -> str:
+    """auto, cpu, cuda or mps -> cpu, cuda or mps. Raises ValueError if it is not there."""
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next((device for device, there in present.items() if there), "cpu")
+    if not present.get(name, True):
+        raise ValueError(
+            f"--device {name} must be a device that this torch ({torch.__version__}) can use, found"
+            " none: use --device cpu, or install another build of torch"
+        )
+    return name
+
+
+def load_model(source: str, device: str):
     """(model, processor); see `minipali.load`. Sets torch's threads: this program is ours alone."""
     import torch
 
     from minipali.weights import load
 
-    model, processor = load(source)
+    model, processor = load(source, device=choose_device(device))
     # In a small model a second thread gains nothing; where other programs run, all wait for it.
     if sum(p.numel() for p in model.parameters()) < 2**26:
         torch.set_num_threads(1)
     return model, processor
 
 
-def load_picture(path: Path | None):
+def load_picture(path: str | None):
     """Open the picture, or the package's first one, and print its name and size."""
     from minipali.tokens import open_picture
 
@@ -128,19 +206,19 @@ def load_picture(path: Path | None):
         if path is None:
             raise FileNotFoundError(f"no picture in {folder}: name one with --image")
     picture = open_picture(path)
-    print(f"picture   {path.name}, {picture.width} x {picture.height} pixels", flush=True)
+    print(f"picture   {Path(path).name}, {picture.width} x {picture.height} pixels", flush=True)
     return picture
 
 
 def ask(options: argparse.Namespace) -> int:
-    from minipali.generation import stream
+    from minipali.asking import stream
 
     picture = load_picture(options.image)
-    model, processor = load_model(options.model)
+    model, processor = load_model(options.model, options.device)
     shown = options.prompt if len(options.prompt) <= 80 else f"{options.prompt[:77]}..."
     print(f"question  {shown}")
     if options.model == "small" and not LEARNED.fullmatch(options.prompt):
-        print("note      the small model has not learned this prompt; see minipali ask --help")
+        note("the small model has not learned this prompt; see minipali ask --help")
     pieces = stream(model, processor, picture, options.prompt)
     first = next(pieces, "")
     print(f"answer    {first}", end="", flush=True)
@@ -153,24 +231,48 @@ def ask(options: argparse.Namespace) -> int:
 
 
 def detect(options: argparse.Namespace) -> int:
-    from minipali import locations
+    from minipali import asking
+    from minipali.locations import draw_boxes
 
     output = options.output
     check_output(output, options.image)
     picture = load_picture(options.image)
-    model, processor = load_model(options.model)
-    boxes = locations.detect(model, processor, picture, options.name)
+    model, processor = load_model(options.model, options.device)
+    if options.model == "small" and options.name not in NAMES.split():
+        note("the small model has not learned this name; see minipali detect --help")
+    boxes = asking.detect(model, processor, picture, options.name)
     if not boxes:
         print(f"found     nothing that the model calls {options.name!r}; no picture was written")
         return 0
     for name, (y0, x0, y1, x1) in boxes:
         print(f"found     {name}: x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}")
-    locations.draw_boxes(picture, boxes).save(output)
+    png = io.BytesIO()
+    draw_boxes(picture, boxes).save(png, "PNG")
+    replace(output, png.getvalue())
     print(f"written   {output}")
     return 0
 
 
-def check_output(output: Path, image: Path | None) -> None:
+def replace(file: Path, content: bytes) -> None:
+    """Write a file beside it first, so that an error, such as a full disk, leaves the old one."""
+    file = file.resolve()  # through a link, which stays
+    part = file.with_name(f".minipali-{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    except OSError as error:
+        raise OSError(f"{file} was not written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from minipali import doctor
+
+    return doctor.look()
+
+
+def check_output(output: Path, image: str | None) -> None:
     """Raise ValueError, before any work, if the picture cannot or must not be written there."""
     if output.suffix.lower() != ".png":
         raise ValueError(f"--output must end in .png, found {output}")
@@ -180,161 +282,7 @@ def check_output(output: Path, image: Path | None) -> None:
         )
     if output.is_dir():
         raise ValueError(f"--output must be a file, and {output} is a folder")
-    if image is not None and image.exists() and output.exists() and output.samefile(image):
+    if output.exists() and not output.is_file():
+        raise ValueError(f"--output must be a file, and {output} is a pipe or a device")
+    if image is not None and os.path.exists(image) and output.exists() and output.samefile(image):
         raise ValueError(f"--output must not be the picture itself ({image}): name another file")
-
-
-# --- doctor --------------------------------------------------------------------------------------
-
-OK, NOTE, WRONG = "ok", "note", "WRONG"
-Finding = tuple[str, str]
-
-PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
-
-# Names to import where they differ from the names to install.
-IMPORTED = {"pillow": "PIL", "pytest-xdist": "xdist"}
-
-
-def doctor(options: argparse.Namespace) -> int:
-    """Print one line for each thing looked at; exit code 1 if anything is wrong."""
-    wrong = 0
-    for look in (packages, small_model, drawings, kernel, room_for_3b, hub_token):
-        for kind, text in look():
-            print(f"{kind:6}{text}", flush=True)
-            wrong += kind == WRONG
-    print(f"\n{wrong} wrong; see above." if wrong else "\nAll is well.")
-    return 1 if wrong else 0
-
-
-def packages() -> Iterator[Finding]:
-    """Python and each package that pyproject.toml names: importable, and in the range?"""
-    import importlib
-    from importlib import metadata
-
-    try:
-        from packaging.requirements import Requirement
-        from packaging.specifiers import SpecifierSet
-
-        about = metadata.metadata("minipali")
-        requirements = [Requirement(text) for text in metadata.requires("minipali") or []]
-    except (ImportError, metadata.PackageNotFoundError) as error:
-        yield WRONG, f"minipali is not installed ({error}): run python course.py setup"
-        return
-    version, needed = platform.python_version(), about["Requires-Python"]
-    if SpecifierSet(needed).contains(version, prereleases=True):
-        yield OK, f"Python {version}"
-    else:
-        yield WRONG, f"Python must be {needed}, found {version}: install one, delete .venv"
-
-    uses = {"": "", "course": "for the notebooks", "hub": "to download published models"}
-    for wanted in requirements:
-        marker = wanted.marker
-        extra = next((e for e in uses if not marker or marker.evaluate({"extra": e})), None)
-        if extra is None:
-            continue
-        name = wanted.name
-        install = f'{PYTHON} -m pip install "{name}{wanted.specifier}"'
-        try:
-            found = metadata.version(name)
-            importlib.import_module(IMPORTED.get(name, name))
-        except metadata.PackageNotFoundError:
-            if extra:  # the package itself works without it
-                yield NOTE, f"{name} is not installed; it is needed {uses[extra]}: {install}"
-            else:
-                yield WRONG, f"{name} is not installed: {install}"
-        # A damaged package can fail in any way while it is imported.
-        except Exception as error:
-            yield WRONG, f"{name} {found} cannot be imported ({one_line(error)}): {install}"
-        else:
-            if wanted.specifier.contains(found, prereleases=True):
-                yield OK, f"{name} {found}"
-            else:
-                yield WRONG, f"{name} must be {wanted.specifier}, found {found}: {install}"
-
-
-def small_model() -> Iterator[Finding]:
-    try:
-        model, _ = load_model("small")
-    # Whatever it is, it belongs into the list.
-    except Exception as error:
-        yield WRONG, f"the small model does not load: {one_line(error)}"
-    else:
-        weights = sum(p.numel() for p in model.parameters())
-        yield OK, f"the small model loads ({weights:,} weights)"
-
-
-def drawings() -> Iterator[Finding]:
-    import zipfile
-
-    path = ASSETS / "sprites.zip"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            count = len(archive.namelist())
-    except (OSError, zipfile.BadZipFile) as error:
-        yield WRONG, f"{path} must be a whole archive ({one_line(error)}): get the repository again"
-        return
-    if damaged:
-        yield WRONG, f"{path} is damaged at {damaged}: get the repository again"
-    else:
-        yield OK, f"the drawings can be read ({count} pictures)"
-
-
-def kernel() -> Iterator[Finding]:
-    try:
-        from jupyter_client.kernelspec import KernelSpecManager
-    except ImportError:
-        yield NOTE, "no Jupyter here; it is needed for the notebooks: python course.py setup"
-        return
-    if "python3" in KernelSpecManager().find_kernel_specs():
-        yield OK, "Jupyter has a Python kernel"
-    else:
-        yield WRONG, f"Jupyter has no Python kernel: {PYTHON} -m pip install ipykernel"
-
-
-def room_for_3b() -> Iterator[Finding]:
-    """Memory and disk for the published 3B model, whose size follows from its config."""
-    try:
-        import torch
-
-        from minipali.config import preset
-        from minipali.paligemma import PaliGemma
-
-        with torch.device("meta"):
-            weights = sum(p.numel() for p in PaliGemma(preset("paligemma-3b-224")).parameters())
-    # Said above already, with what to do.
-    except ImportError:
-        return
-    try:
-        import psutil
-    except ImportError:
-        psutil = None
-    if psutil:
-        free, needed = psutil.virtual_memory().available, 2 * weights
-        text = f"PaliGemma 3B takes {needed / 1e9:.1f} GB of memory in bfloat16"
-        enough = free > 1.2 * needed
-        advice = "" if enough else "; close programs first, or stay with the small model"
-        yield OK if enough else NOTE, f"{text}; {free / 1e9:.1f} GB are free{advice}"
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").absolute()
-    existing = next(folder for folder in (home, *home.parents) if folder.exists())
-    free, needed = shutil.disk_usage(existing).free, 4 * weights
-    enough = free > 1.1 * needed
-    advice = "" if enough else "; HF_HOME can name a folder on another disk"
-    text = f"its files take up to {needed / 1e9:.1f} GB below {home}"
-    yield OK if enough else NOTE, f"{text}; {free / 1e9:.1f} GB are free{advice}"
-
-
-def hub_token() -> Iterator[Finding]:
-    """Whether there is a token. It is not shown."""
-    try:
-        from huggingface_hub import get_token
-    except ImportError:
-        return
-    if get_token():
-        yield OK, "there is a Hugging Face token"
-    else:
-        yield (
-            NOTE,
-            "no Hugging Face token; the published models are given out to those who accepted the"
-            " licence on their page: hf auth login. The small model needs none",
-        )

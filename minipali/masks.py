@@ -113,14 +113,15 @@ def load_codec(file: str | Path) -> MaskCodec:
     wanted = {published_name(name): tuple(one.shape) for name, one in codec.state_dict().items()}
     arrays = _read_arrays(Path(file), set(wanted))
     wrong = [
-        f"{name} must be float of shape {shape}, found {arrays[name].dtype} {arrays[name].shape}"
+        f"{name} must be float of shape {shape},"
+        f" found {str(arrays[name].dtype)[:40]} {arrays[name].shape}"
         for name, shape in wanted.items()
         if arrays[name].shape != shape or arrays[name].dtype.kind != "f"
     ]
     if wrong:
         raise MasksError(f"{file}: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
     weights = {
-        name: torch.tensor(arrays[published_name(name)], dtype=torch.float32)
+        name: torch.from_numpy(arrays[published_name(name)].astype(np.float32))
         for name in codec.state_dict()
     }
     codec.load_state_dict(weights, assign=True)
@@ -153,7 +154,10 @@ def _read_arrays(file: Path, wanted: set[str]) -> dict[str, np.ndarray]:
             size = sum(entry.file_size for entry in opened.zip.infolist())
             if size > LARGEST:
                 raise MasksError(f"{file} must hold at most {LARGEST:,} bytes, found {size:,}")
-            return {name: opened[name] for name in wanted}
+            arrays = {name: opened[name] for name in wanted}
+            if damaged := sorted(n for n, a in arrays.items() if not isinstance(a, np.ndarray)):
+                raise MasksError(f"{file}: {_some(damaged)} must be arrays, found bytes: {again}")
+            return arrays
     except MasksError:
         raise
     # Pickled, cut-off and damaged files make numpy and zipfile raise many things.

@@ -1,7 +1,11 @@
 """What a user calls: answers as text and as a stream, boxes, masks, options, threads."""
 
+import os
+import subprocess
+import sys
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +14,13 @@ from conftest import fresh_model, make_theirs
 from PIL import Image
 from test_masks import Halves, text
 
+import minipali
 from minipali import generation, load
 from minipali.asking import LONGEST, detect, generate, segment, stream
 from minipali.locations import box_tokens
 from minipali.scenes import examples
+
+MODEL = [f"minipali.{name}" for name in ("generation", "paligemma", "gemma", "vision", "attention")]
 
 
 def greedy(theirs, batch) -> list[list[int]]:
@@ -282,6 +289,30 @@ def test_an_answer_without_an_end_is_cut_with_a_warning(small, says):
     assert len(found) in (room // len(again), room // len(again) + 1)
     with pytest.raises(ValueError, match="shorten the prompt"):  # not even one token fits
         detect(*small, picture(), "cat " * 600)
+
+
+# --- rooms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("minipali", ["torch", "numpy", "PIL", "matplotlib"]),
+        ("minipali.cli", ["torch", "numpy", "PIL", "matplotlib"]),
+        ("minipali.doctor", ["torch", "numpy", "PIL", "matplotlib"]),
+        ("minipali.scenes", ["matplotlib", *MODEL]),
+        ("minipali.locations", ["matplotlib", *MODEL]),
+        ("minipali.masks", ["matplotlib", *MODEL]),
+        ("minipali.asking", ["matplotlib", "minipali.swap", "minipali.checks"]),
+    ],
+)
+def test_an_import_loads_no_more_than_it_says(imported, absent):
+    code = f"import sys, {imported}\nprint(*sorted(set({absent}) & set(sys.modules)))"
+    folder = str(Path(minipali.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": folder}
+    run = [sys.executable, "-c", code]
+    told = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=100)
+    assert (told.stdout.strip(), told.stderr) == ("", "")
 
 
 # --- threads -------------------------------------------------------------------------------------

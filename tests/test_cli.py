@@ -1,17 +1,22 @@
 """The command `minipali`, with a tiny random model in place of a trained one."""
 
+import errno
 import io
+import os
 import re
+import subprocess
 import sys
-import zipfile
-from importlib import metadata
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import randomise, tiny_config
 from PIL import Image
 
-from minipali import cli, locations
+import minipali
+from minipali import asking, cli
 from minipali.asking import generate
 from minipali.paligemma import PaliGemma
 from minipali.scenes import OBJECTS, TASKS, TRAINING_ARTISTS, ask, compose, plural
@@ -22,7 +27,7 @@ def small(processor, monkeypatch):
     """What the command loads instead of the small model: (model, processor)."""
     model = PaliGemma(tiny_config()).eval()
     randomise(model)
-    monkeypatch.setattr(cli, "load_model", lambda source: (model, processor))
+    monkeypatch.setattr(cli, "load_model", lambda source, device: (model, processor))
     return model, processor
 
 
@@ -30,7 +35,7 @@ def small(processor, monkeypatch):
 def no_model(monkeypatch):
     """For what must be refused before a model, which may be large, is loaded."""
 
-    def load_model(source):
+    def load_model(source, device):
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(cli, "load_model", load_model)
@@ -95,15 +100,62 @@ def test_without_pictures(no_model, monkeypatch, tmp_path, capsys):
 def test_the_model_is_the_one_named(picture, monkeypatch, capsys):
     asked = []
 
-    def load_model(source):
-        asked.append(source)
+    def load_model(source, device):
+        asked.append((source, device))
         raise ValueError("first line\n  second line")
 
     monkeypatch.setattr(cli, "load_model", load_model)
     told = refused(capsys, "ask", "--image", picture, "--model", "owner/name")
     assert told == "minipali: error: first line second line\n"
-    refused(capsys, "ask", "--image", picture)
-    assert asked == ["owner/name", "small"]
+    refused(capsys, "detect", "dog", "--image", picture, "--device", "mps")
+    assert asked == [("owner/name", "auto"), ("small", "mps")]
+
+
+@pytest.mark.parametrize(
+    ("name", "present", "chosen"),
+    [
+        ("auto", ("cuda", "mps"), "cuda"),
+        ("auto", ("mps",), "mps"),
+        ("auto", (), "cpu"),
+        ("cpu", ("cuda",), "cpu"),
+        ("cuda", ("cuda",), "cuda"),
+        ("mps", ("mps",), "mps"),
+        ("cuda", ("mps",), None),
+        ("mps", (), None),
+    ],
+)
+def test_the_device_is_one_that_is_there(monkeypatch, name, present, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in present)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in present)
+    if chosen:
+        assert cli.choose_device(name) == chosen
+    else:
+        with pytest.raises(ValueError, match=f"--device {name} must be .* use --device cpu"):
+            cli.choose_device(name)
+
+
+def test_the_model_goes_to_the_chosen_device(monkeypatch):
+    from minipali import weights
+
+    class Model:
+        def parameters(self):
+            return iter(())
+
+    given = []
+    monkeypatch.setattr(cli, "choose_device", {"auto": "cuda"}.get)
+    monkeypatch.setattr(
+        weights, "load", lambda source, device: given.append((source, device)) or (Model(), None)
+    )
+    cli.load_model("small", "auto")
+    assert given == [("small", "cuda")]
+
+
+def test_a_device_whose_memory_is_full(picture, monkeypatch, capsys):
+    def load_model(source, device):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.\n  much more")
+
+    monkeypatch.setattr(cli, "load_model", load_model)
+    assert "memory of the device: try --device cpu" in refused(capsys, "ask", "--image", picture)
 
 
 def test_a_console_that_cannot_write_a_letter(small, picture, monkeypatch):
@@ -131,10 +183,30 @@ def test_help_names_the_prompts_that_the_small_model_learns(capsys):
         asked |= {kind(q.prompt) for task in TASKS if (q := ask(rng, scene, task))}
     told = {kind(line.split("  (")[0].strip()) for line in cli.PROMPTS.splitlines()}
     assert told == asked
+    assert cli.NAMES.split() == list(OBJECTS)
+    for verb, text in (("ask", cli.PROMPTS), ("ask", cli.NAMES), ("detect", cli.NAMES)):
+        with pytest.raises(SystemExit) as end:
+            cli.main([verb, "--help"])
+        assert end.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_a_note_where_the_small_model_has_not_learned_a_prompt():
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        scene = compose(rng, TRAINING_ARTISTS)
+        for task in TASKS:
+            if question := ask(rng, scene, task):
+                assert cli.LEARNED.fullmatch(question.prompt)
+    for prompt in ("detect zebra", "answer en how many zebras are there?", "caption de", "detect"):
+        assert not cli.LEARNED.fullmatch(prompt)
+
+
+def test_the_version(capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["ask", "--help"])
+        cli.main(["--version"])
     assert end.value.code == 0
-    assert cli.PROMPTS in capsys.readouterr().out
+    assert capsys.readouterr().out == f"minipali {minipali.__version__}\n"
 
 
 # --- detect --------------------------------------------------------------------------------------
@@ -144,7 +216,7 @@ def test_help_names_the_prompts_that_the_small_model_learns(capsys):
 def found(small, monkeypatch):
     """The boxes that the model finds: one dog. (Reading real answers is tested elsewhere.)"""
     boxes = [("dog", (5.0, 10.0, 25.0, 32.0))]
-    monkeypatch.setattr(locations, "detect", lambda model, processor, image, name: boxes)
+    monkeypatch.setattr(asking, "detect", lambda model, processor, image, name: boxes)
     return boxes
 
 
@@ -161,6 +233,21 @@ def test_detect_draws_the_boxes(found, picture, tmp_path, capsys):
     assert picture.read_bytes() == before
     told = capsys.readouterr().out.splitlines()
     assert told[1:] == ["found     dog: x 10 to 32, y 5 to 25", f"written   {output}"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "out.png"]
+    if os.name == "posix":  # as any new file
+        (tmp_path / "new").touch()
+        assert output.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_detect_writes_through_a_link(found, picture, tmp_path):
+    (tmp_path / "real.png").write_bytes(b"earlier")
+    try:
+        (tmp_path / "link.png").symlink_to("real.png")
+    except OSError:
+        pytest.skip("this system gives no right to make links")
+    arguments = ["--image", str(picture), "--output", str(tmp_path / "link.png")]
+    assert cli.main(["detect", "dog", *arguments]) == 0
+    assert (tmp_path / "link.png").is_symlink() and opened(tmp_path / "real.png").size == (40, 30)
 
 
 def test_detect_replaces_an_earlier_result(found, picture, tmp_path):
@@ -174,8 +261,23 @@ def test_detect_finds_nothing(found, picture, tmp_path, capsys):
     found.clear()
     output = tmp_path / "out.png"
     assert cli.main(["detect", "owl", "--image", str(picture), "--output", str(output)]) == 0
-    assert "nothing that the model calls 'owl'" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "nothing that the model calls 'owl'" in told
+    assert "note      the small model has not learned this name; see minipali detect" in told
     assert not output.exists()
+
+
+def test_what_the_library_warns_about_is_a_note(small, picture, monkeypatch, capsys):
+    def detect(model, processor, image, name):
+        warnings.warn("the answer was cut off", stacklevel=2)
+        warnings.warn_explicit("Corrupt EXIF data", UserWarning, "TiffImagePlugin.py", 9, "PIL.x")
+        return []
+
+    monkeypatch.setattr(asking, "detect", detect)
+    assert cli.main(["detect", "dog", "--image", str(picture)]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("note      ") == 1 and "note      the answer was cut off\n" in told.out
+    assert told.err == ""
 
 
 def test_detect_writes_boxes_png_here(found, picture, tmp_path, monkeypatch):
@@ -203,15 +305,65 @@ def test_detect_refuses_an_output_at_once(no_model, picture, tmp_path, capsys, o
     assert picture.read_bytes() == before
 
 
-@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, OSError])
-def test_detect_cannot_write(found, picture, tmp_path, monkeypatch, capsys, error):
-    def save(self, path):
-        raise error(13, "the disk says no", str(path))
-
-    monkeypatch.setattr(Image.Image, "save", save)
+@pytest.mark.parametrize("step", ["write", "replace"])
+def test_an_error_while_writing_leaves_the_old_picture(
+    found, picture, tmp_path, monkeypatch, capsys, step
+):
     output = tmp_path / "out.png"
-    told = refused(capsys, "detect", "dog", "--image", picture, "--output", output)
-    assert "the disk says no" in told and "out.png" in told
+    output.write_bytes(b"earlier")
+
+    def write_bytes(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    def replace(source, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(source), str(target))
+
+    with monkeypatch.context() as patched:
+        if step == "write":
+            patched.setattr(Path, "write_bytes", write_bytes)
+        else:
+            patched.setattr(os, "replace", replace)
+        told = refused(capsys, "detect", "dog", "--image", picture, "--output", output)
+    assert "out.png was not written: " in told
+    assert ("No space left" if step == "write" else "Permission denied") in told
+    assert output.read_bytes() == b"earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "out.png"]
+
+
+# --- who reads the output ------------------------------------------------------------------------
+
+
+def test_a_reader_that_has_seen_enough(picture):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minipali", "ask", "--image", str(picture)],
+        env=os.environ | {"PYTHONPATH": str(Path(minipali.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(100) == 1
+
+
+def test_on_windows_a_reader_that_has_gone_is_an_invalid_argument(small, picture, monkeypatch):
+    with open(os.devnull, "wb") as nowhere:
+
+        class Gone(io.StringIO):
+            def write(self, text):
+                raise OSError(errno.EINVAL, "Invalid argument")
+
+            def fileno(self):
+                return nowhere.fileno()
+
+        monkeypatch.setattr(sys, "stdout", Gone())
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "platform", "win32")
+            assert cli.main(["ask", "--image", str(picture)]) == 1
+    assert not cli.nobody_reads(OSError(errno.EINVAL, "Invalid argument", "a file.png"))
+    assert not cli.nobody_reads(ValueError("no"))
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -219,6 +371,29 @@ def test_detect_cannot_write(found, picture, tmp_path, monkeypatch, capsys, erro
 
 def test_no_such_picture(no_model, tmp_path, capsys):
     assert "no picture at" in refused(capsys, "ask", "--image", tmp_path / "none.png")
+
+
+def test_what_people_try_as_a_picture_gets_advice(no_model, tmp_path, capsys):
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7\n")
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    for given, advice in (
+        ("https://example.org/a.png", "https://example.org/a.png is a link, .* download"),
+        (tmp_path, "found a folder: name a file in it"),
+        (tmp_path / "a.pdf", "found a PDF: save the page as PNG"),
+        (tmp_path / "a.heic", "found a HEIC photo: save it as JPEG"),
+        ("x" * 5000, "no picture at"),
+    ):
+        told = refused(capsys, "ask", "--image", given)
+        assert re.search(advice, told) and len(told) < 400
+
+
+@pytest.mark.parametrize("option", ["--image", "--prompt", "--model", "--device"])
+def test_an_option_given_twice_is_not_silently_replaced(no_model, picture, capsys, option):
+    value = "cpu" if option == "--device" else str(picture)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["ask", option, value, option, value])
+    assert end.value.code == 2
+    assert f"{option} must be given once" in capsys.readouterr().err
 
 
 def test_not_a_picture(no_model, tmp_path, capsys):
@@ -235,7 +410,7 @@ def test_not_a_model(picture, tmp_path, capsys):
 
 
 def test_an_unexpected_error_keeps_its_traceback(picture, monkeypatch):
-    def load_model(source):
+    def load_model(source, device):
         raise KeyError("a bug")
 
     monkeypatch.setattr(cli, "load_model", load_model)
@@ -244,14 +419,17 @@ def test_an_unexpected_error_keeps_its_traceback(picture, monkeypatch):
 
 
 def test_ctrl_c(picture, monkeypatch):
-    def load_model(source):
+    def load_model(source, device):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "load_model", load_model)
     assert cli.main(["ask", "--image", str(picture)]) == 130
 
 
-@pytest.mark.parametrize("arguments", [["describe"], ["detect"], ["ask", "--temperature", "1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["describe"], ["detect"], ["ask", "--temperature", "1"], ["ask", "--device", "tpu"]],
+)
 def test_misspelt_commands(capsys, arguments):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
@@ -264,153 +442,3 @@ def test_no_command_at_all_shows_the_help(capsys):
         cli.main([])
     assert end.value.code == 0
     assert "usage: minipali" in capsys.readouterr().out
-
-
-# --- doctor --------------------------------------------------------------------------------------
-
-
-def test_doctor_counts_what_is_wrong(monkeypatch, capsys):
-    for name in ("packages", "small_model", "drawings", "kernel", "room_for_3b", "hub_token"):
-        monkeypatch.setattr(cli, name, lambda name=name: [(cli.OK, name)])
-    assert cli.main(["doctor"]) == 0
-    assert capsys.readouterr().out.endswith("\nAll is well.\n")
-    monkeypatch.setattr(cli, "hub_token", lambda: [(cli.NOTE, "no token")])
-    assert cli.main(["doctor"]) == 0
-    monkeypatch.setattr(cli, "kernel", lambda: [(cli.WRONG, "no kernel")])
-    assert cli.main(["doctor"]) == 1
-    told = capsys.readouterr().out.splitlines()
-    assert "WRONG no kernel" in told and "note  no token" in told
-    assert told[-1] == "1 wrong; see above."
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """What doctor takes for the installed versions: a change, or None for not installed."""
-    monkeypatch.setattr(
-        metadata,
-        "requires",
-        lambda name: [
-            "numpy<3,>=2",
-            "einops<1,>=0.8",
-            "tqdm<5,>=4.66; python_version < '3'",
-            "pytest-xdist<4,>=3.6; extra == 'course'",
-            "huggingface_hub<3,>=1; extra == 'hub'",
-            "nowhere>=1; extra == 'dev'",
-        ],
-    )
-    monkeypatch.setattr(metadata, "metadata", lambda name: {"Requires-Python": ">=3.11"})
-    versions = {"numpy": "2.4.6", "einops": "0.8.2"}
-    versions |= {"pytest-xdist": "3.8.0", "huggingface_hub": "2.4.0"}
-
-    def version(name):
-        if versions[name] is None:
-            raise metadata.PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(metadata, "version", version)
-    return versions
-
-
-def kinds(findings) -> dict[str, str]:
-    """Finding by its first word."""
-    return {text.split()[0]: kind for kind, text in findings}
-
-
-def test_doctor_sees_packages(installed):
-    names = ["Python", "numpy", "einops", "pytest-xdist", "huggingface_hub"]
-    assert kinds(cli.packages()) == dict.fromkeys(names, cli.OK)
-
-
-@pytest.mark.parametrize(
-    ("name", "version", "kind"),
-    [
-        ("numpy", None, cli.WRONG),
-        ("numpy", "1.26.4", cli.WRONG),
-        ("numpy", "3.0.0", cli.WRONG),
-        ("numpy", "2.5.0+cpu", cli.OK),
-        ("pytest-xdist", None, cli.NOTE),
-        ("pytest-xdist", "2.0", cli.WRONG),
-        ("huggingface_hub", None, cli.NOTE),
-    ],
-)
-def test_doctor_sees_missing_and_unfit_packages(installed, name, version, kind):
-    installed[name] = version
-    seen = {text.split()[0]: (found, text) for found, text in cli.packages()}
-    assert seen[name][0] == kind
-    if kind != cli.OK:
-        assert f'-m pip install "{name}' in seen[name][1]
-    assert [n for n, (found, _) in seen.items() if found != cli.OK and n != name] == []
-
-
-def test_doctor_sees_a_damaged_package(installed, monkeypatch):
-    monkeypatch.setitem(sys.modules, "einops", None)  # its import fails from now on
-    assert kinds(cli.packages())["einops"] == cli.WRONG
-
-
-def test_doctor_sees_an_old_python(installed, monkeypatch):
-    monkeypatch.setattr(cli.platform, "python_version", lambda: "3.10.4")
-    assert kinds(cli.packages())["Python"] == cli.WRONG
-
-
-def test_doctor_sees_the_small_model(small, monkeypatch):
-    ((kind, text),) = cli.small_model()
-    assert kind == cli.OK
-    assert f"{sum(p.numel() for p in small[0].parameters()):,} weights" in text
-
-    def load_model(source):
-        raise RuntimeError("torn")
-
-    monkeypatch.setattr(cli, "load_model", load_model)
-    ((kind, text),) = cli.small_model()
-    assert (kind, "torn" in text) == (cli.WRONG, True)
-
-
-@pytest.mark.parametrize("damage", ["none", "missing", "cut", "changed"])
-def test_doctor_sees_the_drawings(monkeypatch, tmp_path, damage):
-    archive = tmp_path / "sprites.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("noto/cat.png", b"A" * 200)
-    content = archive.read_bytes()
-    if damage == "missing":
-        archive.unlink()
-    elif damage == "cut":
-        archive.write_bytes(content[:150])
-    elif damage == "changed":
-        archive.write_bytes(content.replace(b"AAAA", b"AAAB", 1))
-    monkeypatch.setattr(cli, "ASSETS", tmp_path)
-    ((kind, _),) = cli.drawings()
-    assert kind == (cli.OK if damage == "none" else cli.WRONG)
-
-
-def test_doctor_sees_the_kernel(monkeypatch):
-    from jupyter_client.kernelspec import KernelSpecManager
-
-    for specs, kind in (({"python3": "somewhere"}, cli.OK), ({"julia": "somewhere"}, cli.WRONG)):
-        monkeypatch.setattr(KernelSpecManager, "find_kernel_specs", lambda self, s=specs: s)
-        assert [found for found, _ in cli.kernel()] == [kind]
-
-
-@pytest.mark.parametrize(("gigabytes", "kind"), [(1, cli.NOTE), (1000, cli.OK)])
-def test_doctor_measures_the_room_for_3b(monkeypatch, tmp_path, gigabytes, kind):
-    from types import SimpleNamespace
-
-    import psutil
-
-    memory = SimpleNamespace(available=gigabytes * 10**9)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    disk = SimpleNamespace(free=gigabytes * 10**9)
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda folder: disk)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "yet"))
-    findings = list(cli.room_for_3b())
-    assert [found for found, _ in findings] == [kind, kind]
-    # 2,923,466,480 weights, as the published index says: 5.8 GB in bfloat16, 11.7 in float32
-    assert "5.8 GB of memory" in findings[0][1] and "11.7 GB" in findings[1][1]
-
-
-def test_doctor_never_shows_the_token(monkeypatch):
-    import huggingface_hub
-
-    for token, kind in (("hf_secret", cli.OK), (None, cli.NOTE)):
-        monkeypatch.setattr(huggingface_hub, "get_token", lambda t=token: t)
-        ((found, text),) = cli.hub_token()
-        assert found == kind and "secret" not in text

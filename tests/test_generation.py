@@ -228,6 +228,22 @@ def test_top_p_keeps_the_token_that_crosses_it():
         assert int((distribution(logits, top_p=top_p) > 0).sum()) == kept
 
 
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_top_p_is_exact_over_the_real_vocabulary(spread):
+    """With sums in float32, top_p=1.0 would lose 41,264 of the 257,216 tokens."""
+    random = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(1, 257_216, generator=random)
+    exact = logits[0].double().numpy()
+    exact = np.exp(exact - exact.max())
+    exact /= exact.sum()
+    assert int((distribution(logits, top_p=1.0) > 0).sum()) == 257_216
+    ordered = np.sort(exact)[::-1].cumsum()
+    for top_p in (0.5, 0.9, 0.99, 0.999_999):
+        kept = distribution(logits, top_p=top_p)[0] > 0
+        assert int(kept.sum()) == int(np.searchsorted(ordered, top_p)) + 1
+        assert exact[kept.numpy()].sum() >= top_p
+
+
 def test_forbidden_tokens_have_no_probability_and_tiny_temperatures_no_nan():
     logits = random_logits()
     logits[:, 40:] = float("-inf")

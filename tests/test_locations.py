@@ -31,6 +31,60 @@ def test_several_boxes_are_read_and_nonsense_is_passed_over():
     assert read_boxes("a dog") == []
 
 
+def test_names_are_kept_in_answers_that_hold_segments():
+    box, codes = "<loc0001><loc0002><loc0003><loc0004>", "<seg001>" * 16
+    # The forms of big_vision's and transformers' examples, and what a model may make of them.
+    for answer, names in {
+        f"{box}{codes} cat": ["cat"],
+        f"{box} {codes} red car ; {box}{codes} dog": ["red car", "dog"],
+        f"{box}{codes} cat ; {box} dog": ["cat", "dog"],
+        f"{box}<seg001><seg127> cat": ["cat"],  # too few codes are still no name
+        f"{box}{codes}": [""],
+        f"{box}{codes}{box} cat": ["", "cat"],
+        f"{box};{box} cat": ["", "cat"],
+        f"{box}<seg12> cat": [""],  # no segment token
+        "<loc٠٠٠١><loc٠٠٠٢><loc٠٠٠٣><loc٠٠٠٤> cat": [],  # digits, but no location token
+    }.items():
+        assert [name for name, _ in read_boxes(answer)] == names, answer
+
+
+def by_token(answer: list[str]) -> list[tuple[str, list[int]]]:
+    """What read_boxes should find, token by token and without a pattern."""
+    found, i = [], 0
+    while i < len(answer):
+        four = answer[i : i + 4]
+        if len(four) < 4 or not all(token.startswith("<loc") for token in four):
+            i += 1
+            continue
+        i += 4
+        while i < len(answer) and (answer[i].startswith("<seg") or answer[i] == " "):
+            i += 1
+        name = ""
+        while i < len(answer) and answer[i] != ";" and not answer[i].startswith("<"):
+            name += answer[i]
+            i += 1
+        numbers = [int(token[4:8]) for token in four]
+        if max(numbers) < 1024:
+            found.append((name.strip(), numbers))
+    return found
+
+
+def test_random_answers_are_read_as_token_by_token():
+    chance, boxes = random.Random(0), 0
+    for _ in range(3000):
+        answer = []
+        for _ in range(chance.randint(1, 8)):
+            answer += [f"<loc{chance.choice((7, 500, 1023, 1024)):04d}>"] * chance.choice((3, 4, 5))
+            answer += ["<seg001>"] * chance.choice((0, 0, 1, 16, 17))
+            answer += chance.choice(([" ", "cat"], [" ", "red", " ", "car", " "], ["dog"], []))
+            answer += chance.choice(([" ", ";", " "], [";"], []))
+        found = [(name, [round(1023 * edge) for edge in box]) for name, box in
+                 read_boxes("".join(answer))]  # fmt: skip
+        assert found == by_token(answer), "".join(answer)
+        boxes += len(found)
+    assert boxes > 3000
+
+
 @pytest.mark.parametrize("box", [(0.0, 0.0, 1.0, 1.0), (0.123, 0.456, 0.789, 0.99)])
 def test_there_and_back_is_off_by_half_a_step_at_most(box):
     [(_, back)] = read_boxes(box_tokens(box) + " x")

@@ -1,6 +1,7 @@
 """Lesson 15: masks as tokens; the published codec against flax's semantics in plain numpy."""
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -216,6 +217,62 @@ def test_files_that_are_no_whole_npz_are_refused(tmp_path, file):
         load_codec(tmp_path / "other.zip")
 
 
+def npy(header: str, content: bytes = b"") -> bytes:
+    """An array's file with any text where its kind and shape belong."""
+    return b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header.encode() + content
+
+
+def test_damaged_members_are_refused_whatever_numpy_raises(tmp_path, arrays):
+    def header(kind="'<f4'", shape="(1,)") -> str:
+        return f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}}}\n"
+
+    whole = {n + ".npy": npy(header(shape=str(a.shape)), a.tobytes()) for n, a in arrays.items()}
+    for number, damaged in enumerate(
+        (
+            b"",  # numpy gives out bytes where an array is due
+            b"not an array",
+            npy(header())[:7],
+            npy(header()),  # no numbers
+            npy(header(shape="(10**12,)")),
+            npy(header(shape="(1000000000000000,)")),  # more than any memory
+            npy(header(shape="(-1,)")),
+            npy(header(kind="'<f")),  # a text without end: TokenError
+            npy(header(kind="'|O'")),
+            npy(header(kind="'<f4', " * 900)),
+            npy("{" * 300),
+            npy("(" * 9000),
+            npy("\0" * 100),
+            npy(""),
+        )
+    ):
+        file = tmp_path / f"{number}.npz"
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in (whole | {"decoder.12.bias.npy": damaged}).items():
+                archive.writestr(name, content)
+        with pytest.raises(MasksError, match=rf"{number}\.npz") as refused:
+            load_codec(file)
+        assert len(str(refused.value)) < 600
+    with zipfile.ZipFile(tmp_path / "whole.npz", "w") as archive:
+        for name, content in whole.items():
+            archive.writestr(name, content)
+    load_codec(tmp_path / "whole.npz")  # so it was the damage
+
+
+@pytest.mark.parametrize("kind", ["<f2", "<f8", ">f4", np.longdouble])
+def test_floats_of_any_kind_become_float32(tmp_path, arrays, kind):
+    changed = arrays | {"decoder.12.bias": np.array([0.5], kind)}
+    codec = load_codec(saved(tmp_path, changed))
+    assert codec.decoder[-1].bias.tolist() == [0.5]
+    assert {p.dtype for p in codec.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_before_it_is_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(MasksError, match="no file"):
+        load_codec(tmp_path / "pipe.npz")
+
+
 # --- small codecs, as the lesson trains them ------------------------------------------------------
 
 
@@ -276,6 +333,18 @@ def test_several_objects_are_read_and_nonsense_is_passed_over():
     ):
         assert read_masks(bad, Halves(), 9, 9) == []
     assert len(read_masks(f"{good.replace('<seg064>', '', 1)} ; {good}", Halves(), 9, 9)) == 1
+
+
+def test_codes_go_to_the_device_of_the_codec():
+    class Elsewhere(Halves):
+        codebook = torch.zeros(128, 1, device="meta")  # any device that is not the CPU
+
+        def decode(self, codes):
+            assert codes.device == self.codebook.device
+            return torch.ones(len(codes), 64, 64)
+
+    [(_, _, mask)] = read_masks(text((0.0, 0.0, 1.0, 1.0), [1] * 16, "cat"), Elsewhere(), 9, 9)
+    assert mask.all()
 
 
 def test_a_box_smaller_than_a_pixel_and_one_outside_hide_nothing_and_crash_nothing():
