@@ -1,19 +1,27 @@
 """The shipped model's training: its stages, stopping and going on, several processes."""
 
+import contextlib
+import json
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from minipali import recipe, scenes
+from minipali import checkpoints, recipe, scenes
 from minipali.checkpoints import (
+    TrainingError,
     load_checkpoint,
+    only_run_in,
     read_log,
     save_checkpoint,
 )
@@ -143,16 +151,142 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(kind, processor, tmp_p
     resumed = make(kind, processor)
     run(resumed, halves, every=2)
     for name, p in unbroken.module.state_dict().items():
-        torch.testing.assert_close(resumed.module.state_dict()[name], p, msg=name)
-    steps_logged = [line["step"] for line in read_log(halves / "log.jsonl")]
-    assert steps_logged == sorted(set(steps_logged)) and steps_logged[-1] == resumed.steps
+        assert torch.equal(resumed.module.state_dict()[name], p), name
+    assert logged(halves) == logged(whole)
+
+
+def logged(folder: Path) -> list[dict]:
+    """The lines of the log as they stand in the file, but for the time that they tell."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) | {"seconds": 0} for line in lines]
+
+
+@pytest.mark.parametrize("lost", ["save_checkpoint", "add_line"])
+def test_log_and_checkpoint_agree_after_a_kill_between_them(processor, tmp_path, monkeypatch, lost):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir(), halves.mkdir()
+    run(make(GenerativeStage, processor), whole, every=1)
+    done, calls = getattr(recipe, lost), []
+
+    def killed_the_third_time(file, *given):
+        calls.append(file)
+        if len(calls) == 3:
+            if lost == "add_line":
+                file.write_text(file.read_text() + '{"stage": "genera')  # cut in the middle
+            raise KeyboardInterrupt
+        done(file, *given)
+
+    monkeypatch.setattr(recipe, lost, killed_the_third_time)
+    with pytest.raises(KeyboardInterrupt):
+        run(make(GenerativeStage, processor), halves, every=1)
+    assert [line["step"] for line in read_log(halves / "log.jsonl")][:2] == [1, 2]
+    run(make(GenerativeStage, processor), halves, every=1)
+    assert logged(halves) == logged(whole)
+
+
+def test_a_log_says_which_of_its_lines_is_none(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"stage": "a", "step": 1, "loss": 2.5}\nrubbish\n{"stage": "a", "step": 2}\n')
+    with pytest.raises(TrainingError, match="line 2 of .*'rubbish'"):
+        read_log(log)
+
+
+def test_a_checkpoint_is_not_mapped_to_its_file(tmp_path):
+    """Windows replaces no file that somebody has mapped."""
+    file = tmp_path / "x.safetensors"
+    save_checkpoint(file, {"a": torch.ones(10_000)})
+    held = load_checkpoint(file)["a"]
+    with file.open("r+b") as same:
+        same.seek(-40_000, os.SEEK_END)
+        same.write(bytes(40_000))
+    assert torch.equal(held, torch.ones(10_000))
+
+
+def test_a_file_that_is_held_for_a_while_is_replaced_afterwards(tmp_path, monkeypatch):
+    """As on Windows, where a virus scanner opens what is new."""
+    file, tries, replaced = tmp_path / "x.safetensors", [], Path.replace
+
+    def held(self, target):
+        tries.append(target)
+        if len(tries) < 3:
+            raise PermissionError("held")
+        return replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    save_checkpoint(file, {"a": 1})
+    assert load_checkpoint(file) == {"a": 1} and len(tries) == 3
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError("no")])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path, monkeypatch, error):
+    file = tmp_path / "x.safetensors"
+    save_checkpoint(file, {"a": 1})
+
+    def full(tensors, new, metadata):
+        Path(new).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(TrainingError, match="the disk must have room .* goes on from the last"):
+        save_checkpoint(file, {"a": 2})
+    assert load_checkpoint(file) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["text", "cut", "foreign", "folder", "other model", "no step"])
+def test_a_damaged_or_foreign_checkpoint_is_told_in_one_sentence(processor, tmp_path, what):
+    run(make(ContrastiveStage, processor), tmp_path, every=6)
+    file = tmp_path / "contrastive.safetensors"
+    whole, state = file.read_bytes(), load_checkpoint(file)
+    file.unlink()
+    if what == "folder":
+        file.mkdir()
+    elif what == "foreign":
+        save_file({"weight": torch.ones(2)}, file)
+    elif what == "other model":
+        save_checkpoint(file, state | {"module": {"weight": torch.ones(2)}})
+    elif what == "no step":
+        save_checkpoint(file, {key: value for key, value in state.items() if key != "step"})
+    else:
+        file.write_bytes(b"hello" if what == "text" else whole[: len(whole) // 2])
+    with pytest.raises(TrainingError, match="contrastive.safetensors must be a checkpoint") as told:
+        run(make(ContrastiveStage, processor), tmp_path)
+    assert "\n" not in str(told.value) and "delete it" in str(told.value)
 
 
 def test_another_recipes_checkpoint_is_refused(processor, tmp_path):
     run(make(ContrastiveStage, processor), tmp_path, every=6)
     other = ContrastiveStage(replace(RECIPE, seed=1), TINY, processor, World())
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(
+        TrainingError, match=r"another recipe \(seed 0, now 1\): repeat the command"
+    ):
         run(other, tmp_path)
+    other = make(ContrastiveStage, processor, World(1, 2))
+    with pytest.raises(TrainingError, match=r"another recipe \(processes 1, now 2\)"):
+        run(other, tmp_path)
+
+
+def test_a_folder_belongs_to_one_training_at_a_time(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with (
+        only_run_in(folder),
+        pytest.raises(TrainingError, match="another one is at work in it"),
+        only_run_in(folder),
+    ):
+        pass
+    with only_run_in(folder):  # free again
+        pass
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with (
+            pytest.raises(TrainingError, match="must be a folder to write in"),
+            only_run_in(folder),
+        ):
+            pass
 
 
 def test_learning_reduces_the_loss_and_every_part_of_the_model_moves(processor, tmp_path):
@@ -313,3 +447,116 @@ def test_the_command_trains_a_model_that_loads(tmp_path, monkeypatch):
     assert (tmp_path / "curve.png").stat().st_size > 1000
     stages = [line["stage"] for line in read_log(tmp_path / "log.jsonl")]
     assert stages == ["contrastive", "generative"]
+
+
+def test_a_recipe_has_steps_and_a_seed_that_can_be_used():
+    assert Recipe(contrastive_steps=0).generative_steps == 6000
+    for wrong in (
+        {"contrastive_steps": -5}, {"generative_steps": 0}, {"generative_steps": -1},
+        {"contrastive_batch": 0}, {"generative_batch": 0}, {"seed": -1}, {"seed": 2**64},
+    ):  # fmt: skip
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"{name} must be from"):
+            Recipe(**wrong)
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    for given, said in (
+        (["--contrastive-steps", "-5"], "contrastive_steps must be from 0"),
+        (["--generative-steps", "0"], "generative_steps must be from 1"),
+        (["--folder", str(tmp_path / "file")], "must be a folder to write in"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["recipe", "small", *given])
+        with pytest.raises(SystemExit) as exit:
+            recipe.main()
+        told = capsys.readouterr().err
+        assert exit.value.code == 2 and said in told
+        assert told.startswith("minipali: error: ") and told.count("\n") == 1
+
+
+def wait_for(file: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not file.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert file.exists(), process.communicate(timeout=5)
+
+
+def same_end(found: Path, expected: Path) -> None:
+    assert logged(found) == logged(expected)
+    for stage in ("contrastive", "generative"):
+        one, other = (load_file(run / f"{stage}.safetensors") for run in (found, expected))
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), (stage, name)
+    one, other = (load_file(run / "model" / "model.safetensors") for run in (found, expected))
+    assert all(torch.equal(one[name], other[name]) for name in other) and one.keys() == other.keys()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ((code, text),) = ends(start(COMMAND, "small", "--folder", folder))
+    assert code == 0, text
+    assert text == ""  # no bar where no terminal reads it
+    return folder
+
+
+def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(undisturbed, tmp_path):
+    """Killed from outside, several times, at moments that nobody chose."""
+    for _ in range(4):
+        (process,) = start(COMMAND, "small", "--folder", tmp_path)
+        wait_for(tmp_path / ".lock", process)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=random.uniform(0.0, 3.0))
+        process.kill()
+        process.communicate()
+        for file in tmp_path.glob("*.safetensors"):
+            load_checkpoint(file)
+    ((code, text),) = ends(start(COMMAND, "small", "--folder", tmp_path))
+    assert code == 0, text
+    same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console")
+def test_ctrl_c_says_how_to_go_on_and_a_second_training_is_refused(tmp_path):
+    arguments = ("small", "--folder", tmp_path, "--contrastive-steps", "100000")
+    (process,) = start(COMMAND, *arguments)
+    wait_for(tmp_path / "contrastive.safetensors", process)
+    ((code, text),) = ends(start(COMMAND, *arguments))
+    assert code == 2 and "another one is at work in it" in text and text.count("\n") == 1
+    process.send_signal(signal.SIGINT)
+    ((code, text),) = ends([process])
+    assert code == 130
+    assert text == (
+        f"minipali: stopped; the same command goes on from the last checkpoint in {tmp_path}\n"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
+def test_a_full_disk_stops_it_in_one_line_and_it_goes_on_afterwards(undisturbed, tmp_path):
+    limited = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, -1))\n"
+    ((code, text),) = ends(start(limited + COMMAND, "small", "--folder", tmp_path))
+    assert code == 2 and text.count("\n") == 1 and "the disk must have room" in text
+    assert not list(tmp_path.glob("*.new"))
+    ((code, text),) = ends(start(COMMAND, "small", "--folder", tmp_path))
+    assert code == 0, text
+    same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs a way to stop a process")
+@pytest.mark.parametrize("stopped_by", ["SIGKILL", "SIGSTOP"])
+def test_where_one_process_stops_the_other_ends_too(tmp_path, stopped_by):
+    arguments = ("small", "--folder", tmp_path, "--contrastive-steps", "100000")
+    first, second = start(COMMAND, *arguments, number=2, TEST_PATIENCE="10")
+    try:
+        wait_for(tmp_path / "contrastive.safetensors", first)
+        second.send_signal(getattr(signal, stopped_by))
+        text = first.communicate(timeout=120)[1]
+    finally:
+        second.kill()
+        first.kill()
+        second.communicate()
+    assert first.returncode == 2
+    (told,) = (line for line in text.splitlines() if line.startswith("minipali: "))
+    assert "another one has ended or does not answer" in told and "Traceback" not in text
