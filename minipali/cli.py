@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 
 from minipali import __version__
+from minipali.doctor import ASSETS, look, one_line
 
 # torch takes seconds to import: functions import what they need, so that --help does not wait.
 
-ASSETS = Path(__file__).parent / "assets"
 QUESTION = "answer en what is on the left?"
 
 # What the small model has learned. The names are minipali.scenes.OBJECTS, and a test compares them:
@@ -163,11 +163,6 @@ def note(text) -> None:
     print(f"note      {text}", flush=True)
 
 
-def one_line(error: BaseException) -> str:
-    text = " ".join(line.strip() for line in str(error).splitlines())
-    return text or type(error).__name__
-
-
 def choose_device(name: str) -> str:
     """auto, cpu, cuda or mps -> cpu, cuda or mps. Raises ValueError if it is not there."""
     import torch
@@ -267,9 +262,7 @@ def replace(file: Path, content: bytes) -> None:
 
 
 def doctor(options: argparse.Namespace) -> int:
-    from minipali import doctor
-
-    return doctor.look()
+    return look()
 
 
 def check_output(output: Path, image: str | None) -> None:

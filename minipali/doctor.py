@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from minipali.cli import ASSETS, one_line
+ASSETS = Path(__file__).parent / "assets"
 
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 Finding = tuple[str, str]
@@ -20,6 +20,11 @@ PYTHON = f'"{sys.executable}"' if " " in sys.executable else sys.executable
 
 # Names to import where they differ from the names to install.
 IMPORTED = {"pillow": "PIL", "pytest-xdist": "xdist"}
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(line.strip() for line in str(error).splitlines())
+    return text or type(error).__name__
 
 
 def look() -> int:

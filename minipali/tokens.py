@@ -106,13 +106,13 @@ def as_picture(given) -> Image.Image:
             warnings.warn(
                 "this picture carries a camera's note that it is to be turned (EXIF), and is taken"
                 " as it lies: give its path, or turn it with PIL's ImageOps.exif_transpose",
-                stacklevel=3,
+                stacklevel=4,
             )
         if given.mode in ("I", "F") or given.mode.startswith("I;16"):
             warnings.warn(
                 f"a picture of mode {given.mode} is read as if 0 were black and 255 white, and cut"
                 " off beyond: give the path of a 16-bit file, or scale it to 8 bits",
-                stacklevel=3,
+                stacklevel=4,
             )
         return given
     if isinstance(given, (np.ndarray, Tensor)) and given.ndim == 3:

@@ -68,9 +68,10 @@ def test_the_generative_loss_is_the_suffix_loss_of_the_plain_model(processor):
     pixels, groups = stage.batch(np.random.default_rng(0), 0.5)
     expected = []
     for group in groups:
-        each = len(group["labels"]) // len(pixels)
-        logits = stage.model(**group, pixel_values=pixels.repeat_interleave(each, dim=0))
-        expected.append(suffix_loss(logits, group["labels"]))
+        inputs, labels = dict(group), group["labels"]
+        each = len(inputs.pop("labels")) // len(pixels)
+        logits = stage.model(**inputs, pixel_values=pixels.repeat_interleave(each, dim=0))
+        expected.append(suffix_loss(logits, labels))
     found = stage.module(pixels, [dict(group) for group in groups])
     torch.testing.assert_close(found, sum(expected) / 2, atol=1e-5, rtol=0)
 

@@ -116,7 +116,7 @@ def scale_cut_off(image, text, log_scale):
         (clip_loss, "✓ training with clip_loss: correct. Zero-shot accuracy on the new artist"),
         (lambda i, t, s: clip_loss(i, t.roll(1, 0), s), "0%, the floor is 80%. Guessing gives 25%"),
         (scale_cut_off, "no gradient reached it"),
-        (unwritten, "not attempted. Write `clip_loss` first."),
+        (unwritten, "not attempted. `unwritten` is not written yet"),
         (lambda i, t, s: clip_loss(i, t, s) * float("nan"), "FloatingPointError: the loss is nan in"
          " step 1 of 60"),
         (lambda i, t, s: clip_loss(i, t, s).detach(), "crashed. RuntimeError"),
@@ -227,7 +227,12 @@ def unwritten_labels(prefix, suffix, eos, ignore):
         (row_labels, steps_alone, 0.0, "correct. "),
         (row_labels, steps_alone, 1.1, "What does your `check` say?"),
         (row_labels, a_wonderful_loss, 1.1, "the loss ended at 0.00: the model learned"),
-        (unwritten_labels, steps_alone, 0.0, "not attempted. Write `unwritten_labels` first."),
+        (
+            unwritten_labels,
+            steps_alone,
+            0.0,
+            "not attempted. `unwritten_labels` is not written yet",
+        ),
         (lambda *given: None, steps_alone, 0.0, "crashed. TypeError"),
     ],
 )

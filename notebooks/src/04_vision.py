@@ -415,8 +415,8 @@ for name, encoder in (("tower", small_tower), ("ResNet", resnet)):
 # %% [markdown]
 # With so few pictures the ResNet wins, with fewer parameters and fewer operations (one in eight is
 # chance). What is built in need not be learned. The interval is for the choice of
-# test pictures; the start values are one draw. Another seed gives other numbers, but the order was
-# the same in each of the three that we tried.
+# test pictures; the start values are one draw. One run each:
+# another seed gives other numbers.
 #
 # Why does PaliGemma use a transformer, then? Because of what happens with *many* pictures.
 # Dosovitskiy et al. 2020 found their transformers a few points behind ResNets of like size when

@@ -12,6 +12,7 @@
 import torch
 
 from minipali import figures, generate, load, scenes
+from minipali.hooks import watch
 
 model, processor = load("small")
 figures.model_map("decoder", model.config)
@@ -448,8 +449,6 @@ print("logits: ", torch.allclose(logits(x, rows), other.logits(x), atol=1e-3))
 # %%
 import importlib.util
 from importlib.resources import files
-
-from minipali.hooks import watch
 
 
 def outputs(net, decoder, batch):

@@ -370,7 +370,7 @@ tasks = ("places", "counting", "caption")
 asked = evaluation_set(scenes.VALIDATION_ARTIST, 100, 0, tasks)
 pictures, prompts, answers = zip(*((s.picture, q.prompt, q.answer) for s, q in asked), strict=True)
 batch = processor(pictures, prompts, answers)
-wanted = batch["labels"][:, 1:]  # each place predicts the token after it
+wanted = batch.pop("labels")[:, 1:]  # each place predicts the token after it
 row, place = (wanted >= 0).nonzero(as_tuple=True)  # the places of the answers, eos included
 wanted, logits = wanted[row, place], model(**batch)[row, place, :text]
 

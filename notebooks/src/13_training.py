@@ -9,6 +9,8 @@
 # ## Where we are
 
 # %%
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -418,8 +420,6 @@ figures.training.ablations(found, "everything")
 # repeats it, in about an hour and a half on two cores.
 
 # %%
-from pathlib import Path
-
 from minipali import checkpoints, recipe
 
 print(recipe.Recipe())

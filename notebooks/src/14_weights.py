@@ -65,7 +65,6 @@ figures.weights.file(data)
 # ## Build: the reader
 
 # %%
-import copy
 import json
 import tempfile
 from pathlib import Path
@@ -316,6 +315,8 @@ class Layer2(nn.Module):
         x = x + self.post_attention_layernorm(found)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
+
+import copy
 
 second = copy.deepcopy(model)
 second.language_model.layers = nn.ModuleList(map(Layer2, second.language_model.layers))
