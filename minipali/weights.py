@@ -354,7 +354,7 @@ def _check_device(device: str | torch.device | None) -> None:
         usable = device is None or not torch.empty(0, device=device).is_meta
         reason = "there, weights have no numbers"
     except Exception as error:  # torch raises several kinds, and some of them are asserts
-        usable, reason = False, short(str(error).partition("\n")[0])
+        usable, reason = False, str(error).partition("\n")[0][:200]
     if not usable:
         raise ValueError(
             f"device must be one that torch can use on this computer, found {device!r} ({reason}):"

@@ -1,9 +1,12 @@
 """The exercises' checks: right answers pass, mistakes are named, nothing is borrowed."""
 
+import ast
 import cProfile
 import functools
 import importlib
+import inspect
 import io
+import pkgutil
 import re
 import sys
 import threading
@@ -13,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import minipali
 from minipali import checks, load, patches
 from minipali.checks import CheckFailed, check, engine, exercise, hint
 from minipali.checks.comparing import same
@@ -29,6 +33,7 @@ from minipali.checks.lessons import STEMS, by_lesson, exercises
 from minipali.checks.running import SETTINGS
 from minipali.swap import pieces_of, swap
 
+ROOT = Path(__file__).resolve().parents[1]
 ALL = list(exercises().values())
 MISTAKES = [(one, mistake) for one in ALL for mistake in one.mistakes]
 
@@ -677,3 +682,30 @@ def test_a_memory_that_is_changed_in_place_is_noticed():
         return x, mean, var
 
     assert "changed its input `running_mean`" in examine(exercise("batch_norm"), in_place).message
+
+
+# Pieces of exercises whose code stands in no lesson and not in the package.
+TRANSFER = ["layer_norm_backward"]
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_no_function_of_lesson_or_package_passes_for_a_transfer_piece(name, unwatched):
+    """Who copies has not learned it."""
+    one, tried = exercise(name), 0
+    for file in sorted((ROOT / "notebooks" / "src").glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for function in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:
+            function.args.defaults, function.decorator_list, scope = [], [], {"torch": torch}
+            exec(compile(ast.Module([function], []), file.name, "exec"), scope)
+            assert examine(one, scope[function.name]).status != CORRECT, function.name
+            tried += 1
+    for module in pkgutil.iter_modules(minipali.__path__, "minipali."):
+        if module.name == "minipali.__main__":
+            continue
+        for function in vars(importlib.import_module(module.name)).values():
+            if inspect.isfunction(function):
+                # In a disguise, so that it is tried and not refused for its name.
+                outcome = examine(one, lambda *given, function=function: function(*given))
+                assert outcome.status != CORRECT, function.__qualname__
+                tried += 1
+    assert tried > 200

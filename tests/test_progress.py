@@ -107,7 +107,7 @@ REPORT = Report(
 
 def test_the_lines_count_and_name_what_is_wrong_by_its_last_outcome():
     assert list(lines_about(REPORT)) == [
-        "02_norms         2 of 3 verified",
+        "02_norms         2 of 4 verified",
         "    ✗ batch_norm: wrong. Biased.",
         "    ✗ code cell 9: ValueError: first line",
     ]
@@ -153,7 +153,7 @@ def test_the_command_draws_counts_and_names_what_is_missing(tmp_path, monkeypatc
     assert code == 0
     assert "✓ 02 rms_norm" in told and ". 02 layer_norm" in told
     assert "01_patches.ipynb is missing" in told
-    assert "1 of 3 pieces verified" in told
+    assert "1 of 4 pieces verified" in told
     code, _, complaint = ask(monkeypatch, capsys, tmp_path / "nowhere")
     assert code == 2 and "there must be exercises" in complaint
 
@@ -164,7 +164,7 @@ def test_one_lesson_or_several_can_be_asked_for(tmp_path, monkeypatch, capsys):
     code, told, _ = ask(monkeypatch, capsys, tmp_path, "2")
     assert code == 0 and not (tmp_path / "ran").exists()
     assert told.splitlines()[:2] == [
-        "02_norms         1 of 3 verified",
+        "02_norms         1 of 4 verified",
         f"    ✓ rms_norm: correct. Checked: {exercises()['rms_norm'].checked}.",
     ]
     assert "03_attention" not in told and "01_patches" not in told and "picture" not in told

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Exercise 02 · Three ways to tame numbers
 #
-# You write three functions: LayerNorm, RMSNorm and BatchNorm. After each one, a check tells you
-# whether it is right, and if it can, what went wrong. At the end the first two run inside the
-# trained model.
+# You write LayerNorm, RMSNorm and BatchNorm. After each one, a check tells you whether it is right,
+# and if it can, what went wrong. The fourth piece stands in no lesson: the way back through
+# LayerNorm. At the end the first two run inside the trained model.
 #
 # The lesson is [notebooks/02_norms.ipynb](../notebooks/02_norms.ipynb). Time: 35 minutes. Names
 # inside your functions are yours; the order of the arguments is not. Leave torch's finished norms
@@ -97,7 +97,42 @@ def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, e
 check("batch_norm", batch_norm)
 
 # %% [markdown]
-# ## 4. Inside the model
+# ## 4. The way back
+#
+# In training, gradients flow through each layer from its output to its inputs. torch does it for you.
+# Do it once by hand: the loss has the gradient `gradient` with respect to the output of your
+# `layer_norm`. What are its gradients with respect to x, the weight and the bias?
+#
+# On paper first. Change one number of a token a little: its output changes directly, and all outputs of
+# the token change, because the mean and the standard deviation move. One result to hold yours against:
+# add the same number to a whole token and no output changes, so the gradients of x add up to 0 over the
+# features of each token.
+
+
+# %%
+def layer_norm_backward(gradient, x, weight, eps):
+    """Gradients of a loss through y = layer_norm(x, weight, bias, eps).
+
+    gradient: of the loss with respect to y, (b, n, d); x: (b, n, d); weight: (d,)
+    returns: three gradients, for x (b, n, d), for the weight (d,), for the bias (d,)
+    """
+    ### BEGIN SOLUTION
+    centred = x - x.mean(dim=-1, keepdim=True)
+    deviation = (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+    normal = centred / deviation
+    inner = gradient * weight
+    through_mean = inner.mean(dim=-1, keepdim=True)
+    through_deviation = normal * (inner * normal).mean(dim=-1, keepdim=True)
+    of_x = (inner - through_mean - through_deviation) / deviation
+    return of_x, (gradient * normal).sum(dim=(0, 1)), gradient.sum(dim=(0, 1))
+    ### END SOLUTION
+
+
+# %%
+check("layer_norm_backward", layer_norm_backward)
+
+# %% [markdown]
+# ## 5. Inside the model
 #
 # The vision tower normalises with LayerNorm, the decoder with RMSNorm. `swap` makes a copy of the
 # trained model in which your two functions do this work, in every layer and with the trained
@@ -124,6 +159,13 @@ for prompt in ("caption en", "answer en what is on the left?", "detect dog"):
 # ## Go on
 #
 # - Write LayerNorm a second time from your `rms_norm`: what is missing? `swap` it in.
+#   <details><summary>Answer</summary>The mean: subtract it from each token first. Then
+#   `rms_norm(x - mean, weight - 1, eps) + bias`, because `rms_norm` adds 1 to its weight.</details>
 # - Use the unbiased variance in `layer_norm` on purpose. What does the check say, what does `swap`
 #   say, and do the answers change? Which of the three tells you the truth about your code?
+#   <details><summary>Answer</summary>The check names it, because its tokens are narrow: 5 against 4 is
+#   much. In the model a token has so many features that the difference is small, and an answer need
+#   not show it. The check tells the truth.</details>
 # - Give `batch_norm` one example in training, and look at all three results.
+#   <details><summary>Answer</summary>The output is the bias, whatever came in. The new mean is fine. The
+#   new variance is `nan`: the unbiased one divides by b - 1, which is 0.</details>

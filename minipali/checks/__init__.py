@@ -16,7 +16,7 @@ from minipali.checks.comparing import shown
 from minipali.checks.engine import CORRECT, UNKNOWN, Exercise, Outcome, examine
 from minipali.checks.lessons import exercises
 
-__all__ = ["CheckFailed", "check", "exercise", "hint", "show"]
+__all__ = ["CheckFailed", "check", "exercise", "hint", "reveal", "show"]
 
 
 # Called with every outcome that is shown; `minipali.progress` listens here.
@@ -50,6 +50,12 @@ def hint(name: str, number: int = 1) -> None:
         _write(f'{name} has hints 1 to {len(hints)}: hint("{name}", 1), and so on.')
         return
     _write(f"Hint {int(number)} of {len(hints)}: {hints[int(number) - 1]}")
+
+
+def reveal(question: str, guess, found) -> None:
+    """Print a learner's guess beside the result; a guess of `...` is none."""
+    told = "you wrote no guess" if guess is ... else f"your guess: {shown(guess)}"
+    _write(f"{question}: {told}   found: {found}")
 
 
 def show(outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""Lesson 02: LayerNorm, RMSNorm with (1 + w), and BatchNorm with its memory in and out."""
+"""Lesson 02: LayerNorm and its way back, RMSNorm with (1 + w), BatchNorm with its memory."""
 
 from collections.abc import Callable
 from functools import partial
@@ -334,4 +334,125 @@ BATCH_NORM = Exercise(
     ),
 )
 
-EXERCISES = (LAYER_NORM, RMS_NORM, BATCH_NORM)
+
+def layer_norm_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference: gradients of x (b, n, d), weight (d,) and bias (d,), by autograd."""
+    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
+    bias = torch.zeros_like(weight, requires_grad=True)
+    with torch.enable_grad():
+        y = norms.layer_norm(x, weight, bias, eps)
+        return torch.autograd.grad(y, (x, weight, bias), gradient)
+
+
+def _backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    of_mean: bool = True,
+    of_scale: bool = True,
+    with_weight: bool = True,
+    divisor: Callable[[Tensor], Tensor] = torch.sqrt,
+    of_x: bool = False,
+    over: Callable[[Tensor], Tensor] = lambda each: each.sum(dim=(0, 1)),
+    eps_kept: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The formula, or with one thing changed."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    square = centred.square().mean(dim=-1, keepdim=True) + eps * eps_kept
+    normal = centred / square.sqrt()
+    back = inner = gradient * weight if with_weight else gradient
+    if of_mean:
+        back = back - inner.mean(dim=-1, keepdim=True)
+    if of_scale:
+        back = back - normal * (inner * normal).mean(dim=-1, keepdim=True)
+    return back / divisor(square), over(gradient * (x if of_x else normal)), over(gradient)
+
+
+def _backward_cases() -> list[tuple]:
+    random = torch.Generator().manual_seed(22)
+
+    def case(b: int, n: int, d: int, eps: float) -> tuple:
+        gradient, noise = (torch.randn(b, n, d, generator=random) for _ in range(2))
+        return gradient, 2 * noise + 1, 1 + torch.randn(d, generator=random), eps
+
+    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0)]
+
+
+LAYER_NORM_BACKWARD = Exercise(
+    name="layer_norm_backward",
+    reference=layer_norm_backward,
+    cases=_backward_cases,
+    axes="b n d; d; d",
+    parts=("x_gradient", "weight_gradient", "bias_gradient"),
+    checked=(
+        "the gradients of x, weight and bias against torch's own, for 2 batches of 2 x 3 and 3 x 4"
+        " tokens, widths 5 and 7, eps 0.5 and 2; inputs unchanged"
+    ),
+    mistakes=(
+        Mistake(
+            "the mean depends on x",
+            partial(_backward, of_mean=False),
+            "The way through the mean is missing: every number of a token moves the token's mean,"
+            " and so moves all its outputs. Subtract the mean, over the features, of weight times"
+            " gradient.",
+        ),
+        Mistake(
+            "the scale depends on x",
+            partial(_backward, of_scale=False),
+            "The way through the standard deviation is missing: a number far from the mean also"
+            " makes the divisor larger. Subtract the normalised x times the mean of (weight times"
+            " gradient times normalised x).",
+        ),
+        Mistake(
+            "mean and scale as constants",
+            partial(_backward, of_mean=False, of_scale=False),
+            "You treat the mean and the standard deviation as constants. Both are made of x, so"
+            " the gradient flows through them, too: two more terms.",
+        ),
+        Mistake(
+            "weight left out",
+            partial(_backward, with_weight=False),
+            "The weight is missing on the way back to x. The forward pass multiplies by it, so the"
+            " gradient is multiplied by it first.",
+        ),
+        Mistake(
+            "divided by the variance",
+            partial(_backward, divisor=lambda square: square),
+            "The gradient of x is divided by the variance. The forward pass divides by its root,"
+            " and so does the way back.",
+        ),
+        Mistake(
+            "weight's gradient from x itself",
+            partial(_backward, of_x=True),
+            "The weight multiplies the *normalised* x, so its gradient is the sum of gradient times"
+            " normalised x, not of gradient times x.",
+        ),
+        Mistake(
+            "mean over the tokens",
+            partial(_backward, over=lambda each: each.mean(dim=(0, 1))),
+            "The gradients of weight and bias are means over the tokens. Every token uses the same"
+            " weight and adds its share: take the sum.",
+        ),
+        Mistake(
+            "eps forgotten",
+            partial(_backward, eps_kept=0.0),
+            "eps is missing on the way back. The forward pass divides by sqrt(variance + eps); the"
+            " same number belongs here.",
+        ),
+    ),
+    hints=(
+        "Start at the end. y = normal * weight + bias, so bias gets the gradient, weight gets"
+        " gradient * normal, both summed over all tokens (axes b and n), and normal gets inner ="
+        " gradient * weight.",
+        "normal = (x - mean) / s. Change one x[j] a little: normal[j] changes directly, and all"
+        " normal[i] change because the mean moves by 1/d of it and s moves by normal[j] / d of it.",
+        "x_gradient = (inner - inner.mean(-1, keepdim=True) - normal * (inner * normal).mean(-1,"
+        " keepdim=True)) / s with s = sqrt(variance + eps).",
+    ),
+)
+
+EXERCISES = (LAYER_NORM, RMS_NORM, BATCH_NORM, LAYER_NORM_BACKWARD)

@@ -60,6 +60,27 @@ def axes(x: Tensor) -> None:
     )
 
 
+def sizes_by_layer(sizes: dict[float, list[float]]) -> None:
+    """Standard deviation of what each layer gives, a line for each size of the first weights."""
+    figure, axis = plt.subplots(figsize=(7, 3.4))
+    for (size, values), colour, marker in zip(
+        sizes.items(), (BLUE, GREEN, ORANGE), "osD", strict=True
+    ):
+        layers = range(1, len(values) + 1)
+        axis.plot(layers, values, color=colour, marker=marker, lw=2, label=f"first weights {size}")
+        axis.annotate(
+            f"{values[-1]:.2g}", (len(values), values[-1]), (8, 0), textcoords="offset points",
+            va="center", fontsize=10,
+        )  # fmt: skip
+    axis.set(yscale="log", xlabel="layer", ylabel="standard deviation of its output")
+    axis.legend(frameon=False, fontsize=9, loc="upper left")
+    told = "; ".join(
+        f"first weights {size}: {values[0]:.2g} in layer 1, {values[-1]:.2g} in the last"
+        for size, values in sizes.items()
+    )
+    show(figure, f"Three lines, the size of each layer's numbers on a logarithmic axis. {told}.")
+
+
 def batch_size_spread(outputs: dict[int, Tensor], lines: dict[str, float]) -> None:
     """What one number becomes in many batches, a dot for each, by batch size; others as lines."""
     figure, axis = plt.subplots(figsize=(7, 3.6))

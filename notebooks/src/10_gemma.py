@@ -11,8 +11,7 @@
 # %%
 import torch
 
-from minipali import figures, generate, load, scenes
-from minipali.hooks import watch
+from minipali import figures, generate, hooks, load, scenes
 
 model, processor = load("small")
 figures.model_map("decoder", model.config)
@@ -453,7 +452,7 @@ from importlib.resources import files
 
 def outputs(net, decoder, batch):
     kept, parts = [], [*decoder.layers, decoder.norm, net]
-    with watch(enumerate(parts), lambda number, given, out: kept.append(out)):
+    with hooks.watch(enumerate(parts), lambda number, given, out: kept.append(out)):
         net(**batch)
     return [out if torch.is_tensor(out) else out[0] for out in kept]
 

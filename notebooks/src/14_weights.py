@@ -116,6 +116,7 @@ print(data[8:260].decode())
 # write a pickle by hand. It says: fetch `print` from `builtins`, take this text, call.
 
 # %%
+import copy
 import pickle
 
 found_in_the_web = b"cbuiltins\nprint\n(VI was only opened. But I can run any function.\ntR."
@@ -315,8 +316,6 @@ class Layer2(nn.Module):
         x = x + self.post_attention_layernorm(found)
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
-
-import copy
 
 second = copy.deepcopy(model)
 second.language_model.layers = nn.ModuleList(map(Layer2, second.language_model.layers))
