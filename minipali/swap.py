@@ -243,6 +243,7 @@ def put(whole: PaliGemma | Processor, **pieces: Callable) -> PaliGemma | Process
             raise KeyError(f"the {kind} has no piece {name!r}; it has: {', '.join(known)}")
     changed = copy.deepcopy(whole)
     changed.pieces = {**getattr(whole, "pieces", {}), **pieces}
+    changed.left_out = ()
     for name, owner, method, adapter in PIECES:
         for part in parts(changed):
             if name in changed.pieces and isinstance(part, owner):
@@ -272,7 +273,17 @@ def swap(whole: PaliGemma | Processor, **pieces: Callable) -> PaliGemma | Proces
     named = ", ".join(pieces) if len(pieces) <= 3 else f"{len(pieces)} pieces"
     outcome = _outcome(named, where, lambda: compare(whole, swapped))
     show(outcome)
-    return put(whole) if outcome.status in (NOT_ATTEMPTED, CRASHED) else swapped
+    if outcome.status in (NOT_ATTEMPTED, CRASHED):
+        swapped = put(whole)
+        swapped.left_out = tuple(pieces)
+    return swapped
+
+
+def whose(whole: PaliGemma | Processor) -> str:
+    """Whose work an answer is: "mine" if all pieces that were to go in are inside, else why not."""
+    if left_out := getattr(whole, "left_out", ()):
+        return f"package (without your {', '.join(left_out)})"
+    return "mine" if getattr(whole, "pieces", {}) else "package"
 
 
 def _outcome(named: str, where: str, find_difference: Callable[[], str]) -> Outcome:

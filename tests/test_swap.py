@@ -13,7 +13,7 @@ from minipali import load
 from minipali.checks import CheckFailed
 from minipali.gemma import Gemma
 from minipali.scenes import examples
-from minipali.swap import PIECES, pieces_of, put, swap
+from minipali.swap import PIECES, pieces_of, put, swap, whose
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,8 @@ def test_a_stub_or_a_crash_leaves_the_models_own_piece(model, capsys, failure):
     expected = "not attempted" if failure is NotImplementedError else "crashed"
     assert expected in capsys.readouterr().out
     torch.testing.assert_close(logits(mine), logits(model))
+    assert whose(mine) == "package (without your embed_patches)"
+    assert whose(swap(mine, embed_patches=right)) == "mine" and whose(model) == "package"
 
 
 def test_strict_mode_raises_and_unknown_pieces_are_listed(model, monkeypatch):

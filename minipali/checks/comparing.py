@@ -51,7 +51,8 @@ def difference(result, expected, axes: str, tolerance: float) -> str:
     numbers = isinstance(result, Number) and isinstance(expected, Number)
     if not numbers and not isinstance(result, type(expected)):
         found = type(result).__name__
-        more = " torch.from_numpy makes a tensor of it." if found == "ndarray" else ""
+        array = found == "ndarray" and isinstance(expected, Tensor)
+        more = " torch.from_numpy makes a tensor of it." if array else ""
         return f"the result must be {_a(type(expected).__name__)}, found {_a(found)}.{more}"
     if isinstance(expected, Tensor):
         return _of_tensors(result, expected, axes.split(), tolerance)
@@ -117,11 +118,31 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
     apart = (result.double() - expected.double()).abs()
     where = tuple(torch.stack(torch.unravel_index(apart.argmax(), apart.shape)).tolist())
     share = (apart > tolerance).double().mean().item()
-    return (
-        f"the shape is right, but {share:.0%} of the values are not. The largest difference is"
-        f" at {_place(axes, where)}: expected {expected[where].item():.4g}, found"
-        f" {result[where].item():.4g}."
+    largest = "One of them is" if expected.dtype == torch.bool else "The largest difference is"
+    want, got = (
+        one[where].item() if not one.is_floating_point() else f"{one[where].item():.4g}"
+        for one in (expected, result)
     )
+    return (
+        f"the shape is right, but {share:.0%} of the values are not. {largest}"
+        f" at {_place(axes, where)}: expected {want}, found {got}."
+    )
+
+
+def of_gradients(
+    result: tuple, expected: tuple, parameters: tuple[str, ...], tolerance: float
+) -> str:
+    """What is wrong with the gradients that reach the parameters, or "". None is: no gradient."""
+    for name, got, want in zip(parameters, result, expected, strict=True):
+        if got is None and want is not None:
+            return (
+                f"the values are right, but no gradient reaches `{name}`, so nothing before it"
+                " could learn. Something takes it out of autograd's graph: .item(), float(),"
+                " .detach(), .data, torch.tensor(...), no_grad or NumPy."
+            )
+        if not same(got, want, tolerance):
+            return f"the values are right, but the gradient that reaches `{name}` is not."
+    return ""
 
 
 def _moved(result: Tensor, expected: Tensor, axes: list[str]) -> str:
@@ -145,4 +166,5 @@ def _moved(result: Tensor, expected: Tensor, axes: list[str]) -> str:
 
 
 def _place(axes: list[str], where: tuple[int, ...]) -> str:
-    return ", ".join(f"{axis} {index}" for axis, index in zip(axes, where, strict=False)) or "0"
+    named = [(axis, index) for axis, index in zip(axes, where, strict=False) if axis != "1"]
+    return ", ".join(f"{axis} {index}" for axis, index in named) or "0"

@@ -8,9 +8,10 @@ import dis
 import functools
 import importlib
 import inspect
+import itertools
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,8 +20,9 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from minipali.checks.comparing import difference, of_parts, same, shown
+from minipali.checks.comparing import difference, of_gradients, of_parts, same, shown
 from minipali.checks.running import DATA, call, copied, plain_torch
+from minipali.checks.shapes import axis_names, of_shapes
 
 NOT_ATTEMPTED = "not attempted"
 CRASHED = "crashed"
@@ -52,6 +54,9 @@ class Exercise:
     in_place: parameters that the function shall write into; they count as last parts of the result,
     with a name and axes of their own. steps: an attempt may also yield, or return a list of, the
     tensors (b,) of each step; they are put side by side.
+    gradients: parameters that gradients must reach; each case is tried once more for them.
+    banned: names of torch's functions that do the whole work, and must not run ("layer_norm";
+    "view(dtype)" if a dtype is given). transfer: no lesson and no module shows this piece.
     """
 
     name: str
@@ -65,6 +70,9 @@ class Exercise:
     parts: tuple[str, ...] = ()
     in_place: tuple[str, ...] = ()
     steps: bool = False
+    gradients: tuple[str, ...] = ()
+    banned: tuple[str, ...] = ()
+    transfer: bool = False
 
     @property
     def parameters(self) -> list[str]:
@@ -130,16 +138,18 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
         return outcome(
             REFUSED, f"This is {origin}, the finished piece. Write your own: that is the exercise."
         )
-    cases = exercise.cases()
-    if complaint := _signature(exercise, attempt, cases[0]):
+    tries = _tries(exercise)
+    if complaint := _signature(exercise, attempt, tries[0][0]):
         return outcome(WRONG, complaint)
 
     results = []
-    for number, arguments in enumerate(cases, start=1):
-        case = f"Case {number} of {len(cases)} ({_describe(exercise, arguments)})"
+    for number, (arguments, backward) in enumerate(tries, start=1):
+        case = _case(exercise, number)
         given = copied(arguments)
         try:
-            result, ran = call(attempt, given, _finished_modules(exercise))
+            result, ran = _result(
+                exercise, attempt, given, backward, _finished_modules(exercise), exercise.banned
+            )
         except BaseException as error:
             raised = failed(exercise.name, error)
             if raised.status == NOT_ATTEMPTED:
@@ -147,11 +157,10 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
             # A mistake that shows in an earlier case is often the reason, and says more.
             if complaint := _first_wrong(exercise, results, only_known=True):
                 return outcome(WRONG, complaint)
-            return outcome(CRASHED, f"{case}: {raised.message}")
+            axes = axis_names(attempt.__doc__, exercise.parameters, arguments)
+            return outcome(CRASHED, f"{case}: {raised.message}{of_shapes(error, axes)}")
         if ran:
-            return outcome(
-                REFUSED, f"It runs minipali's own {ran}. Write your own: that is the exercise."
-            )
+            return outcome(REFUSED, f"It runs {ran}. Write your own: that is the exercise.")
         if result is Ellipsis:
             return outcome(NOT_ATTEMPTED, "Replace the `...`.")
         for parameter, before, after in zip(exercise.parameters, arguments, given, strict=False):
@@ -171,34 +180,82 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
                     f"{case}: each step must be a Tensor with one token a row, (b,); found"
                     f" {' and '.join(sorted(map(shown, found))) or 'no step'}.",
                 )
-            result = torch.stack(result, dim=1)
-        results.append(with_written(exercise, result, given))
+        results.append(_whole(exercise, result, given))
 
     if complaint := _first_wrong(exercise, results):
         return outcome(WRONG, complaint)
     return outcome(CORRECT, f"Checked: {exercise.checked}.")
 
 
+def _tries(exercise: Exercise) -> list[tuple[tuple, bool]]:
+    """The arguments of each case; then, if gradients count, each once more and True."""
+    cases = exercise.cases()
+    again = [(arguments, True) for arguments in cases if exercise.gradients]
+    return [(arguments, False) for arguments in cases] + again
+
+
+def _case(exercise: Exercise, number: int) -> str:
+    """What a message calls try `number`, from 1."""
+    cases = exercise.cases()
+    one = (number - 1) % len(cases)
+    kind = ", gradients" if number > len(cases) else ""
+    return f"Case {one + 1} of {len(cases)}{kind} ({_describe(exercise, cases[one])})"
+
+
+def _result(
+    exercise: Exercise,
+    function: Callable,
+    given: list,
+    backward: bool,
+    finished: set[ModuleType] = frozenset(),
+    banned: tuple[str, ...] = (),
+) -> tuple[object, str]:
+    """What the function makes of arguments, or its gradients, and the forbidden function it ran.
+
+    The gradients are those of a sum of all results with fixed random weights, one for each
+    parameter in exercise.gradients; None where none arrives.
+    """
+    if not backward:
+        return call(function, given, finished, banned)
+    places = [exercise.parameters.index(name) for name in exercise.gradients]
+    for place in places:
+        given[place] = given[place].detach().clone().requires_grad_()
+    result, ran = call(function, given, finished, banned)
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    parts = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
+    random = torch.Generator().manual_seed(0)
+    weights = [torch.randn(part.shape, generator=random, dtype=part.dtype) for part in parts]
+    inputs = [given[place] for place in places]
+    if parts and not ran:
+        reached = torch.autograd.grad(parts, inputs, weights, allow_unused=True)
+    else:
+        reached = (None,) * len(inputs)
+    for place in places:
+        given[place] = given[place].detach()
+    return reached, ran
+
+
 def _first_wrong(exercise: Exercise, results: list, only_known: bool = False) -> str:
     """What is wrong with the first wrong one of the results there are, or ""."""
-    cases = exercise.cases()
+    cases = len(exercise.cases())
     expected = answers(exercise, exercise.reference, len(results))
     for number, (result, right) in enumerate(zip(results, expected, strict=True), start=1):
-        complaint = _compare(exercise, result, right)
+        complaint = _compare(exercise, result, right, number > cases)
         if not complaint:
             continue
-        if number > 1:
+        if 1 < number <= cases:
             before = "Case 1 is" if number == 2 else f"Cases 1 to {number - 1} are"
             complaint += f" {before} right."
-        case = f"Case {number} of {len(cases)} ({_describe(exercise, cases[number - 1])})"
         if named := diagnose(exercise, results, number):
-            return f"{named} {case}: {complaint}"
-        return "" if only_known else f"{case}: {complaint}"
+            return f"{named} {_case(exercise, number)}: {complaint}"
+        return "" if only_known else f"{_case(exercise, number)}: {complaint}"
     return ""
 
 
-def _compare(exercise: Exercise, result, expected) -> str:
+def _compare(exercise: Exercise, result, expected, backward: bool) -> str:
     """What is wrong with one result, or ""."""
+    if backward:
+        return of_gradients(result, expected, exercise.gradients, exercise.tolerance)
     if exercise.parts and result is not None:
         written = len(exercise.in_place)
         return of_parts(
@@ -207,48 +264,67 @@ def _compare(exercise: Exercise, result, expected) -> str:
     return difference(result, expected, exercise.axes, exercise.tolerance)
 
 
-def with_written(exercise: Exercise, result, given: list):
-    """The result, followed by the tensors that the function was to write into."""
+def _whole(exercise: Exercise, result, given: list):
+    """The result, its steps side by side, followed by the tensors that were to be written into."""
+    if exercise.steps and isinstance(result, list):
+        result = torch.stack(result, dim=1)
     if not exercise.in_place or not isinstance(result, tuple):
         return result
     return (*result, *(given[exercise.parameters.index(name)] for name in exercise.in_place))
 
 
 def answers(exercise: Exercise, function: Callable, number: int | None = None) -> list:
-    """What the reference or a known mistake makes of the first `number` cases, or of all.
+    """What the reference or a known mistake makes of the first `number` tries, or of all."""
+    tries = range(len(_tries(exercise)))[:number]
+    return list(_answers(exercise, function, tries))
 
-    Of cases of its own: some hand over functions that remember what was done with them.
-    """
-    found = []
-    for arguments in exercise.cases()[:number]:
+
+def _answers(exercise: Exercise, function: Callable, tries: Iterable[int]) -> Iterator:
+    """One after the other. Of cases of its own: some hand over functions that remember."""
+    own = _tries(exercise)
+    for one in tries:
+        arguments, backward = own[one]
         given = list(arguments)
-        result, _ = call(function, given, set())
-        if exercise.steps and isinstance(result, list):
-            result = torch.stack(result, dim=1)
-        found.append(with_written(exercise, result, given))
-    return found
+        result, _ = _result(exercise, function, given, backward)
+        yield _whole(exercise, result, given)
 
 
 def diagnose(exercise: Exercise, results: list, number: int) -> str:
     """The sentence of the known mistake that gives just these results, or "" if none or several.
 
-    Two mistakes at once match none in every case, but case `number`, the first wrong one, may show
-    one of them.
+    Else of two mistakes that do so together, else of the one that explains at least result
+    `number`, the first wrong one.
     """
-    everywhere, here = set(), set()
-    for mistake in exercise.mistakes:
+    single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
+
+    def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
-            wrong = answers(exercise, mistake.wrong, len(results))
+            pairs = zip(tries, _answers(exercise, wrong, tries), strict=True)
+            return all(same(results[one], other, exercise.tolerance) for one, other in pairs)
         except Exception:
-            continue
-        pairs = zip(results, wrong, strict=True)
-        equal = [same(result, other, exercise.tolerance) for result, other in pairs]
-        if all(equal):
-            everywhere.add(mistake.says)
-        if equal[number - 1]:
-            here.add(mistake.says)
-    said = everywhere or here
-    return said.pop() if len(said) == 1 else ""
+            return False
+
+    # The first wrong result first: most candidates fail there.
+    all_tries = [number - 1, *(one for one in range(len(results)) if one != number - 1)]
+    pairs = {}
+    for (a, first), (b, second) in itertools.combinations(single.items(), 2):
+        if both := _both(a, b):
+            pairs[both] = f"Two things at once. {first} And: {second}"
+    for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, all_tries[:1])):
+        said = {says for wrong, says in candidates.items() if explain(wrong, tries)}
+        if len(said) == 1:
+            return said.pop()
+        if said:
+            return ""
+    return ""
+
+
+def _both(a: Callable, b: Callable) -> Callable | None:
+    """Two known mistakes at once, if they are edits of different things in one function."""
+    edits = [one for one in (a, b) if isinstance(one, functools.partial) and not one.args]
+    if len(edits) < 2 or a.func is not b.func or set(a.keywords) & set(b.keywords):
+        return None
+    return functools.partial(a.func, **a.keywords, **b.keywords)
 
 
 def borrowed(attempt: Callable) -> str:

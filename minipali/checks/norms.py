@@ -384,6 +384,7 @@ def _backward_cases() -> list[tuple]:
 
 LAYER_NORM_BACKWARD = Exercise(
     name="layer_norm_backward",
+    transfer=True,
     reference=layer_norm_backward,
     cases=_backward_cases,
     axes="b n d; d; d",

@@ -11,6 +11,7 @@ from types import CodeType, FunctionType, ModuleType
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 DATA = (list, Image)  # arguments, beside tensors, that a function could write into
 LONGEST = 1000  # what yields more often has no end
@@ -90,14 +91,18 @@ def copied(arguments: tuple) -> list:
     ]
 
 
-def call(function: Callable, given: list, finished: set[ModuleType]) -> tuple[object, str]:
-    """What a function makes of arguments, and the finished function that it ran, or "".
+def call(
+    function: Callable, given: list, finished: set[ModuleType], banned: tuple[str, ...] = ()
+) -> tuple[object, str]:
+    """What a function makes of arguments, and the forbidden function that it ran, or "".
 
-    finished: the modules whose functions must not run, except inside functions of `given`.
-    Raises RuntimeError if what it returns goes on yielding without end.
+    finished: the modules whose functions must not run; banned: names of torch's functions that must
+    not; neither counts inside functions of `given`.
+    Raises RuntimeError if what it returns goes on yielding without end. What one of torch's
+    functions raises carries what that was given, as `of_torch`: its name and its tensors' shapes.
     """
     handed = {getattr(one, "__code__", None) for one in given} - {None}
-    with plain_torch(), _watched(finished, handed) as ran:
+    with plain_torch(), _watched(finished, handed) as ran, _Observed(banned, handed, ran):
         result = function(*given)
         if isinstance(result, Iterator):  # a generator runs when it is asked
             result = list(itertools.islice(result, LONGEST + 1))
@@ -110,6 +115,43 @@ def call(function: Callable, given: list, finished: set[ModuleType]) -> tuple[ob
 
 
 # --- watching -------------------------------------------------------------------------------------
+
+
+class _Observed(TorchFunctionMode):
+    """Notes which of torch's functions run that are banned, and what one that fails was given."""
+
+    def __init__(self, banned: tuple[str, ...], handed: set[CodeType], ran: list[str]) -> None:
+        super().__init__()
+        self.banned, self.handed, self.ran = banned, handed, ran
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        given = [*args, *(kwargs or {}).values()]
+        if name in ("view", "to") and any(isinstance(one, torch.dtype) for one in given):
+            name = f"{name}(dtype)"
+        if name in self.banned and not _inside(self.handed):
+            self.ran.append(f"torch's {name}")
+        try:
+            return function(*args, **(kwargs or {}))
+        except Exception as error:
+            flat = [
+                one
+                for each in given
+                for one in (each if isinstance(each, (tuple, list)) else [each])
+            ]
+            error.of_torch = name, [tuple(one.shape) for one in flat if isinstance(one, Tensor)]
+            raise
+
+
+def _inside(handed: set[CodeType]) -> bool:
+    """Whether one of these functions is running."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code in handed:
+            return True
+        frame = frame.f_back
+    return False
+
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -126,13 +168,8 @@ def _watched(modules: set[ModuleType], handed: set[CodeType]) -> Iterator[list[s
     ran, thread = [], threading.get_ident()
 
     def note(name: str) -> None:
-        frame = sys._getframe()
-        while frame is not None:
-            if frame.f_code in handed:
-                return
-            frame = frame.f_back
-        if threading.get_ident() == thread:
-            ran.append(name)
+        if threading.get_ident() == thread and not _inside(handed):
+            ran.append(f"minipali's own {name}")
 
     with _ONE_AT_A_TIME:
         functions = [
