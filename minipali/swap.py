@@ -317,13 +317,14 @@ def compare_models(model: PaliGemma, swapped: PaliGemma) -> str:
     All at once, with a suffix; then as it is used, a padded prefix and single tokens with a cache;
     then whole answers, greedy and drawn.
     """
-    config = model.config
+    config, device = model.config, model.language_model.embed_tokens.weight.device
     rng = np.random.default_rng(0)
     made = [scenes.compose(rng, scenes.TRAINING_ARTISTS, 2) for _ in range(2)]
     side = config.vision.image_size
     pixels = nn.functional.interpolate(scenes.pixel_values(made), (side, side), mode="bilinear")
+    pixels = pixels.to(device)
 
-    ids = torch.tensor([_ids(config, CAPTION)])
+    ids = torch.tensor([_ids(config, CAPTION)], device=device)
     # The last two tokens are suffix: the others may not see them, so a piece that ignores the mask
     # is noticed.
     suffix = torch.zeros_like(ids)
@@ -335,8 +336,10 @@ def compare_models(model: PaliGemma, swapped: PaliGemma) -> str:
     long, short = _ids(config, LEFT), _ids(config, CAPTION)
     padding = [config.pad_token_id] * (len(long) - len(short))
     prefix = {
-        "input_ids": torch.tensor([long, padding + short]),
-        "attention_mask": torch.tensor([[1] * len(long), [0] * len(padding) + [1] * len(short)]),
+        "input_ids": torch.tensor([long, padding + short], device=device),
+        "attention_mask": torch.tensor(
+            [[1] * len(long), [0] * len(padding) + [1] * len(short)], device=device
+        ),
         "pixel_values": pixels,
     }
 
@@ -344,7 +347,7 @@ def compare_models(model: PaliGemma, swapped: PaliGemma) -> str:
         cache = which.new_cache(2, len(long) + 3)
         which(**prefix, kv_cache=cache)
         for tokens in ([[10], [11]], [[12], [13]]):
-            which(torch.tensor(tokens), kv_cache=cache)
+            which(torch.tensor(tokens, device=device), kv_cache=cache)
 
     if found := first_difference(model, swapped, with_cache):
         return "first layer that differs, with a cache, is {}: {}".format(*found)
