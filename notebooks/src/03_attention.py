@@ -319,7 +319,8 @@ reveal("weights in the tower", guess_weights, sum(w.numel() for w in seen[:depth
 
 # %% [markdown]
 # The number above a map is the weight of its lightest square. Equal shares would be 1/36 = 0.03.
-# In layer 1 every head takes a little from many places. In layer 3 some take a quarter from one.
+# In layer 1 every head takes a little from many places. In layer 3 three heads take
+# between a quarter and a half of everything from one place.
 #
 # ## Check
 #
