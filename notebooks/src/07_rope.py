@@ -550,7 +550,8 @@ figures.rope.score_by_distance(distances[0], curves)
 # happens?</summary>
 #
 # The products in a score pair numbers that do not belong together, even at distance 0. Try it: leave
-# `k_proj` out of the loop in the optional part on the cure, and compare the answers with those of the wrong layout.
+# `k_proj` out of the loop in the optional part on the cure, and compare the answers with those of the
+# wrong layout.
 # </details>
 #
 # <details><summary>Positions are shifted by 1,000, angles are float32, and cos and sin are then cast
