@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 05 · Contrastive learning: who belongs to whom?
 #
-# Lesson 04 built the vision tower. Who taught it to see? SigLIP's tower got pictures, sentences, and one
-# question: **which sentence belongs to which picture?** You write the two losses that make a number
-# of this question, CLIP's and SigLIP's, and small towers learn with both, in seconds.
+# Lesson 04 built the vision tower. Who taught it to see? SigLIP's tower got pictures, sentences,
+# and one question: **which sentence belongs to which picture?** You write the two losses that make
+# a number of this question, CLIP's and SigLIP's, and small towers learn with both, in seconds.
 #
 # ## Do you remember?
 #
@@ -16,15 +16,15 @@
 # <details><summary>A softmax first subtracts the largest score of the row (lesson 03). What would go
 # wrong without it, and what does it change in the result?</summary>
 #
-# exp of a large score is infinite, and infinite divided by infinite is not a number. In the result it
-# changes nothing: all exponentials are divided by the same factor.
+# exp of a large score is infinite, and infinite divided by infinite is not a number. In the result
+# it changes nothing: all exponentials are divided by the same factor.
 # </details>
 #
 # <details><summary>Somebody writes LayerNorm for tokens of shape (n, d) and begins with
 # <code>x - x.mean(dim=0)</code>. What is wrong?</summary>
 #
-# That is the mean of a feature over all tokens. LayerNorm takes the mean of a token over its features,
-# <code>dim=-1</code>, and keeps the axis.
+# That is the mean of a feature over all tokens. LayerNorm takes the mean of a token over its
+# features, <code>dim=-1</code>, and keeps the axis.
 # </details>
 #
 # ## Where we are
@@ -49,18 +49,18 @@ figures.model_map("vision", model.config)
 # 2. **explain** what scale and bias do,
 # 3. **compare** both losses: in training, and in bytes on many machines.
 #
-# Time: 45 minutes. You need: the tower (lesson 04) and the softmax (lesson 03). Two to three minutes
-# of this are training: start with *Run All*, then read.
+# Time: 45 minutes. You need: the tower (lesson 04) and the softmax (lesson 03). Two to three
+# minutes of this are training: start with *Run All*, then read.
 #
 # ## Predict
 #
 # 1. A picture fits its own sentence with 0.6 and a wrong one with 0.4. The notes behind this course
 #    show 0.95 and 0.05 as *after training*. How many training steps does it take?
-# 2. 1,024 machines hold 32 pairs each. By what factor does a machine need more memory for CLIP's loss
-#    than for SigLIP's?
-# 3. Somebody trains the sigmoid loss with the labels 1 for right pairs and 0 for wrong ones. The loss
-#    falls. How alike are a picture and a *wrong* sentence in the end, from -1 (opposite) to 1 (the
-#    same)?
+# 2. 1,024 machines hold 32 pairs each. By what factor does a machine need more memory for CLIP's
+#    loss than for SigLIP's?
+# 3. Somebody trains the sigmoid loss with the labels 1 for right pairs and 0 for wrong ones. The
+#    loss falls. How alike are a picture and a *wrong* sentence in the end, from -1 (opposite) to 1
+#    (the same)?
 
 # %%
 guess_steps, guess_factor, guess_alike = ..., ..., ...
@@ -69,18 +69,19 @@ guess_steps, guess_factor, guess_alike = ..., ..., ...
 # ## By hand: a table of cosines
 #
 # One tower makes a vector of each picture, another one of each sentence. A linear map at the end of
-# each makes the vectors equally wide. Divide each by its length, and a dot product is a **cosine**: 1
-# if two vectors point the same way, -1 if they point opposite ways. **Rows are pictures, columns are
-# sentences**, and the right pairs are on the diagonal.
+# each makes the vectors equally wide. Divide each by its length, and a dot product is a **cosine**:
+# 1 if two vectors point the same way, -1 if they point opposite ways. **Rows are pictures, columns
+# are sentences**, and the right pairs are on the diagonal.
 #
 # | | a dog | a cat |
 # |---|---|---|
 # | picture of a dog | 0.6 | 0.4 |
 # | picture of a cat | 0.3 | 0.5 |
 #
-# Read a row as a question: which sentence fits this picture? Softmax makes shares of the cosines. The
-# loss is the cross-entropy of lesson 02: minus the log of the right share. On paper, for the dog:
-# exp(0.6) = 1.822, exp(0.4) = 1.492, so the right share is 1.822 / 3.314 = 0.550, and the loss 0.598.
+# Read a row as a question: which sentence fits this picture? Softmax makes shares of the cosines.
+# The loss is the cross-entropy of lesson 02: minus the log of the right share. On paper, for the
+# dog: exp(0.6) = 1.822, exp(0.4) = 1.492, so the right share is 1.822 / 3.314 = 0.550, and the loss
+# 0.598.
 
 # %%
 cosines = torch.tensor([[0.6, 0.4], [0.3, 0.5]])  # (i, j): picture i, sentence j
@@ -92,35 +93,35 @@ print("best right share at scale 1, for n pairs:", best)
 reveal("training steps", guess_steps, 0)
 
 # %% [markdown]
-# Both losses multiply the cosines by a **scale** first. CLIP starts with 1 / 0.07 and calls the 0.07
-# **temperature**. That start alone turns 0.6 and 0.4 into 0.95 and 0.05, before any training: the
-# first answer. Shares say how sure, cosines say how alike, and the scale is the exchange rate. At
-# scale 1 even perfect cosines, 1 for right pairs and -1 for all others, give no right share of 0.9
-# among two pairs, and not a thousandth among 32,768.
+# Both losses multiply the cosines by a **scale** first. CLIP starts with 1 / 0.07 and calls the
+# 0.07 **temperature**. That start alone turns 0.6 and 0.4 into 0.95 and 0.05, before any training:
+# the first answer. Shares say how sure, cosines say how alike, and the scale is the exchange rate.
+# At scale 1 even perfect cosines, 1 for right pairs and -1 for all others, give no right share of
+# 0.9 among two pairs, and not a thousandth among 32,768.
 #
 # The scale is learned as a logarithm, so that it stays positive: `log_scale` is a weight, and
 # `log_scale.exp()` multiplies. (CLIP stops it at 100.)
 #
 # ## Build: CLIP's loss
 #
-# A row asks: which sentence fits this picture? A column asks: which picture fits this sentence? CLIP
-# asks both and takes the mean: its loss is **symmetric**. With pictures $x_i$, sentences $y_j$ and
-# scale $t$:
+# A row asks: which sentence fits this picture? A column asks: which picture fits this sentence?
+# CLIP asks both and takes the mean: its loss is **symmetric**. With pictures $x_i$, sentences $y_j$
+# and scale $t$:
 #
 # $$s_{ij} = t\,\frac{x_i \cdot y_j}{|x_i|\,|y_j|},\qquad
 # \text{loss} = -\frac{1}{2n} \sum_i \left( \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}
 #   + \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ji}}} \right)$$
 #
-# The first sum runs along a row (`dim=1`), the second along a column (`dim=0`). At scale 100 a cosine
-# of 0.95 becomes 95, and exp(95) is infinite in 32-bit numbers. The remedy is that of lesson 03, with the
-# largest score $m$:
+# The first sum runs along a row (`dim=1`), the second along a column (`dim=0`). At scale 100 a
+# cosine of 0.95 becomes 95, and exp(95) is infinite in 32-bit numbers. The remedy is that of lesson
+# 03, with the largest score $m$:
 #
 # $$\log \sum_j e^{s_j} = m + \log \sum_j e^{s_j - m}$$
 #
-# **Write it now**: [exercise 05](../exercises/05_contrastive.ipynb), part 1, `clip_loss`. Vectors of
-# any length come in, (n, e) twice, and one number goes out. Two results at scale 1 (`log_scale` = 0): for
-# the pictures (3, 0), (0, 2) and the same two as sentences, each right share is e / (e + 1), and the loss
-# is 0.313. Exchange the two sentences, and it is 1.313. Then open the cell below.
+# **Write it now**: [exercise 05](../exercises/05_contrastive.ipynb), part 1, `clip_loss`. Vectors
+# of any length come in, (n, e) twice, and one number goes out. Two results at scale 1 (`log_scale`
+# = 0): for the pictures (3, 0), (0, 2) and the same two as sentences, each right share is e / (e +
+# 1), and the loss is 0.313. Exchange the two sentences, and it is 1.313. Then open the cell below.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -154,22 +155,22 @@ print("exp(95) is", torch.tensor(95.0).exp().item())
 # ## Build: SigLIP's loss
 #
 # A share depends on all others in its row. SigLIP asks each pair alone: **do these two belong
-# together, yes or no?** The **sigmoid** $\sigma$ makes a probability of *yes* of a score, and that of
-# *no* is $\sigma(-s)$. So give right pairs the label $z = +1$ and wrong ones $z = -1$, and the
+# together, yes or no?** The **sigmoid** $\sigma$ makes a probability of *yes* of a score, and that
+# of *no* is $\sigma(-s)$. So give right pairs the label $z = +1$ and wrong ones $z = -1$, and the
 # probability of the right answer is always $\sigma(z s)$:
 #
 # $$\sigma(s) = \frac{1}{1 + e^{-s}},\qquad
 # \text{loss} = -\frac{1}{n} \sum_i \sum_j \log \sigma\left(z_{ij}\,(s_{ij} + b)\right)$$
 #
-# Only n of the n · n pairs are right. A learned **bias** $b$ says how rare a yes is. There is no second
-# direction: turn the table over, and the sum is the same.
+# Only n of the n · n pairs are right. A learned **bias** $b$ says how rare a yes is. There is no
+# second direction: turn the table over, and the sum is the same.
 #
-# **Write it now**: exercise 05, part 2, `siglip_loss`. Two results for the vectors above: at scale 1 with
-# b = 0, right pairs have the score 1 and cost 0.313 each, wrong ones have 0 and cost log 2 = 0.693 each,
-# in all 2.013, and half of that is 1.006. At scale 10 with b = -10 the loss is 0.693.
+# **Write it now**: exercise 05, part 2, `siglip_loss`. Two results for the vectors above: at scale
+# 1 with b = 0, right pairs have the score 1 and cost 0.313 each, wrong ones have 0 and cost log 2 =
+# 0.693 each, in all 2.013, and half of that is 1.006. At scale 10 with b = -10 the loss is 0.693.
 #
-# One trap: in 32-bit numbers `sigmoid(x)` is 0 for x below about -88.7, and log 0 is minus infinity.
-# torch's `logsigmoid` takes both steps at once, and is safe.
+# One trap: in 32-bit numbers `sigmoid(x)` is 0 for x below about -88.7, and log 0 is minus
+# infinity. torch's `logsigmoid` takes both steps at once, and is safe.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -191,19 +192,19 @@ print("at once:     ", [round(x, 2) for x in torch.nn.functional.logsigmoid(far)
 # %% [markdown]
 # ## See it: train both, live
 #
-# Twelve objects, 250 pictures of each by the training artists, and one sentence for each: "an apple".
-# The towers are small and begin with random weights. A batch holds *different* objects, so that each
-# pair off the diagonal is truly wrong.
+# Twelve objects, 250 pictures of each by the training artists, and one sentence for each: "an
+# apple". The towers are small and begin with random weights. A batch holds *different* objects, so
+# that each pair off the diagonal is truly wrong.
 #
-# **One vector for a picture.** A tower gives a vector for each patch. We take their **mean**. CLIP adds
-# one more token to the patches, the *class token*, and reads only that. SigLIP has one more attention
-# layer, in which a single learned query looks at all patches (*attention pooling*). PaliGemma leaves
-# this step out: it wants the patches, not their summary.
+# **One vector for a picture.** A tower gives a vector for each patch. We take their **mean**. CLIP
+# adds one more token to the patches, the *class token*, and reads only that. SigLIP has one more
+# attention layer, in which a single learned query looks at all patches (*attention pooling*).
+# PaliGemma leaves this step out: it wants the patches, not their summary.
 #
 # **The test** is **zero-shot classification**: compare a picture with twelve sentences and take the
-# most similar one. No classifier was trained; the names are text. The pictures are by an artist whose
-# drawings no run has seen. One run can be luck, so we take three **seeds**, the places where random
-# numbers start.
+# most similar one. No classifier was trained; the names are text. The pictures are by an artist
+# whose drawings no run has seen. One run can be luck, so we take three **seeds**, the places where
+# random numbers start.
 
 # %%
 from minipali.small_tasks import name_scores, naming_task, train_towers
@@ -233,8 +234,9 @@ tables = {name: new_artist_table(run.towers, task) for name, run in runs.items()
 figures.contrastive.similarity(task.new, task.names, tables)
 
 # %% [markdown]
-# Each row is the mean over twenty pictures of one object, and a frame marks its largest cosine. On the
-# right the diagonal comes out. Look at the dashed frames, which are wrong: what is mixed up with what?
+# Each row is the mean over twenty pictures of one object, and a frame marks its largest cosine. On
+# the right the diagonal comes out. Look at the dashed frames, which are wrong: what is mixed up
+# with what?
 #
 # Now the comparison: both losses, two batch sizes, the same pictures seen (3,600).
 
@@ -249,10 +251,10 @@ small["sigmoid"] = three_seeds(siglip_loss, 4, -math.log(3))
 figures.contrastive.runs({"batch 12": large, "batch 4": small}, chance=1 / 12)
 
 # %% [markdown]
-# Thick lines are means, thin ones are seeds. Two seeds of the *same* loss lie further apart than the
-# two losses do. So this experiment, with three seeds and twelve new drawings, does **not** show that
-# one loss is better. Zhai et al. (2023), with batches of up to a million pairs, report that the sigmoid
-# is better at small batches, and that more than some 32,000 pairs bring little.
+# Thick lines are means, thin ones are seeds. Two seeds of the *same* loss lie further apart than
+# the two losses do. So this experiment, with three seeds and twelve new drawings, does **not** show
+# that one loss is better. Zhai et al. (2023), with batches of up to a million pairs, report that
+# the sigmoid is better at small batches, and that more than some 32,000 pairs bring little.
 #
 # ## Break it
 #
@@ -274,30 +276,31 @@ print(f"the last loss {wrong.losses[-1]:.2f}; 11 log 2 = {11 * math.log(2):.2f}"
 reveal("cosine of wrong pairs", guess_alike, round(scores[~right].mean().item(), 2))
 
 # %% [markdown]
-# The loss falls and then stays. The model has learned that **everything belongs together**: all vectors
-# point the same way. A label of 0 wipes the score out, so each wrong pair costs
-# $-\log \sigma(0) = \log 2$ whatever the model does, and only the right pairs pull.
+# The loss falls and then stays. The model has learned that **everything belongs together**: all
+# vectors point the same way. A label of 0 wipes the score out, so each wrong pair costs $-\log
+# \sigma(0) = \log 2$ whatever the model does, and only the right pairs pull.
 #
-# Not every mistake shows like this: many still learn something. A training that works does not prove
-# that the loss is right.
+# Not every mistake shows like this: many still learn something. A training that works does not
+# prove that the loss is right.
 #
 # ## In the real model
 #
-# A large batch is spread over many devices, each with its own pictures and sentences. A share needs its
-# whole row and column, so the usual softmax sends all vectors to all devices (*all-gather*). The
-# sigmoid needs one block of the table at a time: a device adds it up, forgets it, and gets the next
-# sentences from its neighbour.
+# A large batch is spread over many devices, each with its own pictures and sentences. A share needs
+# its whole row and column, so the usual softmax sends all vectors to all devices (*all-gather*).
+# The sigmoid needs one block of the table at a time: a device adds it up, forgets it, and gets the
+# next sentences from its neighbour.
 
 # %%
 figures.contrastive.blocks(devices=4)
 
 # %% [markdown]
-# Let devices hold m = 32 pairs each, n in all, with vectors of e = 1,152 numbers of 4 bytes. A device
-# holds
+# Let devices hold m = 32 pairs each, n in all, with vectors of e = 1,152 numbers of 4 bytes. A
+# device holds
 #
-# - for the softmax: all vectors, 2 · n · e, and the table, n · n (or, with care, only its own m rows and
-#   columns, 2 · m · n),
-# - for the sigmoid: its own vectors and one foreign block, 3 · m · e, and one block of the table, m · m.
+# - for the softmax: all vectors, 2 · n · e, and the table, n · n (or, with care, only its own m
+#   rows and columns, 2 · m · n),
+# - for the sigmoid: its own vectors and one foreign block, 3 · m · e, and one block of the table, m
+#   · m.
 
 # %% tags=["nbval-check-output"]
 m, e, counts = 32, 1152, [2**k for k in range(1, 11)]
@@ -315,14 +318,13 @@ reveal("softmax, with care, against sigmoid", guess_factor, round(factor))
 figures.contrastive.memory(counts, held, "MB held by one device")
 
 # %% [markdown]
-# The second answer: 310 MB (or 4.6 GB with the whole table) against less than half a megabyte. (That is
-# the loss alone. For the gradient the blocks are kept, unless it is computed block by block as well.)
+# The second answer: 310 MB (or 4.6 GB with the whole table) against less than half a megabyte.
 #
 # What is left of this in PaliGemma? The vision tower. Text tower, scale, bias and loss are gone:
-# picture and text meet in Gemma's attention (lesson 11). Our small model's tower began with the sigmoid
-# loss, too, but with more help. Its pictures are composed, so it is known which object covers which
-# patch, and the same loss also trained **every patch** against the objects' names. The published
-# SigLIP had no such labels.
+# picture and text meet in Gemma's attention (lesson 11). Our small model's tower began with the
+# sigmoid loss, too, but with more help. Its pictures are composed, so it is known which object
+# covers which patch, and the same loss also trained **every patch** against the objects' names. The
+# published SigLIP had no such labels.
 #
 # ## Check
 #
@@ -355,10 +357,10 @@ for ours, number in ((clip_loss, 3), (siglip_loss, 4)):
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: where to start the bias
 #
-# Ten more minutes. SigLIP starts with t = 10 and b = -10. Why so far below 0? At the start all cosines
-# are near 0, so each score is about b. One step of training *pulls* each right pair together with the
-# strength $1 - \sigma(b)$, and *pushes* each wrong pair apart with $\sigma(b)$. A picture has one right
-# sentence and n - 1 wrong ones:
+# Ten more minutes. SigLIP starts with t = 10 and b = -10. Why so far below 0? At the start all
+# cosines are near 0, so each score is about b. One step of training *pulls* each right pair
+# together with the strength $1 - \sigma(b)$, and *pushes* each wrong pair apart with $\sigma(b)$. A
+# picture has one right sentence and n - 1 wrong ones:
 
 # %%
 for n in (12, 32768):
@@ -369,14 +371,15 @@ for n in (12, 32768):
 print(f"-10 would be the balance for {math.exp(10) + 1:,.0f} pairs")
 
 # %% [markdown]
-# With b = 0 and a large batch, thousands of pushes drown one pull: the model first learns to say no.
-# With b = -log(n - 1) both are equal, because that is the true rate of yes: 1 to n - 1. For SigLIP's
-# batch of 32,768 this is -10.4, very near to their -10. For our batch of 12 it is -2.4, and that is
-# what the trainings above started with.
+# With b = 0 and a large batch, thousands of pushes drown one pull: the model first learns to say
+# no. With b = -log(n - 1) both are equal, because that is the true rate of yes: 1 to n - 1. For
+# SigLIP's batch of 32,768 this is -10.4, very near to their -10. For our batch of 12 it is -2.4,
+# and that is what the trainings above started with.
 #
 # The two numbers also set a **threshold**. The answer turns to yes where t · cosine + b = 0, at the
-# cosine -b / t. With t = 10 and b = -10 that is 1: at first even a perfect pair is only *perhaps*. We
-# train with three starts, one seed each, and look at the cosines of right and wrong pairs afterwards.
+# cosine -b / t. With t = 10 and b = -10 that is 1: at first even a perfect pair is only *perhaps*.
+# We train with three starts, one seed each, and look at the cosines of right and wrong pairs
+# afterwards.
 
 # %%
 starts = {}
@@ -389,9 +392,9 @@ for start, run in ((0.0, None), (-math.log(11), large["sigmoid"][0]), (-10.0, No
 figures.contrastive.thresholds(starts)
 
 # %% [markdown]
-# A few points of accuracy mean nothing here. But the bias stays near its start: 300 steps do not carry
-# it far. What moves are the **cosines**. They gather below and around the threshold, wherever it is.
-# So never compare the cosines of two models.
+# A few points of accuracy mean nothing here. But the bias stays near its start: 300 steps do not
+# carry it far. What moves are the **cosines**. They gather below and around the threshold, wherever
+# it is. So never compare the cosines of two models.
 #
 # Most right pairs stay below the threshold: asked yes or no, the towers would say no. Zero-shot
 # classification only needs the right one to be the *largest*.
@@ -400,8 +403,8 @@ figures.contrastive.thresholds(starts)
 # ## Optional: any list of names
 #
 # Five more minutes. A zero-shot classifier is made of words. So we make others, without training:
-# shorter lists of names, and the same twelve names in other words. Each number is the mean of the three
-# softmax runs at batch 12. One of the lists goes badly wrong. Guess which.
+# shorter lists of names, and the same twelve names in other words. Each number is the mean of the
+# three softmax runs at batch 12. One of the lists goes badly wrong. Guess which.
 
 
 # %%
@@ -426,20 +429,21 @@ for told, sentence in (("'a picture of a cat', ...", "a picture of a {}"), ("'ca
     print(f"{told:26} {zero_shot(task.names, sentence.format):4.0%}")
 
 # %% [markdown]
-# Fewer names are an easier choice, unless they are the ones that the towers mix up. A longer sentence
-# does little harm. But the bare name, without "a", is fatal: in training the name always stood in
-# second place, and our text tower has only ever read twelve sentences. *Zero-shot* means no new
-# training. It does not mean that every word is understood. CLIP has read 400 million texts, and still
-# its authors found that "a photo of a ..." works better than the bare name.
+# Fewer names are an easier choice, unless they are the ones that the towers mix up. A longer
+# sentence does little harm. But the bare name, without "a", is fatal: in training the name always
+# stood in second place, and our text tower has only ever read twelve sentences. *Zero-shot* means
+# no new training. It does not mean that every word is understood. CLIP has read 400 million texts,
+# and still its authors found that "a photo of a ..." works better than the bare name.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: the ring, with two processes
 #
-# Ten more minutes. The sum over all pairs is a sum of sums. First in one process, for six pairs cut in
-# two. Then with two real processes: each keeps its own three pairs, computes its diagonal block, hands
-# its sentences on, and computes the other block. The package's `siglip_loss_ring` does the handing on;
-# in training the gradients travel back the same way. (All-gather in a ring sends pictures *and*
-# sentences, so the ring of the sigmoid halves what is sent. The large gain is in what is held.)
+# Ten more minutes. The sum over all pairs is a sum of sums. First in one process, for six pairs cut
+# in two. Then with two real processes: each keeps its own three pairs, computes its diagonal block,
+# hands its sentences on, and computes the other block. The package's `siglip_loss_ring` does the
+# handing on; in training the gradients travel back the same way. (All-gather in a ring sends
+# pictures *and* sentences, so the ring of the sigmoid halves what is sent. The large gain is in
+# what is held.)
 
 # %%
 torch.manual_seed(0)
@@ -495,14 +499,16 @@ print(f"process 0: {losses[0]:.4f}, process 1: {losses[1]:.4f}, mean {sum(losses
 print(f"one process with everything: {plain:.4f}")
 
 # %% [markdown]
-# A softmax can be computed in blocks, too, with running sums of rows and columns. It only needs more
-# care.
+# Two things belong to an honest count. The numbers of *In the real model* are those of the loss
+# alone: for the gradient the blocks are kept, in our package too, unless it is computed block by
+# block as well. And a softmax can be computed in blocks, too, with running sums of rows and columns.
+# It only needs more care.
 #
 # %% [markdown]
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/05_contrastive.ipynb). At its end two towers learn to
-# see with your losses. It has one piece more that no cell of this lesson shows.
+# If you have not yet: [the exercise](../exercises/05_contrastive.ipynb). At its end two towers
+# learn to see with your losses. It has one piece more that no cell of this lesson shows.
 #
 # ## Take away
 #
@@ -526,8 +532,9 @@ print(f"one process with everything: {plain:.4f}")
 #
 # <details><summary>In which form of the sigmoid loss are the labels 1 and 0 right?</summary>
 #
-# In the *binary cross-entropy*, $-y \log p - (1 - y) \log(1 - p)$: there the 0 does not multiply the
-# score, it chooses the second term. It is the same loss, and the *Check* above compares with it.
+# In the *binary cross-entropy*, $-y \log p - (1 - y) \log(1 - p)$: there the 0 does not multiply
+# the score, it chooses the second term. It is the same loss, and the *Check* above compares with
+# it.
 # </details>
 #
 # <details><summary>Why not give CLIP's loss a bias too?</summary>
@@ -543,10 +550,11 @@ print(f"one process with everything: {plain:.4f}")
 # would compete with each other.
 # </details>
 #
-# **Sources.** CLIP: Radford et al. 2021, arXiv 2103.00020, figure 3 (the pseudocode), and its sections
-# on training (temperature) and on prompt engineering (wording). SigLIP: Zhai et al. 2023, arXiv
-# 2303.15343, algorithm 1, and its sections on the sigmoid loss (start values) and on its efficient
-# implementation in blocks. That -10 fits a batch of about 22,000 was noticed in open_clip's issue 650.
+# **Sources.** CLIP: Radford et al. 2021, arXiv 2103.00020, figure 3 (the pseudocode), and its
+# sections on training (temperature) and on prompt engineering (wording). SigLIP: Zhai et al. 2023,
+# arXiv 2303.15343, algorithm 1, and its sections on the sigmoid loss (start values) and on its
+# efficient implementation in blocks. That -10 fits a batch of about 22,000 was noticed in
+# open_clip's issue 650.
 
 # %% [markdown]
 # ### What the notes say, and what is true

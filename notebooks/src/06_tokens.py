@@ -3,8 +3,9 @@
 #
 # The decoder of PaliGemma reads one row of vectors. It does not know letters, and it does not know
 # files. The **processor** cuts text into pieces, gives each piece a number, makes every picture the
-# same size, and puts both into one row. It has no weights. But here a model is fed, and a model cannot
-# say when it is fed wrongly. You will make nine mistakes on purpose, and measure what each one costs.
+# same size, and puts both into one row. It has no weights. But here a model is fed, and a model
+# cannot say when it is fed wrongly. You will make nine mistakes on purpose, and measure what each
+# one costs.
 #
 # ## Do you remember?
 #
@@ -17,8 +18,8 @@
 # <details><summary>Somebody hides padding with <code>weights = softmax(scores) * mask</code>. What is
 # wrong?</summary>
 #
-# The hidden keys have taken their share already, and the weights of a row no longer sum to 1. The mask
-# must make the *scores* minus infinity, before the softmax (lesson 03).
+# The hidden keys have taken their share already, and the weights of a row no longer sum to 1. The
+# mask must make the *scores* minus infinity, before the softmax (lesson 03).
 # </details>
 #
 # <details><summary>A picture of a dog and a car is in a batch with the sentences "a dog" and "a car".
@@ -51,10 +52,10 @@ figures.model_map("tokens", model.config)
 #
 # ## Predict
 #
-# 1. Our tokenizer learned from English questions about 24 objects. You give it the emoji 😀. How many
-#    tokens does it make of it?
-# 2. A question ends with a newline. You forget it. Which token does the model then find most likely,
-#    where it said `dog` before?
+# 1. Our tokenizer learned from English questions about 24 objects. You give it the emoji 😀. How
+#    many tokens does it make of it?
+# 2. A question ends with a newline. You forget it. Which token does the model then find most
+#    likely, where it said `dog` before?
 # 3. The text begins with a token named *bos*. You forget that one. What suffers most: *naming*,
 #    *counting*, or *detection* (boxes)?
 
@@ -64,12 +65,13 @@ guess_tokens, guess_token, guess_task = ..., ..., ...
 # %% [markdown]
 # ## By hand: three merges
 #
-# **Byte-pair encoding** (BPE) lies between letters, which make long rows, and words, of which there are
-# too many. Start from letters, and join the neighbours that stand together most often. Then again, and
-# again. Each join adds one piece to the **vocabulary**, the list of all pieces.
+# **Byte-pair encoding** (BPE) lies between letters, which make long rows, and words, of which there
+# are too many. Start from letters, and join the neighbours that stand together most often. Then
+# again, and again. Each join adds one piece to the **vocabulary**, the list of all pieces.
 #
 # Take the text *cat cat scat rat*. A space belongs to the word that follows it and is written `▁`.
-# On paper: which two neighbours are most frequent? Join them everywhere and count again. Three times.
+# On paper: which two neighbours are most frequent? Join them everywhere and count again. Three
+# times.
 
 # %%
 from collections import Counter
@@ -109,9 +111,9 @@ for _ in range(3):
 #
 # ## Build: a tokenizer
 #
-# **SentencePiece**, the library behind Gemma's tokenizer, does this fast. We train it live, on captions
-# and questions about 300 scenes. As in Gemma's, digits are split, spaces stay as they are, and bytes
-# stand in for the unknown. The newline is a piece of its own that never joins.
+# **SentencePiece**, the library behind Gemma's tokenizer, does this fast. We train it live, on
+# captions and questions about 300 scenes. As in Gemma's, digits are split, spaces stay as they are,
+# and bytes stand in for the unknown. The newline is a piece of its own that never joins.
 
 # %%
 rng, text = np.random.default_rng(0), []
@@ -146,12 +148,13 @@ figures.tokens.pieces(
 )
 
 # %% [markdown]
-# A larger vocabulary makes shorter rows. The price is a larger table, because each piece has a vector of
-# its own (lesson 10), and a rare piece has a vector that was rarely trained.
+# A larger vocabulary makes shorter rows. The price is a larger table, because each piece has a
+# vector of its own (lesson 10), and a rare piece has a vector that was rarely trained.
 #
-# Even the smallest of these has 300 entries, because 256 of them are the **bytes**. A character that is
-# not in the vocabulary is written as the bytes of its UTF-8 form. Without this **byte fallback** it
-# becomes *unknown* and is lost. We compare the two on a text that our training never met.
+# Even the smallest of these has 300 entries, because 256 of them are the **bytes**. A character
+# that is not in the vocabulary is written as the bytes of its UTF-8 form. Without this **byte
+# fallback** it becomes *unknown* and is lost. We compare the two on a text that our training never
+# met.
 
 # %%
 without = train(300, byte_fallback=False)
@@ -162,21 +165,23 @@ for name, one in (("with bytes", trained[500]), ("without", without)):
 reveal("tokens of an emoji", guess_tokens, len(trained[500].EncodeAsIds("😀")))
 
 # %% [markdown]
-# (Without bytes you see `😀` too, but there it has the id of *unknown*, and reads back as `⁇`.) An unknown
-# language is a long row of bytes, of which the model learned nothing. Lossless is not understood.
+# (Without bytes you see `😀` too, but there it has the id of *unknown*, and reads back as `⁇`.) An
+# unknown language is a long row of bytes, of which the model learned nothing. Lossless is not
+# understood.
 #
 # ## Build: tokens that are no text
 #
-# Some ids stand for no text. SentencePiece has four of its own, with the ids 0 to 3: `<pad>` (padding),
-# `<eos>` (end), `<bos>` (begin) and `<unk>` (unknown). PaliGemma adds three kinds behind all pieces:
+# Some ids stand for no text. SentencePiece has four of its own, with the ids 0 to 3: `<pad>`
+# (padding), `<eos>` (end), `<bos>` (begin) and `<unk>` (unknown). PaliGemma adds three kinds behind
+# all pieces:
 #
-# - `<loc0000>` to `<loc1023>`: **places**. A box is four of them: top, left, bottom, right. An edge at a
-#   part v of the picture's height or width is the number round(v · 1023).
+# - `<loc0000>` to `<loc1023>`: **places**. A box is four of them: top, left, bottom, right. An edge
+#   at a part v of the picture's height or width is the number round(v · 1023).
 # - `<seg000>` to `<seg127>`: **shapes**, for masks of objects (a later lesson).
 # - `<image>`: an **image token** keeps a place free for one patch of the picture.
 #
-# Alone, SentencePiece cuts `<loc0512>` into letters and digits. So the processor looks for such names
-# first.
+# Alone, SentencePiece cuts `<loc0512>` into letters and digits. So the processor looks for such
+# names first.
 
 # %% tags=["nbval-check-output"]
 print("the first four:     ", [processor.sentencepiece.IdToPiece(i) for i in range(4)])
@@ -189,15 +194,16 @@ print("a box:", places, "->", processor.encode(places + " dog"))
 # %% [markdown]
 # ## Build: the row
 #
-# The row of a question has four parts, in this order: **image tokens**, one for each patch; **bos**,
-# which begins the text; the **prompt**; and a **newline**. The newline marks where the question ends and
-# the answer begins. It occurs in none of PaliGemma's prompts, and the tokenizer may not join it with a
-# neighbour, or the mark would not always be the same token.
+# The row of a question has four parts, in this order: **image tokens**, one for each patch;
+# **bos**, which begins the text; the **prompt**; and a **newline**. The newline marks where the
+# question ends and the answer begins. It occurs in none of PaliGemma's prompts, and the tokenizer
+# may not join it with a neighbour, or the mark would not always be the same token.
 #
-# **Write it now**: [exercise 06](../exercises/06_tokens.ipynb), `prompt_ids`. A prompt comes in, and a
-# function `encode` that makes a list of ids of a text; one list of ids goes out. Two results, with an
-# `encode` that gives each letter its number in Unicode (h 104, i 105, newline 10), image token 9, two
-# patches and bos 2: `"hi"` becomes [9, 9, 2, 104, 105, 10], and `""` becomes [9, 9, 2, 10].
+# **Write it now**: [exercise 06](../exercises/06_tokens.ipynb), `prompt_ids`. A prompt comes in,
+# and a function `encode` that makes a list of ids of a text; one list of ids goes out. Two results,
+# with an `encode` that gives each letter its number in Unicode (h 104, i 105, newline 10), image
+# token 9, two patches and bos 2: `"hi"` becomes [9, 9, 2, 104, 105, 10], and `""` becomes [9, 9, 2,
+# 10].
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -213,8 +219,8 @@ ids = prompt_ids("answer en what is on the left?", processor.encode, *special)
 figures.tokens.row(ids, processor(picture, "")["pixel_values"][0], processor)
 
 # %% [markdown]
-# The image tokens all have one id. In lesson 11 the 36 vectors of the vision tower take their places.
-# The tokenizer gives **ids** and nothing more; text vectors come from the model's table.
+# The image tokens all have one id. In lesson 11 the 36 vectors of the vision tower take their
+# places. The tokenizer gives **ids** and nothing more; text vectors come from the model's table.
 #
 # The model answers with one score for each id that may come next, its **logits**, and softmax makes
 # shares of them. With the newline, and without:
@@ -231,18 +237,18 @@ for name, row in (("with the newline", ids), ("without it", ids[:-1])):
 reveal("likeliest without the newline", guess_token, likeliest[0])
 
 # %% [markdown]
-# Without the newline the answer *ends* before it begins. In training, a text without a newline behind it
-# was a finished answer, and so the model finishes.
+# Without the newline the answer *ends* before it begins. In training, a text without a newline
+# behind it was a finished answer, and so the model finishes.
 #
 # ## Build: padding
 #
 # A batch is one tensor, so its rows must be equally long. The short ones get **padding**, and a
 # **mask** tells which tokens are real: 1 for real, 0 for padding.
 #
-# **Write it now**: exercise 06, `pad_rows`. Lists of ids come in; ids and mask go out, each
-# (b, longest). Two results for the rows [5, 6, 7] and [8] and the filler 0: on the left, the second row
-# becomes [0, 0, 8] with the mask [0, 0, 1]; on the right, [8, 0, 0] with [1, 0, 0]. Make the mask from
-# the lengths, not from `ids != 0`: the filler may also be a real id.
+# **Write it now**: exercise 06, `pad_rows`. Lists of ids come in; ids and mask go out, each (b,
+# longest). Two results for the rows [5, 6, 7] and [8] and the filler 0: on the left, the second row
+# becomes [0, 0, 8] with the mask [0, 0, 1]; on the right, [8, 0, 0] with [1, 0, 0]. Make the mask
+# from the lengths, not from `ids != 0`: the filler may also be a real id.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -265,19 +271,21 @@ sides = {f"padding on the {side}": pad_rows(rows, 0, side) for side in ("left", 
 figures.tokens.padded(sides, processor)
 
 # %% [markdown]
-# Both are right, as long as the mask goes along. On the left is handy for answering: the last column
-# holds the newline of every row, and each new token is one more column.
+# Both are right, as long as the mask goes along. On the left is handy for answering: the last
+# column holds the newline of every row, and each new token is one more column.
 #
 # ## Build: the picture
 #
-# - **RGB.** Some pictures are grey, some have a fourth channel that says how transparent a pixel is.
-#   We lay every picture over white.
+# - **RGB.** Some pictures are grey, some have a fourth channel that says how transparent a pixel
+#   is. We lay every picture over white.
 # - **A square.** The whole picture is squeezed into the model's square. Nothing is cut off.
-# - **The scale.** SigLIP was trained on numbers from -1 to 1: divide by 255, subtract 0.5, divide by 0.5.
+# - **The scale.** SigLIP was trained on numbers from -1 to 1: divide by 255, subtract 0.5, divide
+#   by 0.5.
 #
-# **Write it now**: exercise 06, `to_pixels`. A Pillow picture of any size and kind comes in, float32
-# (3, side, side) goes out. Two results: a grey picture of the value 51 becomes -0.6 everywhere, because
-# (51 / 255 - 0.5) / 0.5 = -0.6, and a wholly transparent one becomes 1, which is white.
+# **Write it now**: exercise 06, `to_pixels`. A Pillow picture of any size and kind comes in,
+# float32 (3, side, side) goes out. Two results: a grey picture of the value 51 becomes -0.6
+# everywhere, because (51 / 255 - 0.5) / 0.5 = -0.6, and a wholly transparent one becomes 1, which
+# is white.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -301,11 +309,11 @@ print("transparent:", to_pixels(Image.new("RGBA", (5, 4), (0, 0, 0, 0)), 2).uniq
 # %% [markdown]
 # ## See it: a photograph made small
 #
-# The resizing hides a decision. In a picture made eight times smaller, one new pixel stands for 64 old
-# ones. Pillow averages over all of them and some around: **antialiasing**. torch's `F.interpolate` with
-# `mode="bicubic"` looks, by default, at 4 x 4 pixels and skips the rest. Here is Grace Hopper, who wrote
-# one of the first compilers (a portrait by the U.S. Navy, public domain, which comes with matplotlib).
-# The lower row enlarges the framed part.
+# The resizing hides a decision. In a picture made eight times smaller, one new pixel stands for 64
+# old ones. Pillow averages over all of them and some around: **antialiasing**. torch's
+# `F.interpolate` with `mode="bicubic"` looks, by default, at 4 x 4 pixels and skips the rest. Here
+# is Grace Hopper, who wrote one of the first compilers (a portrait by the U.S. Navy, public domain,
+# which comes with matplotlib). The lower row enlarges the framed part.
 
 
 # %%
@@ -323,13 +331,14 @@ small = {"antialiased": to_pixels(photo, 72), "not antialiased": not_antialiased
 figures.tokens.shrunk(photo, small, part=(0.22, 0.28, 0.62, 0.78))
 
 # %% [markdown]
-# The specks on the right are not in the photograph. They are single pixels that happened to be kept.
+# The specks on the right are not in the photograph. They are single pixels that happened to be
+# kept.
 #
 # ## Break it: nine ways to ask wrongly
 #
-# We ask 160 questions, 20 of each task, about pictures by an artist whose drawings were never trained
-# on. Then the *same* questions again, with one mistake at a time in the processor (`put` sets a function
-# of ours into a copy of it). Read the list first. Which will you notice?
+# We ask 160 questions, 20 of each task, about pictures by an artist whose drawings were never
+# trained on. Then the *same* questions again, with one mistake at a time in the processor (`put`
+# sets a function of ours into a copy of it). Read the list first. Which will you notice?
 
 
 # %%
@@ -391,13 +400,13 @@ reveal("suffers most without bos", guess_task, scenes.TASKS[lost.argmax()])
 # about this small model:
 #
 # - **Newline missing: loud.** Almost all answers are empty.
-# - **bos missing, twice, or before the picture: quiet.** Most tasks hardly notice, but the boxes are
-#   wrong. Whoever tests with captions alone will not know.
-# - **Wrong scale: in between.** With ImageNet's numbers or with pixels from 0 to 1 the model still sees
-#   *something*, and loses a part of every task.
+# - **bos missing, twice, or before the picture: quiet.** Most tasks hardly notice, but the boxes
+#   are wrong. Whoever tests with captions alone will not know.
+# - **Wrong scale: in between.** With ImageNet's numbers or with pixels from 0 to 1 the model still
+#   sees *something*, and loses a part of every task.
 # - **Red and blue exchanged**, as some libraries read pictures: worse in most tasks, in none lost.
-# - **Padding read as text**: no harm on the left, here. On the right it depends on the *company*: only
-#   the longest rows of a batch have no padding.
+# - **Padding read as text**: no harm on the left, here. On the right it depends on the *company*:
+#   only the longest rows of a batch have no padding.
 #
 # ## Check
 #
@@ -427,8 +436,8 @@ print("pixels:", sprite.mode, torch.allclose(to_pixels(sprite, 72), tokens.to_pi
 # %% [markdown]
 # ## In the real model
 #
-# The vocabulary of PaliGemma 3B, and what a picture costs beside a question: two FLOP for each weight of
-# the decoder's layers and each token (the scores of attention come on top).
+# The vocabulary of PaliGemma 3B, and what a picture costs beside a question: two FLOP for each
+# weight of the decoder's layers and each token (the scores of attention come on top).
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset
@@ -445,15 +454,15 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
           f" question of 10 tokens, {2 * layers * 10 / 1e9:,.2f} GFLOP")  # fmt: skip
 
 # %% [markdown]
-# The picture is the long part of the row, at 896 pixels 4,096 tokens beside ten. And each new special
-# token costs one row of the table, no more: 1,024 places and 128 shapes were cheap to add.
+# The picture is the long part of the row, at 896 pixels 4,096 tokens beside ten. And each new
+# special token costs one row of the table, no more: 1,024 places and 128 shapes were cheap to add.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: every character of Unicode
 #
-# Two more minutes. The package's own tokenizer (trained in the same way, with 640 pieces) shall encode
-# and decode every character that there is. (The code points that we skip are halves of pairs, no
-# characters.)
+# Two more minutes. The package's own tokenizer (trained in the same way, with 640 pieces) shall
+# encode and decode every character that there is. (The code points that we skip are halves of
+# pairs, no characters.)
 
 # %% tags=["nbval-check-output"]
 characters = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i <= 0xDFFF)
@@ -469,10 +478,11 @@ print(f"{len(characters):,} characters, {len(lost)} of them not the same: {lost}
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: fine stripes
 #
-# Five more minutes. Does the model mind a picture that is not antialiased? We draw 60 objects at eight
-# times the size, by an artist whose drawings were never trained on, and ask what they are. Then we print
-# fine stripes over the same pictures, as in a photograph of a screen or of a striped shirt: brighter and
-# darker by turns, 7 pixels from one bright stripe to the next. `swap` is `put` with a comparison.
+# Five more minutes. Does the model mind a picture that is not antialiased? We draw 60 objects at
+# eight times the size, by an artist whose drawings were never trained on, and ask what they are.
+# Then we print fine stripes over the same pictures, as in a photograph of a screen or of a striped
+# shirt: brighter and darker by turns, 7 pixels from one bright stripe to the next. `swap` is `put`
+# with a comparison.
 
 # %%
 from minipali.swap import swap
@@ -503,8 +513,8 @@ figures.tokens.stripes(shown, names[:5])
 # ## Optional: bos moves the boxes
 #
 # Five more minutes. Why do the boxes mind a missing bos? We look at *how* they are wrong. For each
-# question with one box in the true answer and one in the model's, we take the distance between the two
-# centres, in patches.
+# question with one box in the true answer and one in the model's, we take the distance between the
+# two centres, in patches.
 
 # %%
 from minipali.locations import read_boxes
@@ -536,22 +546,22 @@ figures.tokens.moved_boxes(pictures[chosen], told, side=6)
 # picture does not help, because it is not in between. With one before and one after, the steps are
 # right, and so are the boxes. How positions get into attention is the subject of the next lesson.
 #
-# This is our small model. The published one is larger and has seen more, but it was trained with one
-# format too, and nobody promises you what it does with another.
+# This is our small model. The published one is larger and has seen more, but it was trained with
+# one format too, and nobody promises you what it does with another.
 #
 # %% [markdown]
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/06_tokens.ipynb). At its end the trained model answers
-# what your processor asks. It has one piece more that no cell of this lesson shows.
+# If you have not yet: [the exercise](../exercises/06_tokens.ipynb). At its end the trained model
+# answers what your processor asks. It has one piece more that no cell of this lesson shows.
 #
 # ## Take away
 #
-# - A tokenizer joins what often stands together, and falls back to bytes: text goes in and comes back,
-#   known or not.
+# - A tokenizer joins what often stands together, and falls back to bytes: text goes in and comes
+#   back, known or not.
 # - The row is image tokens, bos, prompt, newline. Padding fills rows up, and the mask says so.
-# - Pictures are squeezed to a square with antialiasing and scaled to -1 to 1. Mistakes here are often
-#   quiet, so compare numbers, not only answers.
+# - Pictures are squeezed to a square with antialiasing and scaled to -1 to 1. Mistakes here are
+#   often quiet, so compare numbers, not only answers.
 #
 # **Self-test**
 #
@@ -563,8 +573,8 @@ figures.tokens.moved_boxes(pictures[chosen], told, side=6)
 # <details><summary>You ask one question at a time, and the padding is read as text. When do you
 # notice?</summary>
 #
-# Never: a single row has no padding. The mistake waits for the first batch with prompts of different
-# length.
+# Never: a single row has no padding. The mistake waits for the first batch with prompts of
+# different length.
 # </details>
 #
 # <details><summary>Your model's captions are fine, but all boxes are a little too far to the right.
@@ -575,9 +585,10 @@ figures.tokens.moved_boxes(pictures[chosen], told, side=6)
 #
 # **Sources.** The row, the newline and the fixed square: Beyer et al. 2024 (PaliGemma), arXiv
 # 2407.07726, its sections on the architecture and on the tasks of pretraining. SentencePiece: Kudo
-# and Richardson 2018, arXiv 1808.06226. BPE for text: Sennrich et al. 2016, arXiv 1508.07909. Gemma's
-# tokenizer (digits are split, whitespace stays, bytes for the unknown): Gemma Team 2024, arXiv
-# 2403.08295, on training data. `<loc>` split into characters: huggingface/transformers issue 30824.
+# and Richardson 2018, arXiv 1808.06226. BPE for text: Sennrich et al. 2016, arXiv 1508.07909.
+# Gemma's tokenizer (digits are split, whitespace stays, bytes for the unknown): Gemma Team 2024,
+# arXiv 2403.08295, on training data. `<loc>` split into characters: huggingface/transformers issue
+# 30824.
 #
 # ### What the notes say, and what is true
 #

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 07 · RoPE: a place is an angle
 #
-# Attention knows no places: shuffle its vectors, and the same vectors come out, shuffled. The vision
-# tower has a table of positions. The decoder has none, and nothing is added to its vectors. Still it
-# knows what is on the left. The trick is called **rotary position embedding**, **RoPE**, and has no
-# parameters at all. You write it, and then you move a dog to the other side of a picture without touching
-# a pixel or a weight.
+# Attention knows no places: shuffle its vectors, and the same vectors come out, shuffled. The
+# vision tower has a table of positions. The decoder has none, and nothing is added to its vectors.
+# Still it knows what is on the left. The trick is called **rotary position embedding**, **RoPE**,
+# and has no parameters at all. You write it, and then you move a dog to the other side of a picture
+# without touching a pixel or a weight.
 #
 # ## Do you remember?
 #
@@ -25,8 +25,8 @@
 # <code>patches @ weight.T + bias</code>, <code>+ positions</code>, or
 # <code>(x - mean) / sd</code>?</summary>
 #
-# <code>+ positions</code>: the tower adds a learned vector for each place, once, before its first layer
-# (lesson 01).
+# <code>+ positions</code>: the tower adds a learned vector for each place, once, before its first
+# layer (lesson 01).
 # </details>
 #
 # ## Where we are
@@ -54,13 +54,13 @@ figures.model_map("decoder", model.config)
 #
 # ## Predict
 #
-# The decoder reads 36 image tokens, row by row, and then the question, at the positions 1, 2, 3 and so
-# on. We ask 240 questions, and 60 of them ask for a box. The model finds 48 of the 60.
+# The decoder reads 36 image tokens, row by row, and then the question, at the positions 1, 2, 3 and
+# so on. We ask 240 questions, and 60 of them ask for a box. The model finds 48 of the 60.
 #
 # 1. All tokens get position 0. How many of the 60 boxes does the model still find?
 # 2. Instead, every position grows by 1,000. How many of the 240 answers change?
-# 3. Instead, you number each row of patches from right to left. The picture stays as it is: a dog on the
-#    left, a car on the right. What does the model say is on the left?
+# 3. Instead, you number each row of patches from right to left. The picture stays as it is: a dog
+#    on the left, a car on the right. What does the model say is on the left?
 
 # %%
 guess_boxes, guess_changed, guess_left = ..., ..., ...
@@ -69,17 +69,17 @@ guess_boxes, guess_changed, guess_left = ..., ..., ...
 # ## By hand: one pair
 #
 # Take a query of two numbers, (2, 1), and a key, (1, 0). Draw them as arrows. The rule of RoPE is:
-# **an arrow at position p is turned p times by the same angle.** For sums on paper, let the angle be
-# a quarter of a circle, against the clock. A quarter turn makes (-y, x) of (x, y).
+# **an arrow at position p is turned p times by the same angle.** For sums on paper, let the angle
+# be a quarter of a circle, against the clock. A quarter turn makes (-y, x) of (x, y).
 #
 # | position | 0 | 1 | 2 | 3 | 4 |
 # |---|---|---|---|---|---|
 # | query | (2, 1) | (-1, 2) | (-2, -1) | (1, -2) | (2, 1) |
 # | key | (1, 0) | (0, 1) | (-1, 0) | (0, -1) | (1, 0) |
 #
-# On paper: the query at 3 with the key at 1 gives the score 1·0 + (-2)·1 = -2. Move both by one: the
-# query at 4 with the key at 2. And by one more: the query at 5 (as at 1) with the key at 3. For any
-# angle $\varphi$, turning an arrow is the product
+# On paper: the query at 3 with the key at 1 gives the score 1·0 + (-2)·1 = -2. Move both by one:
+# the query at 4 with the key at 2. And by one more: the query at 5 (as at 1) with the key at 3. For
+# any angle $\varphi$, turning an arrow is the product
 #
 # $$R_\varphi \begin{pmatrix} x \\ y \end{pmatrix} =
 # \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix}
@@ -103,9 +103,10 @@ for q in angles:
     print(" ".join(f"{turn(query, q) @ turn(key, k):3.0f}" for k in angles))
 
 # %% [markdown]
-# Find your three scores. Every diagonal has **one** number: only the distance counts. Why? Turn two arrows
-# by the same angle, and neither their lengths nor the angle between them change, so their dot product
-# does not change. Turn both back by $p$, and only the difference of the positions is left:
+# Find your three scores. Every diagonal has **one** number: only the distance counts. Why? Turn two
+# arrows by the same angle, and neither their lengths nor the angle between them change, so their
+# dot product does not change. Turn both back by $p$, and only the difference of the positions is
+# left:
 #
 # $$(R_{p}\,\vec q) \cdot (R_{s}\,\vec k) = \vec q \cdot (R_{s - p}\,\vec k)$$
 #
@@ -113,21 +114,22 @@ for q in angles:
 #
 # ## Build: fast and slow hands
 #
-# With quarter turns, position 4 looks like position 0. A clock has the same trouble with its second hand,
-# and the cure is more hands: a fast one that tells seconds apart, and slow ones for minutes and hours. A
-# head of $k$ numbers has $k/2$ pairs. Pair 0 turns by 1 radian a step, the others more and more slowly. At
-# position $p$ the angle of pair $i$ is
+# With quarter turns, position 4 looks like position 0. A clock has the same trouble with its second
+# hand, and the cure is more hands: a fast one that tells seconds apart, and slow ones for minutes
+# and hours. A head of $k$ numbers has $k/2$ pairs. Pair 0 turns by 1 radian a step, the others more
+# and more slowly. At position $p$ the angle of pair $i$ is
 #
 # $$\varphi_i = p \cdot \theta^{-2i/k},\qquad i = 0, 1, \dots, k/2 - 1$$
 #
 # with $\theta$ = 10,000 in Gemma. So the speeds run from 1 to almost $1/\theta$.
 #
-# **Write it now**: [exercise 07](../exercises/07_rope.ipynb), part 1, `rope_angles`. Positions come in,
-# (b, t), whole numbers, each row with its own. Cosine and sine go out, (b, t, k/2) each. Two results for
-# k = 4 and $\theta$ = 10,000, where the speeds are 1 and 0.01: at position 0 the cosines are 1, 1 and the
-# sines 0, 0; at position 3 the angles are 3 and 0.03, so the cosines are -0.990, 1.000 and the sines
-# 0.141, 0.030. Compute in float32. (Large models keep their numbers in **bfloat16**, where whole numbers
-# are exact only up to 256. An optional part shows the damage.) Then open the cell.
+# **Write it now**: [exercise 07](../exercises/07_rope.ipynb), part 1, `rope_angles`. Positions come
+# in, (b, t), whole numbers, each row with its own. Cosine and sine go out, (b, t, k/2) each. Two
+# results for k = 4 and $\theta$ = 10,000, where the speeds are 1 and 0.01: at position 0 the
+# cosines are 1, 1 and the sines 0, 0; at position 3 the angles are 3 and 0.03, so the cosines are
+# -0.990, 1.000 and the sines 0.141, 0.030. Compute in float32. (Large models keep their numbers in
+# **bfloat16**, where whole numbers are exact only up to 256. An optional part shows the damage.)
+# Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -144,9 +146,9 @@ print([[round(x, 3) for x in y[0, 1].tolist()] for y in (cos, sin)])
 figures.rope.dials([0, 6, 12, 18, 23], [0, 1, 2, 3, 4, 5, 6, 12, 36, 512], 48, 10000.0)
 
 # %% [markdown]
-# A column is the face of a clock with five of the 24 hands of our small model (k = 48), and it tells the
-# position. Between neighbours only the upper hands move. The lower ones tell the beginning of a long text
-# from its end.
+# A column is the face of a clock with five of the 24 hands of our small model (k = 48), and it
+# tells the position. Between neighbours only the upper hands move. The lower ones tell the
+# beginning of a long text from its end.
 #
 # How many tokens does one turn take? A full circle is 2π, so 2π / speed: the **wavelength**. On the
 # left, all 24 hands as stripes. On the right the wavelengths, beside some lengths that matter.
@@ -159,18 +161,19 @@ figures.rope.wavelengths(
 )
 
 # %% [markdown]
-# The slowest hands hardly move in any text. A head can use them to compare *what* is there, and the fast
-# ones to compare *where*.
+# The slowest hands hardly move in any text. A head can use them to compare *what* is there, and the
+# fast ones to compare *where*.
 #
 # ## Build: turn a head
 #
-# Which numbers of a head are a pair? In Gemma, number `i` of the **first half** goes with number `i` of
-# the **second half**: for k = 8 these are 0 with 4, 1 with 5, 2 with 6, 3 with 7. This layout is called
-# *half-split*.
+# Which numbers of a head are a pair? In Gemma, number `i` of the **first half** goes with number
+# `i` of the **second half**: for k = 8 these are 0 with 4, 1 with 5, 2 with 6, 3 with 7. This
+# layout is called *half-split*.
 #
-# **Write it now**: exercise 07, part 2, `apply_rope`. In: x (b, h, t, k), and cos and sin, (b, t, k/2).
-# Out: x, turned. Two results for the head (1, 2, 3, 4), whose pairs are (1, 3) and (2, 4): a quarter turn
-# of the first pair alone gives (-3, 2, 1, 4), and half a turn of both gives (-1, -2, -3, -4).
+# **Write it now**: exercise 07, part 2, `apply_rope`. In: x (b, h, t, k), and cos and sin, (b, t,
+# k/2). Out: x, turned. Two results for the head (1, 2, 3, 4), whose pairs are (1, 3) and (2, 4): a
+# quarter turn of the first pair alone gives (-3, 2, 1, 4), and half a turn of both gives (-1, -2,
+# -3, -4).
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -192,15 +195,17 @@ for cos, sin in (([0.0, 1.0], [1.0, 0.0]), ([-1.0, -1.0], [0.0, 0.0])):
 # - **In every layer, on queries and keys.** Each layer makes its queries and keys, turns them, and
 #   compares them. What flows on to the next layer is not turned.
 # - **After the heads are split.** The hands start anew in each head: k is the width of one head.
-# - **Never the values.** In a score two turns meet, and their difference is left. A value meets no second
-#   turn, so its own would stay in the result. Positions decide how much is taken from a token, not what.
+# - **Never the values.** In a score two turns meet, and their difference is left. A value meets no
+#   second turn, so its own would stay in the result. Positions decide how much is taken from a
+#   token, not what.
 #
 # Part 3 of the exercise asks for these rules in code, which this lesson does not show.
 #
 # ## See it: other numbers for the same patches
 #
-# If a patch's place is only in its number, we can move it by changing the number. `swap` puts a function
-# of ours into the trained model: first `renumber` changes the positions, then `make_angles` makes angles.
+# If a patch's place is only in its number, we can move it by changing the number. `swap` puts a
+# function of ours into the trained model: first `renumber` changes the positions, then
+# `make_angles` makes angles.
 
 
 # %%
@@ -246,12 +251,12 @@ left = told["right to left"].split("\n")[0].removeprefix("on the left: ")
 reveal("on the left, numbered from right to left", guess_left, left)
 
 # %% [markdown]
-# Same pixels, same weights, same 36 vectors. Numbered from right to left, the dog is on the right, and
-# so is its box. With rows and columns exchanged, left is top and top is left. What an image token holds
-# is *what* is there. RoPE says *where*.
+# Same pixels, same weights, same 36 vectors. Numbered from right to left, the dog is on the right,
+# and so is its box. With rows and columns exchanged, left is top and top is left. What an image
+# token holds is *what* is there. RoPE says *where*.
 #
-# Is that luck? We ask 60 questions of each kind about pictures by an artist who was never trained on. In
-# the last two lines the model sees each picture in a mirror.
+# Is that luck? We ask 60 questions of each kind about pictures by an artist who was never trained
+# on. In the last two lines the model sees each picture in a mirror.
 
 # %%
 from dataclasses import replace
@@ -290,18 +295,19 @@ before, after = (results[way][1] for way in ways[:2])
 reveal("answers changed", guess_changed, sum(a != b for a, b in zip(before, after, strict=True)))
 
 # %% [markdown]
-# - **1,000 more changes nothing.** For this model there are only distances. (So it does not matter that
-#   our positions start at 1, as in transformers, and those of PaliGemma's authors at 0.)
-# - **Without positions** (all zero) the model still knows *what* there is. It does not know *where*: boxes
-#   are lost, and for "what is on the left" it would do better to pick one of the objects blindly. (The
-#   background suffers too: the words of the *question* have lost their order as well.)
-# - **Numbers from right to left** break places and boxes. A mirror alone does the same. **Both together
-#   cancel**: the last line is about as good as the first.
+# - **1,000 more changes nothing.** For this model there are only distances. (So it does not matter
+#   that our positions start at 1, as in transformers, and those of PaliGemma's authors at 0.)
+# - **Without positions** (all zero) the model still knows *what* there is. It does not know
+#   *where*: boxes are lost, and for "what is on the left" it would do better to pick one of the
+#   objects blindly. (The background suffers too: the words of the *question* have lost their order
+#   as well.)
+# - **Numbers from right to left** break places and boxes. A mirror alone does the same. **Both
+#   together cancel**: the last line is about as good as the first.
 #
 # ## Break it: the other layout
 #
-# The paper pairs **neighbours**: 0 with 1, 2 with 3, the *interleaved* layout. Both are fine to train with.
-# But here are weights that were trained with halves, under code that takes neighbours:
+# The paper pairs **neighbours**: 0 with 1, 2 with 3, the *interleaved* layout. Both are fine to
+# train with. But here are weights that were trained with halves, under code that takes neighbours:
 
 
 # %%
@@ -322,9 +328,9 @@ _ = examine("interleaved", neighbours)
 # Compare with the first line above. No error: all shapes fit, all weights load, words come out. And
 # the model has lost its way, down to the colour of the background.
 #
-# So two files with the same names and shapes may need different code, and no loader can see it. Meta's
-# Llama weights are interleaved; the script that made the files for transformers reorders their rows into
-# halves. PaliGemma's own training code splits in halves.
+# So two files with the same names and shapes may need different code, and no loader can see it.
+# Meta's Llama weights are interleaved; the script that made the files for transformers reorders
+# their rows into halves. PaliGemma's own training code splits in halves.
 #
 # ## Check
 #
@@ -355,8 +361,8 @@ print("lengths:  ", torch.allclose(ours.norm(dim=-1), x.norm(dim=-1), atol=1e-4)
 #
 # ## In the real model
 #
-# What RoPE costs in PaliGemma 3B, per token, beside the matrices that make queries and keys (8 heads and
-# 1: lesson 09), and beside a table of positions as the vision tower has.
+# What RoPE costs in PaliGemma 3B, per token, beside the matrices that make queries and keys (8
+# heads and 1: lesson 09), and beside a table of positions as the vision tower has.
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset
@@ -374,14 +380,14 @@ print(f"parameters: 0; a table for {most:,} positions would have {most * t.hidde
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: the cure for the wrong layout
 #
-# Five more minutes. The paper's formula 34 adds to x · cos the vector (-x2, x1, -x4, x3, ...) · sin. In
-# the half-split layout, for k = 8 and counted from 1 as there, the second vector is (-x5, -x6, -x7, -x8,
-# x1, x2, x3, x4).
+# Five more minutes. The paper's formula 34 adds to x · cos the vector (-x2, x1, -x4, x3, ...) ·
+# sin. In the half-split layout, for k = 8 and counted from 1 as there, the second vector is (-x5,
+# -x6, -x7, -x8, x1, x2, x3, x4).
 #
 # A score is a **sum** over the k numbers of a head, and a sum does not care about order. So we may
-# reorder the numbers of queries and keys, if we do it to both. The number `i` of half `two` moves to
-# place `(i two)`. Numbers come from rows of `q_proj` and `k_proj`, so we reorder these rows, once, in the
-# weights:
+# reorder the numbers of queries and keys, if we do it to both. The number `i` of half `two` moves
+# to place `(i two)`. Numbers come from rows of `q_proj` and `k_proj`, so we reorder these rows,
+# once, in the weights:
 
 # %%
 import copy
@@ -400,14 +406,14 @@ _ = examine("interleaved, reordered", fitted)
 # %% [markdown]
 # The answers are back. Values and the output matrix stay as they were, because nothing turns there.
 #
-# In transformers, GPT-J and GLM are interleaved, GPT-NeoX and Gemma are half-split. Gemma's weights were
-# never reordered.
+# In transformers, GPT-J and GLM are interleaved, GPT-NeoX and Gemma are half-split. Gemma's weights
+# were never reordered.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: no offset when writing
 #
-# Two more minutes. When the model writes, it gets one new token at a time (lesson 08 builds this). If the
-# tokens of each call are numbered from 0, every new token gets position 0.
+# Two more minutes. When the model writes, it gets one new token at a time (lesson 08 builds this).
+# If the tokens of each call are numbered from 0, every new token gets position 0.
 
 
 # %%
@@ -428,14 +434,14 @@ for renumber in (as_they_are, restart):
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: angles in bfloat16
 #
-# Ten more minutes. Of the 16 bits of bfloat16, one is the sign, 8 go to the exponent and 7 to the digits,
-# so whole numbers are exact only up to 256. At 224 pixels PaliGemma's picture has the positions 1 to
-# 256, and the text begins at 257. Here are our 36 patches, moved by 1,000.
+# Ten more minutes. Of the 16 bits of bfloat16, one is the sign, 8 go to the exponent and 7 to the
+# digits, so whole numbers are exact only up to 256. At 224 pixels PaliGemma's picture has the
+# positions 1 to 256, and the text begins at 257. Here are our 36 patches, moved by 1,000.
 #
-# Then two versions of the mistake. In `coarse_speeds` only the speeds are rounded. This happens where
-# a module keeps them as a buffer, as in the notes behind this course: `model.bfloat16()` casts buffers
-# too, and a later `.float()` brings nothing back. In `coarse_angles` all is bfloat16. How wrong are
-# the cosines of the 128 pairs of PaliGemma 3B, near position 1,000?
+# Then two versions of the mistake. In `coarse_speeds` only the speeds are rounded. This happens
+# where a module keeps them as a buffer, as in the notes behind this course: `model.bfloat16()`
+# casts buffers too, and a later `.float()` brings nothing back. In `coarse_angles` all is bfloat16.
+# How wrong are the cosines of the 128 pairs of PaliGemma 3B, near position 1,000?
 
 # %%
 moved = torch.arange(1001, 1037)
@@ -467,9 +473,9 @@ for name, way in WAYS.items():
 
 # %% [markdown]
 # A cosine lies between -1 and 1, so an error of 2 is the worst there is. Both look like a disaster.
-# Which one will hurt the answers? Guess. Then look at the trained model, with all positions moved by
-# 1,000, which changed nothing in float32. (The first line is the worse version with the positions not
-# moved.)
+# Which one will hurt the answers? Guess. Then look at the trained model, with all positions moved
+# by 1,000, which changed nothing in float32. (The first line is the worse version with the
+# positions not moved.)
 
 
 # %%
@@ -481,10 +487,10 @@ for name in ("speeds bfloat16", "all bfloat16"):
     _ = examine(f"{name}, + 1,000", other)
 
 # %% [markdown]
-# The rounded speeds do no harm here. Query and key are turned by the *same* wrong speed, so the score
-# still sees a distance, on a clock that runs a little wrong. That error grows with the distance, and
-# ours are short. Rounded *angles* are another matter: neighbours fall together, and the distance
-# itself is lost.
+# The rounded speeds do no harm here. Query and key are turned by the *same* wrong speed, so the
+# score still sees a distance, on a clock that runs a little wrong. That error grows with the
+# distance, and ours are short. Rounded *angles* are another matter: neighbours fall together, and
+# the distance itself is lost.
 #
 # See it. Query and key are all ones, so the score is a sum of cosines. The line is the score by
 # distance, with the key at position 0. The marks are the same query and key, moved by 1,000.
@@ -506,8 +512,8 @@ for name, way in WAYS.items():
 figures.rope.score_by_distance(distances[0], curves)
 
 # %% [markdown]
-# Circles and plus signs lie on the line or close to it. The crosses come in steps: several distances
-# share one score.
+# Circles and plus signs lie on the line or close to it. The crosses come in steps: several
+# distances share one score.
 #
 # The line tells one thing more. It is highest at distance 0 and falls, with waves. The paper calls
 # this *long-term decay*. Our arrows all point the same way. A query that points elsewhere can have
@@ -520,8 +526,8 @@ figures.rope.score_by_distance(distances[0], curves)
 # %% [markdown]
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/07_rope.ipynb). At its end the trained model finds its
-# places with your code. It has one piece more that no cell of this lesson shows.
+# If you have not yet: [the exercise](../exercises/07_rope.ipynb). At its end the trained model
+# finds its places with your code. It has one piece more that no cell of this lesson shows.
 #
 # ## Take away
 #
@@ -529,8 +535,8 @@ figures.rope.score_by_distance(distances[0], curves)
 #   the distance alone.
 # - It happens in every layer, after the split into heads, and never to values; nothing is added to
 #   the vectors, and no parameters are needed.
-# - Layout, offset and precision can be wrong without any error: compare numbers with a reference, at
-#   positions far from 0.
+# - Layout, offset and precision can be wrong without any error: compare numbers with a reference,
+#   at positions far from 0.
 #
 # **Self-test**
 #
@@ -549,9 +555,9 @@ figures.rope.score_by_distance(distances[0], curves)
 # <details><summary>A loader reorders the rows of q_proj for the other layout and forgets k_proj. What
 # happens?</summary>
 #
-# The products in a score pair numbers that do not belong together, even at distance 0. Try it: leave
-# `k_proj` out of the loop in the optional part on the cure, and compare the answers with those of the
-# wrong layout.
+# The products in a score pair numbers that do not belong together, even at distance 0. Try it:
+# leave `k_proj` out of the loop in the optional part on the cure, and compare the answers with
+# those of the wrong layout.
 # </details>
 #
 # <details><summary>Positions are shifted by 1,000, angles are float32, and cos and sin are then cast
@@ -563,9 +569,10 @@ figures.rope.score_by_distance(distances[0], curves)
 #
 # **Sources.** RoFormer: Su et al. 2021, arXiv 2104.09864: turning and speeds, equations 14 and 15;
 # relative positions, equation 16; the formula with two terms, equation 34, in its section on a
-# computationally efficient realization; decay, in its section on long-term decay. Halves in PaliGemma's
-# training code: `_apply_rope` in big_vision, `models/ppp/gemma.py`. Reordering of Llama: `permute` in
-# transformers' `convert_llama_weights_to_hf.py`. Precision: transformers pull request 29285.
+# computationally efficient realization; decay, in its section on long-term decay. Halves in
+# PaliGemma's training code: `_apply_rope` in big_vision, `models/ppp/gemma.py`. Reordering of
+# Llama: `permute` in transformers' `convert_llama_weights_to_hf.py`. Precision: transformers pull
+# request 29285.
 #
 # ### What the notes say, and what is true
 #

@@ -3,15 +3,16 @@
 #
 # A decoder writes one token at a time, and each new token must look at everything before it: the
 # picture, the question, and what is written so far. The plain way is to run the whole decoder again
-# for each token. You keep what stays the same, and see what happens to an answer when something that
-# was kept is wrong.
+# for each token. You keep what stays the same, and see what happens to an answer when something
+# that was kept is wrong.
 #
 # ## Do you remember?
 #
 # <details><summary>Which of queries, keys and values does RoPE turn, and what does a score then depend
 # on?</summary>
 #
-# Queries and keys, never values. The score depends on the distance of the two positions (lesson 07).
+# Queries and keys, never values. The score depends on the distance of the two positions (lesson
+# 07).
 # </details>
 #
 # <details><summary>Two rows are padded on the left: <code>[[5, 6, 7], [0, 0, 8]]</code>. Which mask
@@ -23,8 +24,8 @@
 # <details><summary>Somebody writes the factor of the scores as <code>k * -0.5</code>. What does the trained
 # model do?</summary>
 #
-# It runs, and talks nonsense: the factor must be <code>k ** -0.5</code>. The other one is negative, so
-# each token takes from those that fit it least (lesson 03).
+# It runs, and talks nonsense: the factor must be <code>k ** -0.5</code>. The other one is negative,
+# so each token takes from those that fit it least (lesson 03).
 # </details>
 #
 # ## Where we are
@@ -51,12 +52,12 @@ figures.model_map("decoder", model.config)
 #
 # ## Predict
 #
-# 1. Our small model reads 36 patches and a question of 4 tokens, and writes 10 tokens. How many token
-#    vectors go through the decoder, if it reads everything again for each token?
-# 2. You have asked one question about a picture, and now you ask another. May the decoder keep what it
-#    remembers of the 36 patches: yes or no?
-# 3. A patch of the real model has 14 x 14 pixels of three colours: 588 bytes. How many bytes does the
-#    decoder remember of it?
+# 1. Our small model reads 36 patches and a question of 4 tokens, and writes 10 tokens. How many
+#    token vectors go through the decoder, if it reads everything again for each token?
+# 2. You have asked one question about a picture, and now you ask another. May the decoder keep what
+#    it remembers of the 36 patches: yes or no?
+# 3. A patch of the real model has 14 x 14 pixels of three colours: 588 bytes. How many bytes does
+#    the decoder remember of it?
 
 # %%
 guess_vectors, guess_keep, guess_bytes = ..., ..., ...
@@ -64,10 +65,10 @@ guess_vectors, guess_keep, guess_bytes = ..., ..., ...
 # %% [markdown]
 # ## By hand: what is new in a longer table
 #
-# Take *I love pepperoni* from lesson 03, with the vectors (0, 2), (1, 1) and (1, 0). They are queries
-# and keys at once. Write the table of dot products on paper: a row for each query, where each word
-# sees itself and the words before it. Now *pizza* arrives, (2, 0). Write the table again. Which
-# numbers are new?
+# Take *I love pepperoni* from lesson 03, with the vectors (0, 2), (1, 1) and (1, 0). They are
+# queries and keys at once. Write the table of dot products on paper: a row for each query, where
+# each word sees itself and the words before it. Now *pizza* arrives, (2, 0). Write the table again.
+# Which numbers are new?
 
 # %% tags=["nbval-check-output"]
 x = torch.tensor([[0, 2], [1, 1], [1, 0], [2, 0]])
@@ -77,22 +78,23 @@ print("after: ", after.tolist())
 print("old rows unchanged:", torch.equal(after[:3, :3], before))
 
 # %% [markdown]
-# Only the last row is new. Its four numbers need one new query, one new key, and **three old keys**.
-# The average that follows needs the old values too. Nobody needs an old query: each query is used in
-# its own row, and never again. In symbols, for the new token $t$ with heads of $k$ numbers:
+# Only the last row is new. Its four numbers need one new query, one new key, and **three old
+# keys**. The average that follows needs the old values too. Nobody needs an old query: each query
+# is used in its own row, and never again. In symbols, for the new token $t$ with heads of $k$
+# numbers:
 #
 # $$\text{out}_t = \text{softmax}\left(\frac{q_t\,K^\top}{\sqrt{k}}\right) V,\qquad
 # K = \begin{pmatrix} k_1 \\ \vdots \\ k_t \end{pmatrix},\quad
 # V = \begin{pmatrix} v_1 \\ \vdots \\ v_t \end{pmatrix}$$
 #
-# So the rule is: **keep keys and values, forget queries.** What is kept is the **KV cache**. A step then
-# costs one row and not the whole table, here 4 dot products and not 1 + 2 + 3 + 4 = 10.
+# So the rule is: **keep keys and values, forget queries.** What is kept is the **KV cache**. A step
+# then costs one row and not the whole table, here 4 dot products and not 1 + 2 + 3 + 4 = 10.
 #
 # ## Build: without a cache, and with one
 #
-# `write` runs the decoder, takes the last place, chooses the token with the largest logit, and goes on.
-# The two ways differ in one line, the last but one. Without a cache, the next call gets everything and
-# the new token. With a cache, it gets the new token alone.
+# `write` runs the decoder, takes the last place, chooses the token with the largest logit, and goes
+# on. The two ways differ in one line, the last but one. Without a cache, the next call gets
+# everything and the new token. With a cache, it gets the new token alone.
 
 
 # %%
@@ -117,11 +119,11 @@ def write(batch, steps, cache=None):
 
 
 # %% [markdown]
-# Each layer has its own keys and values, so each needs its own memory. The way that most people write
-# first is to **concatenate**. From the package's `KVCache` our class takes the places for one tensor of
-# each layer, and which tokens are real. (`g` counts the heads of keys and values: 2 here, for 4 heads of
-# queries. Lesson 09 says why.) The keys come *after* they were turned (lesson 07): a token's position
-# never changes.
+# Each layer has its own keys and values, so each needs its own memory. The way that most people
+# write first is to **concatenate**. From the package's `KVCache` our class takes the places for one
+# tensor of each layer, and which tokens are real. (`g` counts the heads of keys and values: 2 here,
+# for 4 heads of queries. Lesson 09 says why.) The keys come *after* they were turned (lesson 07): a
+# token's position never changes.
 
 # %%
 from minipali.kv_cache import KVCache
@@ -139,15 +141,15 @@ class Concatenated(KVCache):
 
 
 # %% [markdown]
-# Each call makes a longer tensor and copies the old one into it. The second way makes the room before:
-# **preallocate** a buffer for the longest text that may come, and write into it.
+# Each call makes a longer tensor and copies the old one into it. The second way makes the room
+# before: **preallocate** a buffer for the longest text that may come, and write into it.
 #
-# **Write it now**: [exercise 08](../exercises/08_kv_cache.ipynb), part 1, `cache_update`. Two buffers
-# (b, g, max, k), the number `start` of filled places, and the new key and value (b, g, t, k) come in. Keys
-# and values of everything so far go out, as the front part of the buffers, without a copy. Two results for
-# a buffer of four places with one number each, `?` for what the memory held before: start 0 and the keys
-# 1, 2 fill it to 1, 2, ?, ? and return 1, 2; then start 2 and the key 7 fill it to 1, 2, 7, ? and return
-# 1, 2, 7. Nobody may look at the `?`.
+# **Write it now**: [exercise 08](../exercises/08_kv_cache.ipynb), part 1, `cache_update`. Two
+# buffers (b, g, max, k), the number `start` of filled places, and the new key and value (b, g, t,
+# k) come in. Keys and values of everything so far go out, as the front part of the buffers, without
+# a copy. Two results for a buffer of four places with one number each, `?` for what the memory held
+# before: start 0 and the keys 1, 2 fill it to 1, 2, ?, ? and return 1, 2; then start 2 and the key
+# 7 fill it to 1, 2, 7, ? and return 1, 2, 7. Nobody may look at the `?`.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -160,8 +162,8 @@ def cache_update(keys, values, start, key, value):
 
 
 # %% [markdown]
-# Then three loops, and one answer. All logits of all steps must agree, up to rounding. A cache is no
-# approximation.
+# Then three loops, and one answer. All logits of all steps must agree, up to rounding. A cache is
+# no approximation.
 
 # %% tags=["nbval-check-output"]
 picture = scenes.examples()["dog_and_car_test_artist"]
@@ -183,21 +185,22 @@ print("with a cache:", sum(calls["with"]))
 figures.kv_cache.work(patches=36, prompt=4, words=words)
 
 # %% [markdown]
-# With a cache, 49 vectors: 36 patches, 4 tokens of the question, and 9 of the 10 new tokens. The last one
-# was chosen and not fed back. The first call, which reads picture and question at once, is called
-# **prefill**. Without a cache, the work for a text grows with the **square** of its length. With a cache
-# it is a thin diagonal, and only attention still grows, because the new token looks at all places.
+# With a cache, 49 vectors: 36 patches, 4 tokens of the question, and 9 of the 10 new tokens. The
+# last one was chosen and not fed back. The first call, which reads picture and question at once, is
+# called **prefill**. Without a cache, the work for a text grows with the **square** of its length.
+# With a cache it is a thin diagonal, and only attention still grows, because the new token looks at
+# all places.
 #
 # ## Build: the position of a new token
 #
 # A call now brings one token, and no longer shows how many came before it. So its **position** must
-# go on where the last call stopped. And in a batch, short questions are padded in front. Padding takes no
-# position, so the rows stand at different numbers.
+# go on where the last call stopped. And in a batch, short questions are padded in front. Padding
+# takes no position, so the rows stand at different numbers.
 #
-# **Write it now**: exercise 08, part 2, `token_positions`. In: which of the new tokens are real, (b, t),
-# and how many real tokens came earlier, (b, 1). Out: positions, (b, t). Two results for the rows `####`
-# and `..##` (`#` is a token, `.` is padding): the first call gives 1, 2, 3, 4 and 1, 1, 1, 2; a second call
-# with one token for each row gives 5 and 3.
+# **Write it now**: exercise 08, part 2, `token_positions`. In: which of the new tokens are real,
+# (b, t), and how many real tokens came earlier, (b, 1). Out: positions, (b, t). Two results for the
+# rows `####` and `..##` (`#` is a token, `.` is padding): the first call gives 1, 2, 3, 4 and 1, 1,
+# 1, 2; a second call with one token for each row gives 5 and 3.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -216,14 +219,15 @@ print("second call:", token_positions(torch.tensor([[True], [True]]), earlier).t
 # The **mask** must grow too. In the second call it has one row, for the new token, and a column for
 # each place so far: `True` for all that are real. So the cache remembers which places are real.
 #
-# Part 3 of the exercise is the whole loop, put together from such parts. This lesson does not show it.
+# Part 3 of the exercise is the whole loop, put together from such parts. This lesson does not show
+# it.
 #
 # ## See it: when may a key be kept?
 #
-# In our small table no word saw a later one. In the model, the keys of layer 2 are made from what layer 1
-# mixed. If an old token sees the *new* token there, its key in layer 2 changes, and the kept one is wrong.
-# We change the input in three ways, and measure how far the keys of the old tokens move, compared with
-# their length.
+# In our small table no word saw a later one. In the model, the keys of layer 2 are made from what
+# layer 1 mixed. If an old token sees the *new* token there, its key in layer 2 changes, and the
+# kept one is wrong. We change the input in three ways, and measure how far the keys of the old
+# tokens move, compared with their length.
 
 
 # %%
@@ -254,11 +258,11 @@ moved = maps["another question about the same picture"].max().item()
 reveal("keep the patches", guess_keep, "no" if moved > 1e-3 else "yes")
 
 # %% [markdown]
-# - A token of the **answer** changes no key before it, because nothing before it may see it. This mask
-#   is what makes a cache exact.
+# - A token of the **answer** changes no key before it, because nothing before it may see it. This
+#   mask is what makes a cache exact.
 # - A token of the **question** changes keys in every layer but the first. In PaliGemma, picture and
-#   question see each other whole (lesson 11). So they must come whole, in one call. The package refuses a
-#   part of a question that comes later.
+#   question see each other whole (lesson 11). So they must come whole, in one call. The package
+#   refuses a part of a question that comes later.
 # - For the same reason **a second question needs a new cache**. The patches have read the first
 #   question. With a causal mask they would not see it, and could be kept.
 #
@@ -267,12 +271,13 @@ reveal("keep the patches", guess_keep, "no" if moved > 1e-3 else "yes")
 # A cache is a promise: what was kept is what would be computed now. Here are four ways to break the
 # promise. None of them gives an error.
 #
-# - *Positions restart*: each call counts from 1, so a new token stands where the first patch stands.
+# - *Positions restart*: each call counts from 1, so a new token stands where the first patch
+#   stands.
 # - *One cache for all layers*: each layer overwrites what the layer before it kept.
-# - *Mask not grown*: new tokens stay hidden, from later ones and from themselves. (`prefix_lm_mask`,
-#   which makes the mask, is built in lesson 11.)
-# - *Keys turned late*: kept as they were before RoPE, and then all turned by the position of the new
-#   token. For it, no old token is nearer than another.
+# - *Mask not grown*: new tokens stay hidden, from later ones and from themselves.
+#   (`prefix_lm_mask`, which makes the mask, is built in lesson 11.)
+# - *Keys turned late*: kept as they were before RoPE, and then all turned by the position of the
+#   new token. For it, no old token is nearer than another.
 
 
 # %%
@@ -324,7 +329,8 @@ for name, one in {"right": model, **broken}.items():
         print("   ", generate(one, processor, picture, prompt, max_new_tokens=12))
 
 # %% [markdown]
-# `swap` finds all four in `call 2`. The first call is right: it fills the cache and reads nothing back.
+# `swap` finds all four in `call 2`. The first call is right: it fills the cache and reads nothing
+# back.
 #
 # One picture can be luck. So we take 40 new pictures by an artist whose drawings were never trained
 # on, and count the answers that a mistake leaves exactly as they were.
@@ -345,9 +351,10 @@ for prompt in prompts:
 figures.kv_cache.survivors(survivors, prompts, total=40)
 
 # %% [markdown]
-# Answers of one word hide a broken cache. Their word is chosen in the prefill, and all that the cache
-# decides is whether the model stops after it. Two of the four mistakes leave every such answer as it was.
-# So test a cache with long answers. Better, compare logits with a loop that has no cache.
+# Answers of one word hide a broken cache. Their word is chosen in the prefill, and all that the
+# cache decides is whether the model stops after it. Two of the four mistakes leave every such
+# answer as it was. So test a cache with long answers. Better, compare logits with a loop that has
+# no cache.
 #
 # ## Check
 #
@@ -378,24 +385,25 @@ for side, n in ((224, 256), (448, 1024), (896, 4096)):
     print(f"at {side} pixels: {n:4} patches keep {n * memory / 1e6:4.1f} MB")
 
 # %% [markdown]
-# In PaliGemma, 8 query heads share one head of keys and values (lesson 09). Without that the cache would
-# be eight times as large.
+# In PaliGemma, 8 query heads share one head of keys and values (lesson 09). Without that the cache
+# would be eight times as large.
 #
-# Pope et al. (2022) count what both kinds of call cost in large models. In the prefill, many tokens share
-# each weight that is read. In every later call *all* weights and the *whole* cache are read for one token
-# of each text, so those calls wait for memory.
+# Pope et al. (2022) count what both kinds of call cost in large models. In the prefill, many tokens
+# share each weight that is read. In every later call *all* weights and the *whole* cache are read
+# for one token of each text, so those calls wait for memory.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: count the multiplications
 #
-# Fifteen more minutes. Each token that goes through a layer meets the matrices for queries, keys, values
-# and output, and the three of the MLP (lesson 10). Then each query head multiplies with every key that it
-# sees, and again with every value. Once a call, a last matrix turns one vector into logits.
+# Fifteen more minutes. Each token that goes through a layer meets the matrices for queries, keys,
+# values and output, and the three of the MLP (lesson 10). Then each query head multiplies with
+# every key that it sees, and again with every value. Once a call, a last matrix turns one vector
+# into logits.
 #
-# A formula should be checked. torch can count while the model runs. It counts matrix products, and a
-# multiplication with its addition as two, so we halve. It does not see into the fused attention of a
-# CPU, so we ask for the plain one. The picture comes as finished features, `image_features`: we count
-# the decoder alone.
+# A formula should be checked. torch can count while the model runs. It counts matrix products, and
+# a multiplication with its addition as two, so we halve. It does not see into the fused attention
+# of a CPU, so we ask for the plain one. The picture comes as finished features, `image_features`:
+# we count the decoder alone.
 
 
 # %%
@@ -430,8 +438,8 @@ for name, cache in zip(calls, (None, model.new_cache(1, 64)), strict=True):
     print(f"formula {formula:11,}, counted {counted:11,}")
 
 # %% [markdown]
-# Now the real model. **Memory.** The weights that one token needs are as many as its multiplications
-# without attention. The small model keeps numbers of 4 bytes, the real one of 2.
+# Now the real model. **Memory.** The weights that one token needs are as many as its
+# multiplications without attention. The small model keeps numbers of 4 bytes, the real one of 2.
 #
 # **Pixels.** After the first call the keys and values of all patches are in the cache, and no later
 # token needs a pixel. Some programs send the picture again with each token. The answer stays right,
@@ -471,15 +479,16 @@ for name in ("paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"):
 # %% [markdown]
 # - The real model's cache reaches the size of its weights after 272,199 tokens, far beyond the 8192
 #   positions that it knows.
-# - With a cache, most of the work is in the prefill. That is why a model lets you wait for its first
-#   word. Pixels that are sent again cost as much as 43 tokens at 224 pixels, for each token.
+# - With a cache, most of the work is in the prefill. That is why a model lets you wait for its
+#   first word. Pixels that are sent again cost as much as 43 tokens at 224 pixels, for each token.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: time
 #
-# Five more minutes. Multiplications are not milliseconds. We measure one more token after 64 to 4096
-# others, in three ways, by turns, and keep the fastest run of each, because other programs can only slow a
-# run down. (The small model never learned texts of that length. We measure time, not sense.)
+# Five more minutes. Multiplications are not milliseconds. We measure one more token after 64 to
+# 4096 others, in three ways, by turns, and keep the fastest run of each, because other programs can
+# only slow a run down. (The small model never learned texts of that length. We measure time, not
+# sense.)
 
 
 # %%
@@ -515,21 +524,22 @@ figures.kv_cache.time_per_token(lengths, curves)
 
 # %% [markdown]
 # Without a cache the line climbs: twice the text, at least twice the work, and more where attention
-# outweighs the matrices. With a cache there is a floor. However short the text, each token calls all
-# layers and reads all weights. Only far to the right the cache itself weighs something.
+# outweighs the matrices. With a cache there is a floor. However short the text, each token calls
+# all layers and reads all weights. Only far to the right the cache itself weighs something.
 #
-# And the two caches? A ratio within a few hundredths of 1 means that we cannot tell them apart. Copying
-# is felt only where the cache is large, compared with the weights, which are read for each token anyway.
-# A preallocated cache has another use: memory that does not grow and stays in its place, which compilers
-# rely on.
+# And the two caches? A ratio within a few hundredths of 1 means that we cannot tell them apart.
+# Copying is felt only where the cache is large, compared with the weights, which are read for each
+# token anyway. A preallocated cache has another use: memory that does not grow and stays in its
+# place, which compilers rely on.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: the prompt, stored twice
 #
-# Two more minutes. The notes behind this course contain a fifth mistake. Their class stores the keys of
-# the first call. Then it should say `else`, but it does not, and so it joins the same keys on once more:
-# **the prompt is in the cache twice**. In the first call this changes nothing. Each weight is split in two
-# equal parts, and the average stays the same. But then a new token comes. Here its score is 0:
+# Two more minutes. The notes behind this course contain a fifth mistake. Their class stores the
+# keys of the first call. Then it should say `else`, but it does not, and so it joins the same keys
+# on once more: **the prompt is in the cache twice**. In the first call this changes nothing. Each
+# weight is split in two equal parts, and the average stays the same. But then a new token comes.
+# Here its score is 0:
 
 # %%
 torch.manual_seed(0)
@@ -539,8 +549,8 @@ for times in (1, 2):
     print(f"prompt stored {times} x: weight of the new token {scores.softmax(-1)[0, -1]:.2f}")
 
 # %% [markdown]
-# Each token of the prompt has two votes now, and the new one has one. What the model has just written
-# counts too little.
+# Each token of the prompt has two votes now, and the new one has one. What the model has just
+# written counts too little.
 #
 # %% [markdown]
 # ## Your turn
@@ -560,8 +570,8 @@ for times in (1, 2):
 # <details><summary>A model with a cache answers in one word rightly, and its captions repeat
 # themselves. Where do you look first?</summary>
 #
-# At the second call: do positions go on, does the mask grow, has each layer its own buffers? The first
-# token reads nothing from the cache, so it cannot show the mistake.
+# At the second call: do positions go on, does the mask grow, has each layer its own buffers? The
+# first token reads nothing from the cache, so it cannot show the mistake.
 # </details>
 #
 # <details><summary>Somebody adds 100 to all positions, in all calls. What changes?</summary>
@@ -572,16 +582,17 @@ for times in (1, 2):
 #
 # <details><summary>Could the vision tower read a picture patch by patch, with a cache?</summary>
 #
-# No. It has no mask: each patch sees all others. A new patch would change the keys of the old ones in
-# every layer but the first.
+# No. It has no mask: each patch sees all others. A new patch would change the keys of the old ones
+# in every layer but the first.
 # </details>
 #
 # **Sources.** Decoding step by step with kept keys and values, and why reading them is the limit:
-# Shazeer 2019, arXiv 1911.02150, its section on multi-head attention step by step; Pope et al. 2022,
-# *Efficiently Scaling Transformer Inference*, arXiv 2211.05102, on prefill, on reading weights and cache,
-# and on heads that share keys. The prefix that sees itself whole: PaliGemma, Beyer et al. 2024, arXiv
-# 2407.07726, figure 2. *I love pepperoni pizza*: hkproj's slides "Multi-Head Attention". A picture sent
-# again with each token: `inference.py` in hkproj/pytorch-paligemma.
+# Shazeer 2019, arXiv 1911.02150, its section on multi-head attention step by step; Pope et al.
+# 2022, *Efficiently Scaling Transformer Inference*, arXiv 2211.05102, on prefill, on reading
+# weights and cache, and on heads that share keys. The prefix that sees itself whole: PaliGemma,
+# Beyer et al. 2024, arXiv 2407.07726, figure 2. *I love pepperoni pizza*: hkproj's slides
+# "Multi-Head Attention". A picture sent again with each token: `inference.py` in
+# hkproj/pytorch-paligemma.
 #
 # ### What the notes say, and what is true
 #
