@@ -251,10 +251,10 @@ small["sigmoid"] = three_seeds(siglip_loss, 4, -math.log(3))
 figures.contrastive.runs({"batch 12": large, "batch 4": small}, chance=1 / 12)
 
 # %% [markdown]
-# Thick lines are means, thin ones are seeds. Two seeds of the *same* loss lie further apart than
-# the two losses do. So this experiment, with three seeds and twelve new drawings, does **not** show
-# that one loss is better. Zhai et al. (2023), with batches of up to a million pairs, report that
-# the sigmoid is better at small batches, and that more than some 32,000 pairs bring little.
+# Thick lines are means, thin ones are seeds. Two seeds of the *same* loss can lie further apart
+# than the two losses do. So this experiment, with three seeds and twelve new drawings, does **not**
+# show that one loss is better. Zhai et al. (2023), with batches of up to a million pairs, report
+# that the sigmoid is better at small batches, and that more than some 32,000 pairs bring little.
 #
 # ## Break it
 #
@@ -430,10 +430,11 @@ for told, sentence in (("'a picture of a cat', ...", "a picture of a {}"), ("'ca
 
 # %% [markdown]
 # Fewer names are an easier choice, unless they are the ones that the towers mix up. A longer
-# sentence does little harm. But the bare name, without "a", is fatal: in training the name always
-# stood in second place, and our text tower has only ever read twelve sentences. *Zero-shot* means
-# no new training. It does not mean that every word is understood. CLIP has read 400 million texts,
-# and still its authors found that "a photo of a ..." works better than the bare name.
+# sentence costs a few points. But with the bare name, without "a", nothing is left: in training the
+# name always stood in second place, and our text tower has only ever read twelve sentences.
+# *Zero-shot* means no new training. It does not mean that every word is understood. CLIP has read
+# 400 million texts, and still its authors found that "a photo of a ..." works better than the bare
+# name.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: the ring, with two processes
@@ -501,8 +502,8 @@ print(f"one process with everything: {plain:.4f}")
 # %% [markdown]
 # Two things belong to an honest count. The numbers of *In the real model* are those of the loss
 # alone: for the gradient the blocks are kept, in our package too, unless it is computed block by
-# block as well. And a softmax can be computed in blocks, too, with running sums of rows and columns.
-# It only needs more care.
+# block as well. And a softmax can be computed in blocks, too, with running sums of rows and
+# columns. It only needs more care.
 #
 # %% [markdown]
 # ## Your turn
