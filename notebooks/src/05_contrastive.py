@@ -119,9 +119,10 @@ reveal("training steps", guess_steps, 0)
 # $$\log \sum_j e^{s_j} = m + \log \sum_j e^{s_j - m}$$
 #
 # **Write it now**: [exercise 05](../exercises/05_contrastive.ipynb), part 1, `clip_loss`. Vectors
-# of any length come in, (n, e) twice, and one number goes out. Two results at scale 1 (`log_scale`
-# = 0): for the pictures (3, 0), (0, 2) and the same two as sentences, each right share is e / (e +
-# 1), and the loss is 0.313. Exchange the two sentences, and it is 1.313. Then open the cell below.
+# of any length come in, (n, e) twice, and one number goes out. Two results at scale 1, that is
+# `log_scale` = 0: for the pictures (3, 0), (0, 2) and the same two as sentences, each right share is
+# e / (e + 1), and the loss is 0.313. Exchange the two sentences, and it is 1.313. Then open the
+# cell below.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -277,8 +278,8 @@ reveal("cosine of wrong pairs", guess_alike, round(scores[~right].mean().item(),
 
 # %% [markdown]
 # The loss falls and then stays. The model has learned that **everything belongs together**: all
-# vectors point the same way. A label of 0 wipes the score out, so each wrong pair costs $-\log
-# \sigma(0) = \log 2$ whatever the model does, and only the right pairs pull.
+# vectors point the same way. A label of 0 wipes the score out, so each wrong pair costs
+# $-\log \sigma(0) = \log 2$ whatever the model does, and only the right pairs pull.
 #
 # Not every mistake shows like this: many still learn something. A training that works does not
 # prove that the loss is right.
@@ -299,8 +300,8 @@ figures.contrastive.blocks(devices=4)
 #
 # - for the softmax: all vectors, 2 · n · e, and the table, n · n (or, with care, only its own m
 #   rows and columns, 2 · m · n),
-# - for the sigmoid: its own vectors and one foreign block, 3 · m · e, and one block of the table, m
-#   · m.
+# - for the sigmoid: its own vectors and one foreign block, 3 · m · e, and one block of the table,
+#   m · m.
 
 # %% tags=["nbval-check-output"]
 m, e, counts = 32, 1152, [2**k for k in range(1, 11)]

@@ -152,8 +152,8 @@ figures.tokens.pieces(
 # vector of its own (lesson 10), and a rare piece has a vector that was rarely trained.
 #
 # Even the smallest of these has 300 entries, because 256 of them are the **bytes**. A character
-# that is not in the vocabulary is written as the bytes of its UTF-8 form. Without this **byte
-# fallback** it becomes *unknown* and is lost. We compare the two on a text that our training never
+# that is not in the vocabulary is written as the bytes of its UTF-8 form. Without this
+# **byte fallback** it becomes *unknown* and is lost. We compare the two on a text that our training never
 # met.
 
 # %%
