@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 10 · Gemma: from tokens to the next token
 #
-# You have all the difficult parts: norms (lesson 02), attention (03), rotary positions (07), the cache
-# (08), shared key heads (09). What is left is a way in, an MLP with a gate, a stack, and a way out. Then
-# the decoder is whole, and you read what the model would say after *each half layer*.
+# You have norms (lesson 02), attention (03), rotary positions (07), the cache (08), shared key heads (09).
+# What is left is a way in, an MLP with a gate, a stack, and a way out. Then the decoder is whole, and you
+# read what the model would say after *each half layer*.
 #
 # ## Do you remember?
 #
@@ -106,9 +106,8 @@ def geglu(x, gate_weight, up_weight, down_weight):
 
 
 # %% [markdown]
-# Is a gate better than a bend? Not at everything: the second optional part lets the two race. Shazeer tried
-# both on language, with equally many parameters, and GeGLU and a relative of it predicted held-out text
-# best. On the reason he wrote: "We offer no explanation as to why these architectures seem to work; we
+# Is a gate better than a bend? Not at everything: the second optional part lets the two race. In trials on
+# language, with equally many parameters, Shazeer found GeGLU and a relative of it best. On the reason he wrote: "We offer no explanation as to why these architectures seem to work; we
 # attribute their success, as all else, to divine benevolence."
 #
 # ## Build: the layer
@@ -308,8 +307,8 @@ reveal("first step that says yes", guess_step, int(says_yes.int().argmax()))
 #   certain. *Dog* and *car* come in layer 3. There the *no* to the dog turns into *yes*, and the *no*
 #   to the cat stays. **Detection** is last.
 #
-# One picture, again. So 80 questions of each kind, about new pictures by an artist whom the model never
-# saw in training. In how many does the word that the model says in the end lead already?
+# One picture can be luck. So 80 questions of each kind, about new pictures by an artist whom the model
+# never saw in training: in how many does its last word lead already?
 
 # %%
 asked = evaluation_set(scenes.VALIDATION_ARTIST, each=80, seed=5)
@@ -338,8 +337,8 @@ print("no is right:", sum(q.answer == "no" for _, q in asked[80 * number : 80 * 
 #
 # ## Check
 #
-# The results by hand, and the package on random weights. (The last optional part compares with Hugging
-# Face's `transformers`, layer by layer.)
+# The results by hand, and the package on random weights. (The last optional part compares with
+# `transformers`.)
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset

@@ -63,7 +63,7 @@ figures.pictures([scene.picture], [question.prompt], told)
 # %% [markdown]
 # 1. The model orders all its tokens by how likely they are. At which place will *frog* stand?
 # 2. Of 100 such questions the model answers 75 right, if it always takes the most likely token. How many
-#    will be right if it draws, at temperature 2? (Temperature makes the chances more equal.)
+#    if it draws, at temperature 2, which makes the chances more equal?
 # 3. An answer has ten tokens. How many times does the vision tower have to run?
 
 # %%
@@ -147,8 +147,8 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=None):
 
 
 # %% [markdown]
-# Of the 100 questions, the three frogs are the one of which the model is least sure: its distribution
-# has the largest entropy (lesson 03).
+# Of the 100 questions, the model is least sure of the three frogs: this distribution has the largest
+# entropy (lesson 03).
 
 # %%
 p = distribution(logits)
@@ -262,8 +262,8 @@ with hooks.watch([("tower", model.vision_tower)], lambda *_: looks.append(1)):
 reveal("runs of the vision tower, for ten tokens", guess_looks, len(looks))
 
 # %% [markdown]
-# Once, for ten tokens as for a thousand. Some implementations look again at every step. That changes no
-# word, it only takes time.
+# Once, for ten tokens as for a thousand. Some implementations look again at every step, which changes no
+# word and takes time.
 #
 # ## Break it: nobody stops
 #
@@ -342,9 +342,8 @@ reveal("right of 100, drawn at temperature 2", guess_drawn, round(100 * shares[1
 # right, do not draw.**
 #
 # The open diamonds: nearly everywhere, one of eight draws is right more often than the one greedy
-# answer. You win this only if something can tell the right answer from the others, such as a test that a
-# program has to pass. Draw, too, where many answers are good, as in stories: there greedy text tends to
-# repeat itself (Holtzman et al. 2020).
+# answer. You win this only if something can tell the right answer from the others. Draw, too, where many
+# answers are good, as in stories: there greedy text tends to repeat itself (Holtzman et al. 2020).
 #
 # ## Check
 #
@@ -395,8 +394,7 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
     print(f"ratio {tower / token:6.1f}; head {head / 1e9:.4f}")
 
 # %% [markdown]
-# Each repeated look would cost the ratio: at 224 pixels some forty times the work of the token itself, at
-# 896 a thousand times.
+# Each repeated look would cost the ratio: at 224 pixels some forty times the work of the token itself.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: text that appears while you wait
