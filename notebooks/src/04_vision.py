@@ -109,7 +109,8 @@ reveal(f"weights instead of {2 * fc1.weight.numel()}", guess_weights, one_map.nu
 # $$\text{GELU}(x) = x\,\Phi(x) = \frac x2 \left(1 + \text{erf}\frac{x}{\sqrt 2}\right)
 # \approx \frac x2 \left(1 + \tanh\left[\sqrt{\tfrac 2\pi}\,(x + 0.044715\,x^3)\right]\right)$$
 #
-# SigLIP was trained with the tanh form. How far are the two apart?
+# SigLIP, whose vision tower PaliGemma took over (lesson 05), was trained with the tanh form. How far are
+# the two apart?
 
 
 # %%
