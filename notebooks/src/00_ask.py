@@ -12,7 +12,9 @@
 # %% [markdown]
 # ## Where we are
 #
-# This is the whole course in one picture. Each later lesson lights one part of it.
+# This is the whole course in one picture. The **vision tower** turns the picture into vectors, the
+# **projector** fits them to the language model, and that, the **decoder**, reads them together with the
+# question and writes the answer. Each later lesson lights one part.
 
 # %%
 from minipali import figures, load
