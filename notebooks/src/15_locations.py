@@ -209,8 +209,8 @@ figures.locations.overlaps(pairs, [overlap(*pair) for pair in pairs.values()])
 #
 # 200 new scenes by the validation artist, pulled to 640 x 360 pixels, and one `detect` question for each.
 # The model answers once. Then we read *the same answers* in six ways, and compare with the true boxes. Each
-# true box gets its best match among the boxes of the answer. (A box too many costs nothing here. That is a
-# gap in this measure.)
+# true box gets its best match among the boxes of the answer. (A box too many costs nothing here. The last
+# piece of the exercise mends that.)
 
 # %%
 from minipali.evaluation import evaluation_set
@@ -316,7 +316,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # ## Your turn
 #
 # If you have not yet: [the exercise](../exercises/15_locations.ipynb). You measure the trained model with your
-# three functions, on pictures of all shapes. It has one piece more that no cell of this lesson shows.
+# functions, on pictures of all shapes. It has one piece more that no cell of this lesson shows: one number for a
+# whole list of boxes, of which some are surer than others.
 #
 # ## Take away
 #
@@ -345,7 +346,7 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # <details><summary>A model answers every <code>detect</code> with the same ten boxes, spread over the
 # picture. What does our <code>measure</code> say about it?</summary>
 #
-# Too much good: each true box gets its best match of ten, and the nine others cost nothing. A fair measure
+# It praises too much: each true box gets its best match of ten, and the nine others cost nothing. A fair measure
 # must count what was named in vain.
 # </details>
 #
