@@ -2,16 +2,17 @@
 # # 13 · Training: what the model is asked to say
 #
 # All pieces are there, and for twelve lessons they had trained weights. Where do weights come from?
-# From one number, the loss, and from a loop that makes it smaller. The hard part is to ask for the right
-# thing: today you will see a model with a loss of nearly zero that cannot answer a single question.
+# From one number, the loss, and from a loop that makes it smaller. The hard part is to ask for the
+# right thing: today you will see a model with a loss of nearly zero that cannot answer a single
+# question.
 #
 # ## Do you remember?
 #
 # <details><summary>Place 3 of a row belongs to the question, place 7 to the answer. May 3 look at 7, and
 # may 7 look at 3?</summary>
 #
-# 3 may not look at 7, and 7 may look at 3. The prefix sees itself whole, the answer sees the prefix and
-# what came before it (lesson 11).
+# 3 may not look at 7, and 7 may look at 3. The prefix sees itself whole, the answer sees the prefix
+# and what came before it (lesson 11).
 # </details>
 #
 # <details><summary>Two logits are 0 and log 3. Which probabilities does the softmax make of
@@ -23,8 +24,8 @@
 # <details><summary>A loop takes the most likely token again and again, until it is
 # <code>&lt;eos&gt;</code>. For one picture it never ends. What is missing?</summary>
 #
-# A limit. Nothing forces a model to say <code>&lt;eos&gt;</code>, so a loop needs a largest number of new
-# tokens, too (lesson 12).
+# A limit. Nothing forces a model to say <code>&lt;eos&gt;</code>, so a loop needs a largest number
+# of new tokens, too (lesson 12).
 # </details>
 #
 # ## Where we are
@@ -54,18 +55,18 @@ figures.model_map("all", model.config)
 # 2. **train**: write the loop, learn one batch by heart first, and watch a model learn to see,
 # 3. **judge** a run by what it answers, not by its loss.
 #
-# Time: 45 minutes. You need: the whole model (lesson 11), greedy answers (12), loss and gradients (02). Some
-# cells train for a minute: start with *Run All*, then read.
+# Time: 45 minutes. You need: the whole model (lesson 11), greedy answers (12), loss and gradients
+# (02). Some cells train for a minute: start with *Run All*, then read.
 #
 # ## Predict
 #
 # 1. A row holds 36 image tokens, `<bos>`, the question and a newline, then `dog` and `<eos>`. How
 #    many of its places count in the loss?
-# 2. A model learns 16 captions by heart, and its loss ends at 0.001. Another one is trained with labels that
-#    nobody shifted. Where does its loss end: far above, about there, or below?
-# 3. Two models have the same new decoder. One has a trained vision tower, the other a random one. Which
-#    question tells them apart: "what is this?" (write `"name"`) or "what colour is the background?"
-#    (write `"colour"`)?
+# 2. A model learns 16 captions by heart, and its loss ends at 0.001. Another one is trained with
+#    labels that nobody shifted. Where does its loss end: far above, about there, or below?
+# 3. Two models have the same new decoder. One has a trained vision tower, the other a random one.
+#    Which question tells them apart: "what is this?" (write `"name"`) or "what colour is the
+#    background?" (write `"colour"`)?
 
 # %%
 guess_places, guess_unshifted, guess_question = ..., ..., ...
@@ -73,10 +74,10 @@ guess_places, guess_unshifted, guess_question = ..., ..., ...
 # %% [markdown]
 # ## By hand: the loss of an answer
 #
-# The answer is `dog`, then `<eos>`. The vocabulary has four tokens: dog, cat, two, `<eos>`. After the question the
-# model gives them the probabilities 1/2, 1/4, 1/8, 1/8, and after `dog` a quarter each. The loss of a token is **minus
-# the logarithm of its probability**: log 2 = 0.69 for `dog`, log 4 = 1.39 for `<eos>`. The loss of the answer is the
-# mean, 1.04.
+# The answer is `dog`, then `<eos>`. The vocabulary has four tokens: dog, cat, two, `<eos>`. After
+# the question the model gives them the probabilities 1/2, 1/4, 1/8, 1/8, and after `dog` a quarter
+# each. The loss of a token is **minus the logarithm of its probability**: log 2 = 0.69 for `dog`,
+# log 4 = 1.39 for `<eos>`. The loss of the answer is the mean, 1.04.
 
 # %% tags=["nbval-check-output"]
 shares = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25] * 4])  # after the question, after "dog"
@@ -87,19 +88,20 @@ print(f"from logits, in one call: {F.cross_entropy(shares.log(), wanted):.2f}")
 print(f"all {model.config.text.vocab_size:,} tokens alike: {np.log(1856):.2f}")
 
 # %% [markdown]
-# The last number is the loss of a model that gives all tokens the same probability. A new model is near it, or
-# about one above, because its random logits are not alike. If your first loss is far from it, stop and look.
+# The last number is the loss of a model that gives all tokens the same probability. A new model is
+# near it, or about one above, because its random logits are not alike. If your first loss is far
+# from it, stop and look.
 #
 # ## Build: the labels
 #
-# A training row is question *and* answer: prefix, suffix, `<eos>`. The **labels** are a second row of
-# the same length. They repeat the suffix with its `<eos>`, each token at its own place, and hold a mark, -100,
-# where nothing is asked: on the picture, on the question, and later on padding.
+# A training row is question *and* answer: prefix, suffix, `<eos>`. The **labels** are a second row
+# of the same length. They repeat the suffix with its `<eos>`, each token at its own place, and hold
+# a mark, -100, where nothing is asked: on the picture, on the question, and later on padding.
 #
-# **Write it now**: [exercise 13](../exercises/13_training.ipynb), part 1. Two lists of ids come in, two lists
-# of equal length go out. Two results, with `<eos>` = 1 and the mark -100: prefix [7, 8] and suffix [5] give the ids
-# [7, 8, 5, 1] and the labels [-100, -100, 5, 1]; prefix [7] and an empty suffix give [7, 1] and [-100, 1].
-# Then open the cell.
+# **Write it now**: [exercise 13](../exercises/13_training.ipynb), part 1. Two lists of ids come in,
+# two lists of equal length go out. Two results, with `<eos>` = 1 and the mark -100: prefix [7, 8]
+# and suffix [5] give the ids [7, 8, 5, 1] and the labels [-100, -100, 5, 1]; prefix [7] and an
+# empty suffix give [7, 1] and [-100, 1]. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -110,8 +112,8 @@ def row_labels(prefix, suffix, eos=1, ignore=-100):
 
 
 # %% [markdown]
-# A batch of such rows is padded on the right. A third input, `token_type_ids`, tells the prefix-LM mask of
-# lesson 11 which tokens are suffix.
+# A batch of such rows is padded on the right. A third input, `token_type_ids`, tells the prefix-LM
+# mask of lesson 11 which tokens are suffix.
 
 # %%
 from minipali.tokens import pad_rows
@@ -131,15 +133,17 @@ def batch_of(prompts, suffixes):
 # %% [markdown]
 # ## Build: the shift
 #
-# In `labels` each place holds its **own** token. But a place predicts the **next** token. So place $i$ of the
-# logits meets place $i + 1$ of the labels. Let $S$ be all places $i$, of all rows, at which the label
-# $y_{i+1}$ is not the mark, and $p_i$ the softmax of the logits at $i$. The loss is a mean over them:
+# In `labels` each place holds its **own** token. But a place predicts the **next** token. So place
+# $i$ of the logits meets place $i + 1$ of the labels. Let $S$ be all places $i$, of all rows, at
+# which the label $y_{i+1}$ is not the mark, and $p_i$ the softmax of the logits at $i$. The loss is
+# a mean over them:
 #
 # $$\text{loss} = -\frac{1}{|S|} \sum_{i \in S} \log p_i(y_{i+1})$$
 #
-# **Write it now**: exercise 13, part 2. Logits (b, t, v) and labels (b, t) come in, one number goes out. Two
-# results: if all logits are 0 and v is 4, the loss is log 4 = 1.39, whatever is asked; the labels [-100, 0, 3]
-# and the logits log(1/2, 1/4, 1/8, 1/8), then zeros, then anything, give 1.04, as by hand. Then open the cell.
+# **Write it now**: exercise 13, part 2. Logits (b, t, v) and labels (b, t) come in, one number goes
+# out. Two results: if all logits are 0 and v is 4, the loss is log 4 = 1.39, whatever is asked; the
+# labels [-100, 0, 3] and the logits log(1/2, 1/4, 1/8, 1/8), then zeros, then anything, give 1.04,
+# as by hand. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -167,29 +171,32 @@ best = processor.token(logits[1, 41].argmax().item())
 print(f'mean {suffix_loss(logits, labels):.2f}; after "a dog" the model would say {best!r}')
 
 # %% [markdown]
-# This is the picture to remember. (35 more image tokens are on the left.) Read the first row. At `\n`, the
-# newline that ends the question, the model must say `dog`. At `dog` it must say `<eos>`. **Two places count.**
+# This is the picture to remember. (35 more image tokens are on the left.) Read the first row. At
+# `\n`, the newline that ends the question, the model must say `dog`. At `dog` it must say `<eos>`.
+# **Two places count.**
 #
-# The numbers are the trained model's losses, for an artist whom it has never seen. It pays where the *picture*
-# decides: is it a dog, and after "a dog", is that all? Where the words before decide, it pays nothing.
+# The numbers are the trained model's losses, for an artist whom it has never seen. It pays where
+# the *picture* decides: is it a dog, and after "a dog", is that all? Where the words before decide,
+# it pays nothing.
 #
 # ## Build: the loop
 #
 # To the step of lesson 02 (`zero_grad`, `backward`, move the weights) come four things:
 #
-# - **Clip**: all gradients together are one long vector. If it is longer than 1, shorten it to 1, so that one
-#   strange batch cannot throw the model off its way.
-# - An **optimizer** moves the weights. **AdamW** gives each weight a step of its own size, and can shrink all weights
-#   a little at each step (**weight decay**).
-# - The learning rate **warms up** from almost zero, because early gradients say little, and in the end **decays** to
-#   zero, so that the weights come to rest.
-# - Dropout (random zeros) and BatchNorm (lesson 02) behave differently in training. So `module.train()` comes before
-#   steps, `module.eval()` before a measurement. Our model has neither; the exercise's module has.
+# - **Clip**: all gradients together are one long vector. If it is longer than 1, shorten it to 1,
+#   so that one strange batch cannot throw the model off its way.
+# - An **optimizer** moves the weights. **AdamW** gives each weight a step of its own size, and can
+#   shrink all weights a little at each step (**weight decay**).
+# - The learning rate **warms up** from almost zero, because early gradients say little, and in the
+#   end **decays** to zero, so that the weights come to rest.
+# - Dropout (random zeros) and BatchNorm (lesson 02) behave differently in training. So
+#   `module.train()` comes before steps, `module.eval()` before a measurement. Our model has
+#   neither; the exercise's module has.
 #
-# **Write it now**: exercise 13, part 3, a loop with clipping and both modes. Two results, for one weight of 2, the loss
-# 5 · weight, SGD with the rate 0.1 and gradients clipped to 1: the gradient is 5, clipped to 1, so the weight goes to
-# 1.9 and to 1.8; the losses, noted before each step, are 10 and 9.5. Then open the cell, which has the schedule of
-# the rate in place of the modes.
+# **Write it now**: exercise 13, part 3, a loop with clipping and both modes. Two results, for one
+# weight of 2, the loss 5 · weight, SGD with the rate 0.1 and gradients clipped to 1: the gradient
+# is 5, clipped to 1, so the weight goes to 1.9 and to 1.8; the losses, noted before each step, are
+# 10 and 9.5. Then open the cell, which has the schedule of the rate in place of the modes.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -216,8 +223,9 @@ def fit(learner, step_loss, steps, optimizers, warmup=10, decay=0.4, clip=1.0, a
 # %% [markdown]
 # ## See it: one batch by heart
 #
-# Before anything else, train on **one batch**, again and again. A model that cannot learn sixteen captions by
-# heart will not learn sixteen thousand, and you find out in seconds. Ours is small, all its weights random.
+# Before anything else, train on **one batch**, again and again. A model that cannot learn sixteen
+# captions by heart will not learn sixteen thousand, and you find out in seconds. Ours is small, all
+# its weights random.
 
 # %%
 rng = np.random.default_rng(5)
@@ -258,8 +266,8 @@ for scene in (made[0], new[0]):
     print(f"{scenes.caption(scene)!r}: it says {captions(learner, [scene])[0]!r}")
 
 # %% [markdown]
-# It has them by heart, and it understands nothing: of a hundred new pictures hardly one is right. The test
-# says that labels, loss, gradients and mask hang together, and no more.
+# It has them by heart, and it understands nothing: of a hundred new pictures hardly one is right.
+# The test says that labels, loss, gradients and mask hang together, and no more.
 #
 # ## Break it: four wrong losses
 #
@@ -284,12 +292,12 @@ reveal("loss without the shift", guess_unshifted, f"{broken['not shifted'][1][-1
 # %% [markdown]
 # The lowest loss belongs to a model that says nothing but newlines.
 #
-# - **Not shifted**: each place is asked for the token that it has just read. In use it repeats the last token of the
-#   question for ever.
-# - **Prefix in the loss**: most places now belong to picture and question. The prefix sees itself whole, so it may
-#   copy its next token, and the answers get what is left.
-# - **Padding in the loss**: here it did no harm. But the number lies: the more padding, the easier the average
-#   place.
+# - **Not shifted**: each place is asked for the token that it has just read. In use it repeats the
+#   last token of the question for ever.
+# - **Prefix in the loss**: most places now belong to picture and question. The prefix sees itself
+#   whole, so it may copy its next token, and the answers get what is left.
+# - **Padding in the loss**: here it did no harm. But the number lies: the more padding, the easier
+#   the average place.
 # - **`<eos>` missing**: every word is right, and the answer never ends.
 #
 # **A loss can only tell how well the model does what you asked.** So ask it, and read its answers.
@@ -305,14 +313,14 @@ for step in (1, 2, 3):
 # %% [markdown]
 # ## See it: learning to see, live
 #
-# Now new pictures in every step, so nothing can be learned by heart. Two models start with the **same random
-# decoder**. One gets the tower of our shipped model, the other a random one. The exam: new pictures by the
-# validation artist, whom neither the run nor the shipped tower has seen.
+# Now new pictures in every step, so nothing can be learned by heart. Two models start with the
+# **same random decoder**. One gets the tower of our shipped model, the other a random one. The
+# exam: new pictures by the validation artist, whom neither the run nor the shipped tower has seen.
 #
-# This is no contest. The shipped tower knows these 24 objects: its first stage had pictures with sentences, **and
-# for every patch the name of the object that covers it**, which the published SigLIP never had. (The tower learns on, at
-# 0.3 of the rate. The matrices inside blocks have an optimizer of their own, *Muon*; an optional part below says
-# what it does.)
+# This is no contest. The shipped tower knows these 24 objects: its first stage had pictures with
+# sentences, **and for every patch the name of the object that covers it**, which the published
+# SigLIP never had. (The tower learns on, at 0.3 of the rate. The matrices inside blocks have an
+# optimizer of their own, *Muon*; an optional part below says what it does.)
 
 # %%
 from minipali.evaluation import evaluation_set, score
@@ -367,18 +375,20 @@ apart = dict(zip(("name", "colour"), np.subtract(*ends), strict=True))
 reveal("tells the towers apart", guess_question, max(apart, key=apart.get))
 
 # %% [markdown]
-# The background comes first, from both towers: a colour can be read even from random features. Naming tells
-# them apart. (One run each.)
+# The background comes first, from both towers: a colour can be read even from random features.
+# Naming tells them apart. (One run each.)
 #
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: which parts of the recipe matter?
 #
 # Warm-up, decay, clipping, weight decay: everybody uses them. Take one away at a time, and see what
-# is lost. This is called an **ablation**. We need many short runs, so the task is smaller: the shipped
-# tower is frozen and looks at 1,000 pictures once, and only a new decoder learns to name them, in 100
-# steps. The learning rate of 0.01 is bold: three times AdamW's in the shipped model's recipe.
+# is lost. This is called an **ablation**. We need many short runs, so the task is smaller: the
+# shipped tower is frozen and looks at 1,000 pictures once, and only a new decoder learns to name
+# them, in 100 steps. The learning rate of 0.01 is bold: three times AdamW's in the shipped model's
+# recipe.
 #
-# One run can be luck. So we train each variant with **three seeds**: other start weights, other batches.
+# One run can be luck. So we train each variant with **three seeds**: other start weights, other
+# batches.
 
 
 # %%
@@ -417,25 +427,26 @@ for name, ends in found.items():
 figures.training.ablations(found, "everything")
 
 # %% [markdown]
-# The band is where three runs of *one* recipe end. The last column divides the difference of two means by
-# its own **standard error**: the spread of both rows together, over the root of three. With many runs a difference
-# of 2 such errors is rarely luck. With three runs the spread itself is hardly known, and the tables of the t-test ask
-# for 2.8 to 4.3.
+# The band is where three runs of *one* recipe end. The last column divides the difference of two
+# means by its own **standard error**: the spread of both rows together, over the root of three.
+# With many runs a difference of 2 such errors is rarely luck. With three runs the spread itself is
+# hardly known, and the tables of the t-test ask for 2.8 to 4.3.
 #
-# - **No clipping** and "nothing", which lacks it too, end lowest. They come near that line, and do not pass it for
-#   certain. A firm answer needs ten seeds.
-# - **No warm-up** and **no decay** look worse as well, but seeds alone may do that. Whoever trains once may "find"
-#   anything in this table, also that weight decay hurts. (It can hardly do anything in 100 steps: it shrinks the
-#   weights by less than a tenth in all.)
+# - **No clipping** and "nothing", which lacks it too, end lowest. They come near that line, and do
+#   not pass it for certain. A firm answer needs ten seeds.
+# - **No warm-up** and **no decay** look worse as well, but seeds alone may do that. Whoever trains
+#   once may "find" anything in this table, also that weight decay hurts. (It can hardly do anything
+#   in 100 steps: it shrinks the weights by less than a tenth in all.)
 #
-# This does not make the other parts useless. It says that this small experiment cannot see them. And
-# what it does see, it sees at its bold rate. With a gentler one, less may depend on clipping.
+# This does not make the other parts useless. It says that this small experiment cannot see them.
+# And what it does see, it sees at its bold rate. With a gentler one, less may depend on clipping.
 #
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: how the shipped model was trained
 #
 # Our model's own log, as it was written. `torchrun --nproc-per-node 2 -m minipali.recipe small`
-# repeats it, in about an hour and a half on two cores (30 and 64 minutes for the two stages, by the model's card).
+# repeats it, in about an hour and a half on two cores (30 and 64 minutes for the two stages, by the
+# model's card).
 
 # %%
 from minipali import checkpoints, recipe
@@ -445,27 +456,30 @@ lines = checkpoints.read_log(Path(recipe.__file__).parent / "assets/small/traini
 figures.training.log(lines)
 
 # %% [markdown]
-# - **Contrastive stage**: the tower learns from pictures and sentences, with the sigmoid loss of lesson
-#   05. The scenes are composed, so it is known which object covers which patch, and the same loss compares *each
-#   patch* with the names. Then the text tower is thrown away.
-# - **Generative stage**: tower, projector and decoder learn to answer, with today's loss. Nothing is
-#   frozen, but the tower's rate is 0.3 of the rest, so that a decoder that knows nothing yet does not
-#   spoil it. PaliGemma did the same in large: nothing frozen, and a slow warm-up for the tower.
-# - Both losses bend down at the end, where the rate decays (the last 40 % of the steps). And both stages
-#   begin with mostly single objects and mix in two and three later, so early and late losses do not
-#   belong to the same task.
+# - **Contrastive stage**: the tower learns from pictures and sentences, with the sigmoid loss of
+#   lesson
+#   05. The scenes are composed, so it is known which object covers which patch, and the same loss
+#       compares *each patch* with the names. Then the text tower is thrown away.
+# - **Generative stage**: tower, projector and decoder learn to answer, with today's loss. Nothing
+#   is frozen, but the tower's rate is 0.3 of the rest, so that a decoder that knows nothing yet
+#   does not spoil it. PaliGemma did the same in large: nothing frozen, and a slow warm-up for the
+#   tower.
+# - Both losses bend down at the end, where the rate decays (the last 40 % of the steps). And both
+#   stages begin with mostly single objects and mix in two and three later, so early and late losses
+#   do not belong to the same task.
 # - Backgrounds are right at once. Captions, in which every word must be right, come last.
-# - The dashed lines are an artist whom the model never saw. What lies between dashed and solid was learned
-#   about these artists, not about dogs.
+# - The dashed lines are an artist whom the model never saw. What lies between dashed and solid was
+#   learned about these artists, not about dogs.
 #
-# Does the first stage pay? The card has the second stage without it, from a random tower. After the same 1,000
-# steps 98 % of the names were right with the first stage and 59 % without it, and 91 against 30 % of the places. But
-# remember what the first stage was given: labels for every patch.
+# Does the first stage pay? The card has the second stage without it, from a random tower. After the
+# same 1,000 steps 98 % of the names were right with the first stage and 59 % without it, and 91
+# against 30 % of the places. But remember what the first stage was given: labels for every patch.
 #
-# **Muon** is the optimizer of the matrices inside blocks. A gradient that is a matrix stretches some directions
-# much more than others: these are its **singular values**. A step along it moves the weak directions hardly at
-# all. Muon (Jordan et al. 2024) keeps the directions and makes the stretches much more alike, and it does so
-# with matrix products alone. Here is the gradient of one matrix of our model, before and after:
+# **Muon** is the optimizer of the matrices inside blocks. A gradient that is a matrix stretches
+# some directions much more than others: these are its **singular values**. A step along it moves
+# the weak directions hardly at all. Muon (Jordan et al. 2024) keeps the directions and makes the
+# stretches much more alike, and it does so with matrix products alone. Here is the gradient of one
+# matrix of our model, before and after:
 
 # %%
 inputs, labels = batch_of(prompts[:1] * 16, [scene.things[0].name for scene in new[:16]])
@@ -484,9 +498,9 @@ for name, x in (("gradient", gradient), ("Muon's step", training.orthogonalise(g
 # `backward` all of them average their gradients. Then each makes the same step, so the weights stay
 # equal.
 #
-# Is the average right? Process 0 has two captions, process 1 two short names. Each takes the mean over
-# *its* tokens. Two real processes compute the gradient in two ways, and we compare with one process
-# that has everything.
+# Is the average right? Process 0 has two captions, process 1 two short names. Each takes the mean
+# over *its* tokens. Two real processes compute the gradient in two ways, and we compare with one
+# process that has everything.
 
 # %%
 WORKER = """
@@ -544,29 +558,32 @@ with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         print(f"{way:14} the processes agree: {torch.equal(first, second)}, off by {off_by:.2%}")
 
 # %% [markdown]
-# It is not, and not by little. One process has 14 tokens, the other 4, and each gets half a vote. So a token of
-# a short answer counts 3.5 times as much as one of a long answer. The remedy is one number that the processes
-# tell each other: how many tokens count in all. Each weighs its mean by its share, and the difference is gone.
+# It is not, and not by little. One process has 14 tokens, the other 4, and each gets half a vote.
+# So a token of a short answer counts 3.5 times as much as one of a long answer. The remedy is one
+# number that the processes tell each other: how many tokens count in all. Each weighs its mean by
+# its share, and the difference is gone.
 #
-# Both processes agree in either way. Nothing crashes, the loss falls. transformers had this mistake in
-# *gradient accumulation*, where one process takes the parts one after the other. The repair began in October
-# 2024 ([pull request 34191](https://github.com/huggingface/transformers/pull/34191)), and more of it followed
+# Both processes agree in either way. Nothing crashes, the loss falls. transformers had this mistake
+# in *gradient accumulation*, where one process takes the parts one after the other. The repair
+# began in October 2024 ([pull request
+# 34191](https://github.com/huggingface/transformers/pull/34191)), and more of it followed
 # ([35438](https://github.com/huggingface/transformers/pull/35438)).
 #
-# Is it a mistake? That depends on what you want. big_vision, which trained PaliGemma, averages **within
-# each row** first, so that each answer has one vote, long or short. Halves with equally many rows then
-# average rightly. And our shipped model? It puts short and long answers into separate batches, and takes
-# means of means. So a word of a short answer had more weight. Know what your choice is.
+# Is it a mistake? That depends on what you want. big_vision, which trained PaliGemma, averages
+# **within each row** first, so that each answer has one vote, long or short. Halves with equally
+# many rows then average rightly. And our shipped model? It puts short and long answers into
+# separate batches, and takes means of means. So a word of a short answer had more weight. Know what
+# your choice is.
 #
-# Two more things change. Each process needs its own random numbers, or all see the same pictures. And
-# what looks across a batch sees only its own part: BatchNorm, and the table of a contrastive loss
-# (lesson 05).
+# Two more things change. Each process needs its own random numbers, or all see the same pictures.
+# And what looks across a batch sees only its own part: BatchNorm, and the table of a contrastive
+# loss (lesson 05).
 #
 # %% [markdown]
 # ## Check
 #
-# Your labels against the processor's, your loss against the package's, and against a plain loop over
-# the places that count.
+# Your labels against the processor's, your loss against the package's, and against a plain loop
+# over the places that count.
 
 # %% tags=["nbval-check-output"]
 questions = ["caption en", "answer en how many objects are there?", "detect dog"]
@@ -585,15 +602,16 @@ print("loss, by hand  ", torch.allclose(loss, torch.stack(by_hand).mean(), atol=
 print("loss, package  ", torch.allclose(loss, training.suffix_loss(noise, labels), atol=1e-6))
 
 # %% [markdown]
-# The last question, `detect dog` with an empty answer, has one place that counts: the newline, which
-# must say `<eos>`. To say nothing must be learned too.
+# The last question, `detect dog` with an empty answer, has one place that counts: the newline,
+# which must say `<eos>`. To say nothing must be learned too.
 #
 # ## In the real model
 #
-# In 32-bit numbers each weight needs 4 bytes, its gradient 4 more, and AdamW keeps two numbers for it: 16 bytes. A
-# multiplication with its addition is 2 FLOP forward, and backward takes about twice that: **6 FLOP for each weight
-# of a matrix and each place that goes through it**. (The table is looked up. As head it counts, where there is a
-# loss.) Attention comes on top. A batch of 32 rows, with questions of 10 tokens and answers of 20:
+# In 32-bit numbers each weight needs 4 bytes, its gradient 4 more, and AdamW keeps two numbers for
+# it: 16 bytes. A multiplication with its addition is 2 FLOP forward, and backward takes about twice
+# that: **6 FLOP for each weight of a matrix and each place that goes through it**. (The table is
+# looked up. As head it counts, where there is a loss.) Attention comes on top. A batch of 32 rows,
+# with questions of 10 tokens and answers of 20:
 
 # %%
 from minipali.config import preset
@@ -623,19 +641,20 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
           f" decoder {words / (eyes + words):.0%}, logits {logits[0]:6.2f} or {logits[1]:.2f} GB")  # fmt: skip
 
 # %% [markdown]
-# 46.78 GB before a single activation is stored. So people train with fewer bits, spread the optimizer's numbers over
-# machines, or train few weights. And the package makes logits only where there is a loss: the last column.
+# 46.78 GB before a single activation is stored. So people train with fewer bits, spread the
+# optimizer's numbers over machines, or train few weights. And the package makes logits only where
+# there is a loss: the last column.
 #
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/13_training.ipynb). Your labels, loss and loop teach a new
-# decoder to name what the trained tower sees, in seconds. It has one piece more that no cell of this lesson
-# shows.
+# If you have not yet: [the exercise](../exercises/13_training.ipynb). Your labels, loss and loop
+# teach a new decoder to name what the trained tower sees, in seconds. It has one piece more that no
+# cell of this lesson shows.
 #
 # ## Take away
 #
-# - The loss is the mean of minus log probability over the tokens of the answers, `<eos>` included. Each place
-#   predicts the next token; picture, question and padding do not count.
+# - The loss is the mean of minus log probability over the tokens of the answers, `<eos>` included.
+#   Each place predicts the next token; picture, question and padding do not count.
 # - First one batch by heart, then real training.
 # - A low loss is no proof: ask the model, about pictures that it has not seen.
 #
@@ -643,36 +662,37 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 #
 # <details><summary>Your first loss is 0.3 and not 7.5, with a new model. What do you think of?</summary>
 #
-# That the labels are not shifted, or that the answer can be seen (a full mask, lesson 11), or that the
-# mean is taken over many places without a loss. A new model cannot know anything yet.
+# That the labels are not shifted, or that the answer can be seen (a full mask, lesson 11), or that
+# the mean is taken over many places without a loss. A new model cannot know anything yet.
 # </details>
 #
 # <details><summary>Why is the label of <code>dog</code> not at the newline, where the model has to say
 # it?</summary>
 #
-# It could be: it is a convention. Everybody keeps labels at their own places and shifts inside the loss. Who
-# shifts in both asks for the token after the next.
+# It could be: it is a convention. Everybody keeps labels at their own places and shifts inside the
+# loss. Who shifts in both asks for the token after the next.
 # </details>
 #
 # <details><summary>In the live run the loss of the random tower stops near 0.8. A pair of answers has four
-# tokens: name, <code>&lt;eos&gt;</code>, colour, <code>&lt;eos&gt;</code>. Where does this number come
-# from?</summary>
+# tokens: name, <code>&lt;eos&gt;</code>, colour, <code>&lt;eos&gt;</code>. Where does this number
+# come from?</summary>
 #
-# Three of the tokens are sure and cost nothing. The name is a guess among 24, which costs log 24 = 3.18. The mean is
-# 3.18 / 4 = 0.79. A plateau is often a number that you can name.
+# Three of the tokens are sure and cost nothing. The name is a guess among 24, which costs log 24 =
+# 3.18. The mean is 3.18 / 4 = 0.79. A plateau is often a number that you can name.
 # </details>
 #
 # <details><summary>Two variants of a recipe end at 74 and 67 % right, one run each. Which is
 # better?</summary>
 #
-# You cannot tell. Runs of one recipe with other seeds may differ by as much (the optional part on the recipe
-# measures it). Repeat both with several seeds.
+# You cannot tell. Runs of one recipe with other seeds may differ by as much (the optional part on
+# the recipe measures it). Repeat both with several seeds.
 # </details>
 #
 # **Sources.** Loss on the suffix, stages, nothing frozen: Beyer et al. 2024, *PaliGemma*, arXiv
-# 2407.07726, its part on pretraining stages. Mean within each row first: `big_vision/trainers/proj/paligemma/train.py`. AdamW:
-# Loshchilov and Hutter 2017, arXiv 1711.05101. Clipping: Pascanu et al. 2013, arXiv 1211.5063. 6 FLOP for a weight:
-# Kaplan et al. 2020, arXiv 2001.08361, which leaves the tables out of its N, too. Muon: Jordan et al. 2024.
+# 2407.07726, its part on pretraining stages. Mean within each row first:
+# `big_vision/trainers/proj/paligemma/train.py`. AdamW: Loshchilov and Hutter 2017, arXiv
+# 1711.05101. Clipping: Pascanu et al. 2013, arXiv 1211.5063. 6 FLOP for a weight: Kaplan et al.
+# 2020, arXiv 2001.08361, which leaves the tables out of its N, too. Muon: Jordan et al. 2024.
 #
 # ### What the notes say, and what is true
 #

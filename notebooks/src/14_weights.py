@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 14 · Weights: a file becomes a model
 #
-# You have built every part of PaliGemma. But a class that is new is full of random numbers. The numbers
-# that know something lie in a file. Today you read that file byte by byte, put each number where it
-# belongs, and learn to notice when one does not.
+# You have built every part of PaliGemma. But a class that is new is full of random numbers. The
+# numbers that know something lie in a file. Today you read that file byte by byte, put each number
+# where it belongs, and learn to notice when one does not.
 #
 # ## Do you remember?
 #
@@ -15,8 +15,8 @@
 #
 # <details><summary>Gemma's head has no weights of its own. Where do its logits come from?</summary>
 #
-# From the embedding table: each logit is the dot product of the last vector with a row of it. The two are
-# *tied* (lesson 10).
+# From the embedding table: each logit is the dot product of the last vector with a row of it. The
+# two are *tied* (lesson 10).
 # </details>
 #
 # <details><summary>A training loss falls to 0.0001, and in use the model repeats the newline for ever. Which
@@ -44,19 +44,21 @@ figures.model_map("all", model.config)
 # After this lesson you can
 #
 # 1. **read** a safetensors file by hand: its header, its tensors, and bfloat16 numbers,
-# 2. **load** strictly, so that every key of the file and every weight of the model is accounted for,
+# 2. **load** strictly, so that every key of the file and every weight of the model is accounted
+#    for,
 # 3. **find** the first layer in which two models differ.
 #
-# Time: 45 minutes. You need: the whole model (lesson 11), the tied head (10), and patience with bytes.
+# Time: 45 minutes. You need: the whole model (lesson 11), the tied head (10), and patience with
+# bytes.
 #
 # ## Predict
 #
-# 1. Our small model has 2,509,024 numbers of 4 bytes. Its file has 15,776 bytes more than these. How many
-#    of them could you *not* read in a text editor?
-# 2. bfloat16 and float16 both take 16 bits. A file holds 0.01 in bfloat16, and you read it as float16.
-#    Which number do you get?
-# 3. Our model answers 81 of 100 new questions rightly. One of its square matrices is loaded transposed, rows and
-#    columns exchanged. How many then?
+# 1. Our small model has 2,509,024 numbers of 4 bytes. Its file has 15,776 bytes more than these.
+#    How many of them could you *not* read in a text editor?
+# 2. bfloat16 and float16 both take 16 bits. A file holds 0.01 in bfloat16, and you read it as
+#    float16. Which number do you get?
+# 3. Our model answers 81 of 100 new questions rightly. One of its square matrices is loaded
+#    transposed, rows and columns exchanged. How many then?
 
 # %%
 guess_bytes, guess_misread, guess_transposed = ..., ..., ...
@@ -64,12 +66,13 @@ guess_bytes, guess_misread, guess_transposed = ..., ..., ...
 # %% [markdown]
 # ## By hand: a file of two tensors
 #
-# A **safetensors** file has three parts. First 8 bytes: a whole number, the length of the header. Then
-# the **header**: text in JSON, which gives each tensor's name, kind of number, shape and place. Then the
-# numbers, one tensor after the other. Nothing else.
+# A **safetensors** file has three parts. First 8 bytes: a whole number, the length of the header.
+# Then the **header**: text in JSON, which gives each tensor's name, kind of number, shape and
+# place. Then the numbers, one tensor after the other. Nothing else.
 #
-# We write one, with a vector of two numbers in float32 (4 bytes each) and a table of 2 x 3 numbers in bfloat16
-# (2 bytes each). On paper: how many bytes of numbers is that, and at which does the table begin and end?
+# We write one, with a vector of two numbers in float32 (4 bytes each) and a table of 2 x 3 numbers
+# in bfloat16 (2 bytes each). On paper: how many bytes of numbers is that, and at which does the
+# table begin and end?
 
 # %%
 norm, table = torch.tensor([1.0, -2.0]), torch.tensor([[0.5, 1, 3], [-1, 0, 2]]).bfloat16()
@@ -80,19 +83,19 @@ data = len(header).to_bytes(8, "little") + header + numbers
 figures.weights.file(data)
 
 # %% [markdown]
-# 20 bytes of numbers. The vector has bytes 0 to 7, and the table begins at 8. The offsets count from
-# the *end of the header*, and the second one is the first byte that no longer belongs.
+# 20 bytes of numbers. The vector has bytes 0 to 7, and the table begins at 8. The offsets count
+# from the *end of the header*, and the second one is the first byte that no longer belongs.
 #
-# The numbers stand in the file with their *last* byte first. (That order is called little-endian, and nearly
-# all computers use it.) So `00 00 80 3f` is 3f 80 00 00, which is 1.0 in float32. In bfloat16 1.0 is `80 3f`, or
-# 3f 80: the first half of that.
+# The numbers stand in the file with their *last* byte first. (That order is called little-endian.)
+# So `00 00 80 3f` is 3f 80 00 00, which is 1.0 in float32. In bfloat16 1.0 is `80 3f`, or 3f 80:
+# the first half of that.
 #
 # ## Build: the reader
 #
-# **Write it now**: [exercise 14](../exercises/14_weights.ipynb), part 1. The bytes of a file come in, a dict of
-# name to tensor goes out, in the kinds of the file. Two results: the file above gives `norm` = [1, -2] and `table` =
-# [[0.5, 1, 3], [-1, 0, 2]]; a tensor of shape [0, 3] has the offsets [8, 8], no byte at all, and comes out as an
-# empty tensor of that shape. Then open the cell.
+# **Write it now**: [exercise 14](../exercises/14_weights.ipynb), part 1. The bytes of a file come
+# in, a dict of name to tensor goes out, in the kinds of the file. Two results: the file above gives
+# `norm` = [1, -2] and `table` = [[0.5, 1, 3], [-1, 0, 2]]; a tensor of shape [0, 3] has the offsets
+# [8, 8], no byte at all, and comes out as an empty tensor of that shape. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -132,26 +135,27 @@ reveal("bytes that are no text", guess_bytes, len(data) - length - 4 * count)
 # %% [markdown]
 # The header is text in any editor. Only its length is not.
 #
-# Nothing in such a file can *run*, which is not true of older formats (an optional part below).
+# Nothing in such a file can *run* (an optional part below shows a kind that can).
 #
 # ## Build: bfloat16 by hand
 #
-# A float32 has 32 bits: a sign $s$, 8 bits of exponent $e$, 23 bits of fraction $f$. But for the tiniest, infinity
-# and NaN, the number is
+# A float32 has 32 bits: a sign $s$, 8 bits of exponent $e$, 23 bits of fraction $f$. But for the
+# tiniest, infinity and NaN, the number is
 #
 # $$(-1)^s \cdot (1 + f) \cdot 2^{\,e - 127}$$
 #
 # Two formats make 16 bits of it:
 #
-# - **float16**: 1 + 5 + 10 bits. The short exponent ends at 65,504, and below 0.00006 digits are lost.
-# - **bfloat16**: 1 + 8 + 7 bits. It is the first half of a float32. All exponents stay, but only two
-#   to three decimal digits.
+# - **float16**: 1 + 5 + 10 bits. The short exponent ends at 65,504, and below 0.00006 digits are
+#   lost.
+# - **bfloat16**: 1 + 8 + 7 bits. It is the first half of a float32. All exponents stay, but only
+#   two to three decimal digits.
 #
 # So bfloat16 has the *range* of float32, and float16 has more *digits*.
 #
-# **Write it now**: exercise 14, part 2, without `torch.bfloat16`. Bit patterns come in as int16, float32 goes out. Two
-# results: the pattern 0 01111111 0000000, as a whole number 16256, is 1.0; the pattern 1 10000000 1000000, as int16
-# -16320, is -(1 + 1/2) · 2 = -3.0. Then open the cell.
+# **Write it now**: exercise 14, part 2, without `torch.bfloat16`. Bit patterns come in as int16,
+# float32 goes out. Two results: the pattern 0 01111111 0000000, as a whole number 16256, is 1.0;
+# the pattern 1 10000000 1000000, as int16 -16320, is -(1 + 1/2) · 2 = -3.0. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -182,13 +186,14 @@ found = torch.tensor(0.01).bfloat16().view(torch.float16).item()
 reveal("0.01 read as float16", guess_misread, round(found, 2))
 
 # %% [markdown]
-# Three of the eight bits of the exponent are now fraction, so what is left of it moves an eighth as fast: you read
-# about twice the *eighth root* of the number. All that was small is now about as large as 1, and there is no error.
+# Three of the eight bits of the exponent are now fraction, so what is left of it moves an eighth as
+# fast: you read about twice the *eighth root* of the number. All that was small is now about as
+# large as 1, and there is no error.
 #
 # ## Build: the key map
 #
-# The file's names are called **keys**. They are the path of attributes through the code of whoever wrote
-# the file. Whoever rearranges the code renames the keys. For PaliGemma four layouts are about:
+# The file's names are called **keys**. They are paths of attributes through the code of whoever
+# wrote the file. Whoever rearranges the code renames the keys. Four layouts are about:
 #
 # | written by | text | picture | projector | head, if stored |
 # |---|---|---|---|---|
@@ -197,14 +202,14 @@ reveal("0.01 read as float16", guess_misread, round(found, 2))
 # | transformers 5.23, in memory | `model.language_model.` | `model.vision_tower.` | `model.multi_modal_projector.linear.` | `lm_head.` |
 # | transformers 5.23, saved anew | `language_model.model.` | `vision_tower.` | `multi_modal_projector.linear.` | |
 #
-# In their vision tower an `encoder` holds the layers; ours holds them itself. After a renaming, programs that load by
-# name find nothing, and some go on: in one project with a training loss of 4.5 in place of 0.5
-# ([lerobot issue 1406](https://github.com/huggingface/lerobot/issues/1406)).
+# In their vision tower an `encoder` holds the layers; ours holds them itself. After a renaming,
+# programs that load by name find nothing, and some go on: in one project with a training loss of
+# 4.5 in place of 0.5 ([lerobot issue 1406](https://github.com/huggingface/lerobot/issues/1406)).
 #
-# **Write it now**: exercise 14, part 3. A key of any layout comes in, our name goes out, or `None`. Two results:
-# `vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias` is our `vision_tower.layers.0.mlp.fc1.bias`; and
-# `model.layers.0.mlp.up_proj.weight` is `None`. It looks nearly right, but it is a key of Gemma alone, without eyes. Then
-# open the cell.
+# **Write it now**: exercise 14, part 3. A key of any layout comes in, our name goes out, or `None`.
+# Two results: `vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias` is our
+# `vision_tower.layers.0.mlp.fc1.bias`; and `model.layers.0.mlp.up_proj.weight` is `None`. It is a
+# key of Gemma alone, without eyes. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -233,15 +238,16 @@ def our_name(key):
 # %% [markdown]
 # ## Build: strict filling
 #
-# Now names and tensors, and places that want tensors. **Strict** means: exactly one for each, and every
-# shape as it should be. Whatever does not fit is an error with a name in it.
+# Now names and tensors, and places that want tensors. **Strict** means: exactly one for each, and
+# every shape as it should be. All else is an error with a name in it.
 #
-# The head is **tied** to the table, and the published files store the table alone. Some programs store the head as
-# well. Then it must equal the table.
+# The head is **tied** to the table, and the published files store the table alone. Some programs
+# store the head as well. Then it must equal the table.
 #
-# **Write it now**: exercise 14, part 4. The wanted shapes and a file's tensors come in, by our names; exactly the
-# wanted tensors go out, or a `ValueError`. Two results: if one tensor more is there than is wanted, it is an
-# error that names it; a stored head that equals the table is accepted, and is not in the result. Then open the cell.
+# **Write it now**: exercise 14, part 4. The wanted shapes and a file's tensors come in, by our
+# names; exactly the wanted tensors go out, or a `ValueError`. Two results: if one tensor more is
+# there than is wanted, it is an error that names it; a stored head that equals the table is
+# accepted, and is not in the result. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -277,14 +283,15 @@ fresh.load_state_dict(fill(shapes, named))
 print("loaded: ", repr(generate(fresh, processor, picture, "caption en")))
 
 # %% [markdown]
-# A reader, names, a filling, and the class from lesson 11 speaks.
+# The class from lesson 11 speaks.
 #
 # ## See it: what wrong loads cost
 #
-# torch's `load_state_dict` has a switch, `strict=False`: take what fits by name, and be silent about the rest. (A
-# wrong shape is still an error.) **None of these five wrong loads raises an error** then. Each model answers 120
-# questions about new scenes by an artist whose drawings were never trained on. "Vision keys not recognised" is a
-# loader that knows the published layout alone and meets the newest, so the tower stays random.
+# torch's `load_state_dict` has a switch, `strict=False`: take what fits by name, and be silent
+# about the rest. (A wrong shape is still an error.) **None of these five wrong loads raises an
+# error** then. Each model answers 120 questions about new scenes by an artist whose drawings were
+# never trained on. "Vision keys not recognised" is a loader that knows the published layout alone
+# and meets the newest, so the tower stays random.
 
 # %%
 from minipali.evaluation import answers, evaluation_set, score
@@ -331,20 +338,21 @@ by_chance = np.mean([score(q, a) for (_, q), a in zip(asked, others, strict=True
 print(f"the right model's answers to other pictures: {by_chance:.0%}")
 
 # %% [markdown]
-# The lower bars are easy: one look at an answer, and you know. (Some right answers come without sight, as the last
-# line shows.) **The dangerous ones are the first two of the five.** The model is a little worse, and you would believe that it is just not very good. What a layer adds
-# to the stream is only a part of it (lesson 10), and the rest goes past the broken matrix unharmed. (These are
-# two matrices of one small model, not a rule.)
+# The lower bars are easy: one look at an answer, and you know. (Some right answers come without
+# sight, as the last line shows.) **The dangerous ones are the first two of the five.** The model is
+# a little worse, and you would believe that it is just not very good: what a layer adds to the
+# stream is only a part of it (lesson 10). (These are two matrices of one small model, not a rule.)
 #
-# Strict loading finds the missing key. But the transposed matrix is square, so every name and every shape
-# is right. No loader can see it. What can?
+# Strict loading finds the missing key. But the transposed matrix is square, so every name and every
+# shape is right. No loader can see it. What can?
 #
 # ## Build: layer by layer
 #
-# A second implementation with the same weights. Give both the same picture and question, and compare every layer's
-# output in the order of computing. The **first** layer that differs has the mistake, or the step right before it. All
-# later ones differ because of it. `swap` has done this for you since lesson 01. For transformers' model the names
-# must be mapped, as `our_name` does. (Without transformers the next two cells show nothing.)
+# A second implementation with the same weights. Give both the same picture and question, and
+# compare every layer's output in the order of computing. The **first** layer that differs has the
+# mistake, or the step right before it. All later ones differ because of it. `swap` has done this
+# for you since lesson 01. For transformers' model the names must be mapped, as `our_name` does.
+# (Without transformers the next two cells show nothing.)
 
 # %%
 from minipali.comparison import compare_layers
@@ -377,19 +385,20 @@ if Theirs is not None:
     figures.weights.differences(curves, tolerance=1e-5)
 
 # %% [markdown]
-# As loaded, all layers agree. Then two mistakes on purpose: the transposed matrix, and the exact form of GELU, with
-# `erf`, in place of the tanh form. Where a line leaves the others, there the mistake is. For the matrix it is the
-# matrix itself. (`k_proj` and `v_proj` come next and do not depend on it, so the line falls back.) For GELU it is
-# `fc2`, the layer *after* the activation, because the activation is no layer of its own in our model. This mistake
-# is a ten-thousandth of the output: answers would hardly show it. So compare in float32, with a small tolerance, in
-# a row without padding.
+# As loaded, all layers agree. Then two mistakes on purpose: the transposed matrix, and the exact
+# form of GELU, with `erf`, in place of the tanh form. Where a line leaves the others, there the
+# mistake is. For the matrix it is the matrix itself. (`k_proj` and `v_proj` come next and do not
+# depend on it, so the line falls back.) For GELU it is `fc2`, the layer *after* the activation,
+# because the activation is no layer of its own in our model. This mistake is a ten-thousandth of
+# the output: answers would hardly show it. So compare in float32, with a small tolerance, in a row
+# without padding.
 #
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: why not a pickle
 #
-# Weights used to come as `.bin`, `.pt` or `.pth` files. These are **pickles**. A pickle does not hold
-# objects. It holds *instructions* to build them, and one of the instructions is: call this function. We
-# write a pickle by hand. It says: fetch `print` from `builtins`, take this text, call.
+# Weights used to come as `.bin`, `.pt` or `.pth` files. These are **pickles**. A pickle does not
+# hold objects. It holds *instructions* to build them, and one of the instructions is: call this
+# function. We write a pickle by hand. It says: fetch `print` from `builtins`, take this text, call.
 
 # %%
 import pickle
@@ -399,23 +408,25 @@ pickle.loads(found_in_the_web)
 
 # %% [markdown]
 # We only opened it. In place of `print` it could have named a function that reads your passwords or
-# deletes your files. **Never open a pickle that you did not write yourself.** (Since version 2.6 `torch.load`
-# refuses most functions unless you say `weights_only=False`. Do not say it.) A safetensors file holds a JSON
-# text and numbers. There is nothing in it that could run. The package reads nothing else.
+# deletes your files. **Never open a pickle that you did not write yourself.** (Since version 2.6
+# `torch.load` refuses most functions unless you say `weights_only=False`. Do not say it.) A
+# safetensors file holds a JSON text and numbers. There is nothing in it that could run. The package
+# reads nothing else.
 #
-# Why bfloat16 in training? In float16 a small gradient becomes 0 and a large one infinite; bfloat16 has
-# the range for both.
+# Why bfloat16 in training? In float16 a small gradient becomes 0 and a large one infinite; bfloat16
+# has the range for both.
 #
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: several files
 #
-# Large models are cut into **shards**, so that no file is larger than a few gigabytes. Beside them lies an
-# **index**: a JSON file with a map from each key to its shard. We cut our small model into three, as the
-# published one is, and read it back.
+# Large models are cut into **shards**, so that no file is larger than a few gigabytes. Beside them
+# lies an **index**: a JSON file with a map from each key to its shard. We cut our small model into
+# three, as the published one is, and read it back.
 #
-# Our reader takes a whole file into memory and then copies it. The package **maps** it: the operating system makes the
-# file look like memory, and reads a page of it when somebody looks there. So a model of many gigabytes is "loaded" in a
-# moment. That works because the numbers lie in the file exactly as torch wants them.
+# Our reader takes a whole file into memory and then copies it. The package **maps** it: the
+# operating system makes the file look like memory, and reads a page of it when somebody looks
+# there. So a model of many gigabytes is "loaded" in a moment. That works because the numbers lie in
+# the file exactly as torch wants them.
 
 # %%
 import tempfile
@@ -442,13 +453,15 @@ print("as in one file:", all(torch.equal(whole[key], file[key]) for key in file)
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: PaliGemma 2 in PaliGemma 1
 #
-# There is a well-known misuse of `strict=False`. The decoder of **PaliGemma 2** has other layers, with four norms
-# in place of two, and code that was written for PaliGemma 1 "loads" it. Then it prints blanks or nonsense.
+# There is a well-known misuse of `strict=False`. The decoder of **PaliGemma 2** has other layers,
+# with four norms in place of two, and code that was written for PaliGemma 1 "loads" it. Then it
+# prints blanks or nonsense.
 #
-# We have no small PaliGemma 2, so we build a stand-in: our trained weights in layers of its form. A norm
-# comes before each part *and after it*. Watch the name `post_attention_layernorm`. In Gemma 1 it norms
-# what goes into the MLP. In Gemma 2 it norms what comes out of attention, and the other job is called
-# `pre_feedforward_layernorm`. The new norms get one factor, 3, with which the stand-in works well enough.
+# We have no small PaliGemma 2, so we build a stand-in: our trained weights in layers of its form. A
+# norm comes before each part *and after it*. Watch the name `post_attention_layernorm`. In Gemma 1
+# it norms what goes into the MLP. In Gemma 2 it norms what comes out of attention, and the other
+# job is called `pre_feedforward_layernorm`. The new norms get one factor, 3, with which the
+# stand-in works well enough.
 
 # %%
 import copy
@@ -487,16 +500,16 @@ for name, one in (("as PaliGemma 2", second), ("in PaliGemma 1", wrong)):
     print(f"{name}: {marks[name].mean():.0%} right, says {said[name]!r}")
 
 # %% [markdown]
-# Nothing is missing, because all the old names exist. Eight keys were left over, and nobody asks why. In
-# each layer one norm has another's numbers. Our `fill` would have stopped at these eight keys. (The real
-# PaliGemma 2 has more differences. Its sizes differ too, but code takes its sizes from the config that lies beside
-# the weights, so all shapes fit.)
+# Nothing is missing, because all the old names exist. Eight keys were left over, and nobody asks
+# why. In each layer one norm has another's numbers. Our `fill` would have stopped at these eight
+# keys. (The real PaliGemma 2 has more differences. Its sizes differ too, but code takes its sizes
+# from the config that lies beside the weights, so all shapes fit.)
 #
 # %% [markdown]
 # ## Check
 #
-# Our reader against the safetensors library; our bfloat16 against torch, for all 65,536 patterns; our names
-# in all four layouts; and the filled model against `load`.
+# Our reader against the safetensors library; our bfloat16 against torch, for all 65,536 patterns;
+# our names in all four layouts; and the filled model against `load`.
 
 # %% tags=["nbval-check-output"]
 import safetensors.torch as library
@@ -522,8 +535,8 @@ print("filled:  ", all(torch.equal(x, right[name]) for name, x in fresh.state_di
 # %% [markdown]
 # ## In the real model
 #
-# PaliGemma 3B on disk, at each of its three picture sizes. The last two columns are for bfloat16: what a head stored
-# a second time would add, and what is read from memory for every new token.
+# PaliGemma 3B on disk, at each of its three picture sizes. The last two columns are for bfloat16:
+# what a head stored a second time would add, and what is read from memory for every new token.
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset
@@ -546,8 +559,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
     )
 
 # %% [markdown]
-# The three sizes differ in nothing but the table of positions. (The published files are in float32; branches named
-# `bfloat16` and `float16` lie beside them.)
+# The three sizes differ in nothing but the table of positions. (The published files are in float32;
+# branches named `bfloat16` and `float16` lie beside them.)
 #
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: the published model
@@ -558,10 +571,10 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # MINIPALI_3B=google/paligemma-3b-pt-224@bfloat16 jupyter lab        (or a folder)
 # ```
 #
-# They belong to Google, and you may download them after you have accepted their licence on the model's page.
-# Without them the next two cells say what they would do. (No licence yet? `python -m minipali.synthetic
-# FOLDER` writes a model of the real size with random numbers. It talks nonsense, but it is as
-# heavy.)
+# They belong to Google, and you may download them after you have accepted their licence on the
+# model's page. Without them the next two cells say what they would do. (No licence yet? `python -m
+# minipali.synthetic FOLDER` writes a model of the real size with random numbers. It talks nonsense,
+# but it is as heavy.)
 
 # %% tags=["3b"]
 import os
@@ -605,22 +618,23 @@ else:
 
 # %% [markdown]
 # In bfloat16 the two need not agree to the last digit, because sums in another order are rounded
-# otherwise. So this comparison allows 5 %. It finds a wrong matrix, but no wrong GELU. How long loading and a
-# token take beside transformers is measured in [benchmarks](../benchmarks/README.md). With the published
-# `paligemma-3b-pt-224` there is one more test: the tests of transformers show it a photograph of a cow, with
-# an empty prompt, and expect "cow on the beach".
+# otherwise. So this comparison allows 5 %. It finds a wrong matrix, but no wrong GELU. How long
+# loading and a token take beside transformers is measured in [benchmarks](../benchmarks/README.md).
+# With the published `paligemma-3b-pt-224` there is one more test: the tests of transformers show it
+# a photograph of a cow, with an empty prompt, and expect "cow on the beach".
 #
 # %% [markdown]
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/14_weights.ipynb). The packaged file goes through your code into a
-# fresh model, which answers. It has one piece more that no cell of this lesson shows.
+# If you have not yet: [the exercise](../exercises/14_weights.ipynb). The packaged file goes through
+# your code into a fresh model, which answers. It has one piece more that no cell of this lesson
+# shows.
 #
 # ## Take away
 #
 # - A safetensors file is a length, a JSON header, and numbers. It can run nothing.
-# - A loader accounts for every key: used, tied, without a place, missing. `strict=False` is a promise
-#   that you will look yourself.
+# - A loader accounts for every key: used, tied, without a place, missing. `strict=False` is a
+#   promise that you will look yourself.
 # - A small mistake in the weights can hide from every look at the answers. Compare with a second
 #   implementation, layer by layer, and find the first layer that differs.
 #
@@ -628,26 +642,27 @@ else:
 #
 # <details><summary>A loader reports: 603 keys, 603 used, none missing. What can still be wrong?</summary>
 #
-# The numbers: a transposed square matrix, bfloat16 read as float16, two tensors of one shape exchanged, a
-# download of other weights of the same sizes. Names and shapes are all that it compared.
+# The numbers: a transposed square matrix, bfloat16 read as float16, two tensors of one shape
+# exchanged, a download of other weights of the same sizes. Names and shapes are all that it
+# compared.
 # </details>
 #
 # <details><summary>Which numbers survive the way float32, bfloat16, float32 unchanged?</summary>
 #
-# Those whose last 16 bits are 0. All others are rounded to 8 significant binary digits, by at most 1 part in
-# 256.
+# Those whose last 16 bits are 0. All others are rounded to 8 significant binary digits, by at most
+# 1 part in 256.
 # </details>
 #
 # <details><summary>A file has <code>lm_head.weight</code> and no <code>embed_tokens.weight</code>. The head is
 # tied. Could you load it?</summary>
 #
-# Yes: the two are one matrix, so the head can fill the table. Ours refuses, because the table is missing, and
-# says so. Nobody is hurt by an error with a name in it.
+# Yes: the two are one matrix, so the head can fill the table. Ours refuses, because the table is
+# missing, and says so. Nobody is hurt by an error with a name in it.
 # </details>
 #
-# **Sources.** The safetensors format: the README of huggingface/safetensors. What a pickle is made of: the
-# standard library's `pickletools`. bfloat16 in training: Kalamkar et al. 2019, arXiv 1905.12322. PaliGemma:
-# Beyer et al. 2024, arXiv 2407.07726.
+# **Sources.** The safetensors format: the README of huggingface/safetensors. What a pickle is made
+# of: the standard library's `pickletools`. bfloat16 in training: Kalamkar et al. 2019, arXiv
+# 1905.12322. PaliGemma: Beyer et al. 2024, arXiv 2407.07726.
 #
 # ### What the notes say, and what is true
 #

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 15 · Locations: places as words
 #
-# A language model can do one thing: choose the next token. It cannot point with a finger. So how does
-# PaliGemma answer "*where* is the dog?" It says words that mean places. Nothing in the model is new
-# today. All the work is in the agreement on what the words mean, and you will see how quietly such an
-# agreement breaks.
+# A language model can do one thing: choose the next token. It cannot point with a finger. So how
+# does PaliGemma answer "*where* is the dog?" It says words that mean places. Nothing in the model
+# is new today. All the work is in the agreement on what the words mean, and you will see how
+# quietly such an agreement breaks.
 #
 # ## Do you remember?
 #
@@ -53,10 +53,11 @@ figures.model_map("head", model.config)
 #
 # ## Predict
 #
-# 1. A photograph is 4,000 pixels wide. Each edge of a box is one token out of 1,024. By how many pixels
-#    can an edge be wrong, because of the tokens alone?
+# 1. A photograph is 4,000 pixels wide. Each edge of a box is one token out of 1,024. By how many
+#    pixels can an edge be wrong, because of the tokens alone?
 # 2. Somebody divides by 1024 where 1023 is right. Of more than 200 boxes, how many fewer are found?
-# 3. Somebody reads *perfect* answers, but exchanges x and y. How many boxes of 100 still count as found?
+# 3. Somebody reads *perfect* answers, but exchanges x and y. How many boxes of 100 still count as
+#    found?
 
 # %%
 guess_pixels, guess_fewer, guess_mirrored = ..., ..., ...
@@ -65,13 +66,13 @@ guess_pixels, guess_fewer, guess_mirrored = ..., ..., ...
 # ## By hand: a ruler with 1,024 marks
 #
 # Lay a ruler along an edge of the picture, whatever the edge's length. It has 1,024 marks, called
-# `<loc0000>` to `<loc1023>`. Mark 0 is on one edge of the picture and mark 1023 on the other. Between
-# 1,024 marks there are **1,023 steps**, as there are 9 gaps between 10 fence posts. So one half of the
-# width is at 0.5 · 1023 = 511.5, which is rounded.
+# `<loc0000>` to `<loc1023>`. Mark 0 is on one edge of the picture and mark 1023 on the other.
+# Between 1,024 marks there are **1,023 steps**, as there are 9 gaps between 10 fence posts. So one
+# half of the width is at 0.5 · 1023 = 511.5, which is rounded.
 #
-# A box is four marks: **top, left, bottom, right**, or $y_0, x_0, y_1, x_1$. Vertical comes first, as in
-# (row, column). On paper: a picture is 300 pixels high and 600 wide. A box has its top at 75, its left
-# edge at 150, its bottom at 300 and its right edge at 450. Which four numbers?
+# A box is four marks: **top, left, bottom, right**, or $y_0, x_0, y_1, x_1$. Vertical comes first,
+# as in (row, column). On paper: a picture is 300 pixels high and 600 wide. A box has its top at 75,
+# its left edge at 150, its bottom at 300 and its right edge at 450. Which four numbers?
 
 # %% tags=["nbval-check-output"]
 for place, side in ((75, 300), (150, 600), (300, 300), (450, 600)):
@@ -81,12 +82,12 @@ print("<loc1024> is", [processor.token(i) for i in processor.encode("<loc1024>")
 
 # %% [markdown]
 # "With 1024" is a common mistake: 1,024 steps. (Some demonstrations of PaliGemma have it.) It looks
-# harmless, 767 or 768. But the bottom edge becomes 1024, and there is **no such token**. The tokenizer
-# takes it as ordinary text, in eight pieces. A model that is trained on that learns to *spell* at the
-# right and lower edge.
+# harmless, 767 or 768. But the bottom edge becomes 1024, and there is **no such token**. The
+# tokenizer takes it as ordinary text, in eight pieces. A model that is trained on that learns to
+# *spell* at the right and lower edge.
 #
-# The figure shows the same mistake on the way back, with rulers of 8 marks so that you can see it. If you
-# divide by one too many, you never reach the edge.
+# The figure shows the same mistake on the way back, with rulers of 8 marks so that you can see it.
+# If you divide by one too many, you never reach the edge.
 
 # %%
 figures.locations.rulers(8)
@@ -94,20 +95,21 @@ figures.locations.rulers(8)
 # %% [markdown]
 # ## Build: boxes to tokens and back
 #
-# For an edge at place $p$ of a side with $s$ pixels: take the fraction of *its* side, move it into the
-# picture if the box sticks out (there are no marks outside), and round to a mark. The way back has no
-# rounding:
+# For an edge at place $p$ of a side with $s$ pixels: take the fraction of *its* side, move it into
+# the picture if the box sticks out (there are no marks outside), and round to a mark. The way back
+# has no rounding:
 #
 # $$n = \text{round}\big(1023 \cdot \min(\max(p / s,\, 0),\, 1)\big), \qquad p = \frac{n}{1023}\, s$$
 #
-# Which $s$? The model never saw your picture, but a square of 72 x 72 pixels (PaliGemma: 224, 448 or
-# 896). Squeezing does not change fractions: what is at one third of the width stays there. So $s$ is
-# always a side of the **original** picture, and the square needs no thought.
+# Which $s$? The model never saw your picture, but a square of 72 x 72 pixels (PaliGemma: 224, 448
+# or 896). Squeezing does not change fractions: what is at one third of the width stays there. So
+# $s$ is always a side of the **original** picture, and the square needs no thought.
 #
-# **Write both now**: [exercise 15](../exercises/15_locations.ipynb), parts 1 and 2. Four pixels, height and
-# width come in, four whole numbers go out, and back. Two results to hold yours against, in a picture 300
-# high and 600 wide: the box (75, 150, 330, 450) becomes 256, 256, 1023, 767, because its bottom sticks
-# out; the numbers 0, 341, 1023, 682 become the box (0, 200, 300, 400). Then open the cell below.
+# **Write both now**: [exercise 15](../exercises/15_locations.ipynb), parts 1 and 2. Four pixels,
+# height and width come in, four whole numbers go out, and back. Two results to hold yours against,
+# in a picture 300 high and 600 wide: the box (75, 150, 330, 450) becomes 256, 256, 1023, 767,
+# because its bottom sticks out; the numbers 0, 341, 1023, 682 become the box (0, 200, 300, 400).
+# Then open the cell below.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -133,14 +135,14 @@ for side in (224, 4000):
 reveal("pixels of 4,000", guess_pixels, furthest[4000])
 
 # %% [markdown]
-# Half a step, never more: the first question of *Predict*. In a picture of 224 pixels it is a tenth of a
-# pixel. Rounding to marks is not what limits a model's boxes.
+# Half a step, never more: the first question of *Predict*. In a picture of 224 pixels it is a tenth
+# of a pixel. Rounding to marks is not what limits a model's boxes.
 #
 # ## See it: from an answer to a drawing
 #
-# An answer is text, and a model may say anything. So we look for four locations in a row and a name, as
-# often as they occur, and pass over all else. Then we ask about a picture that is no square, by an artist
-# whose drawings were never trained on.
+# An answer is text, and a model may say anything. So we look for four locations in a row and a
+# name, as often as they occur, and pass over all else. Then we ask about a picture that is no
+# square, by an artist whose drawings were never trained on.
 
 
 # %%
@@ -162,26 +164,27 @@ figures.paligemma.boxes(picture, {"the picture": [], "what the model told": foun
 
 # %% [markdown]
 # For the zebra it says nothing: it learned that an empty answer means "not there". Each `<loc>` is
-# **one** token with one row in the embedding table, not four digits. The model chooses a place as it
-# chooses a word, and must learn each mark by itself. Ours learned only 25 of them, because all edges in
-# its training lay on a grid of 24 steps.
+# **one** token with one row in the embedding table, not four digits. The model chooses a place as
+# it chooses a word, and must learn each mark by itself. Ours learned only 25 of them, because all
+# edges in its training lay on a grid of 24 steps.
 #
 # ## Build: how much do two boxes agree?
 #
-# The usual measure is **intersection over union**, IoU: the area that lies in both boxes, divided by the
-# area that lies in one or the other. 1 is the same box, 0 is apart. The areas are $|A|$ and $|B|$, and the
-# area in both is $|A \cap B|$:
+# The usual measure is **intersection over union**, IoU: the area that lies in both boxes, divided
+# by the area that lies in one or the other. 1 is the same box, 0 is apart. The areas are $|A|$ and
+# $|B|$, and the area in both is $|A \cap B|$:
 #
 # $$\text{IoU}(A, B) = \frac{|A \cap B|}{|A| + |B| - |A \cap B|}, \qquad |A \cap B| = \max(h, 0)\,\max(w, 0)$$
 #
-# where $h$ is the smaller bottom minus the larger top, and $w$ the smaller right edge minus the larger
-# left edge. Two traps. The shared area is in both boxes, so without the minus it counts twice. And for
-# boxes that are apart in both directions $h$ and $w$ are negative. Minus times minus is plus, so each must
-# become 0 *before* they are multiplied.
+# where $h$ is the smaller bottom minus the larger top, and $w$ the smaller right edge minus the
+# larger left edge. Two traps. The shared area is in both boxes, so without the minus it counts
+# twice. And for boxes that are apart in both directions $h$ and $w$ are negative. Minus times minus
+# is plus, so each must become 0 *before* they are multiplied.
 #
-# **Write it now**: exercise 15, part 3. Two boxes come in, a number from 0 to 1 goes out. Two results:
-# two boxes of 10 x 10, the second moved to the right by 5, share 50, and 50 / (100 + 100 - 50) is 1/3; the
-# boxes (0, 0, 10, 10) and (11, 11, 21, 21) have 0, though $h \cdot w$ is 1. Then open the cell.
+# **Write it now**: exercise 15, part 3. Two boxes come in, a number from 0 to 1 goes out. Two
+# results: two boxes of 10 x 10, the second moved to the right by 5, share 50, and 50 / (100 +
+# 100 - 50) is 1/3; the boxes (0, 0, 10, 10) and (11, 11, 21, 21) have 0, though $h \cdot w$
+# is 1. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -201,16 +204,16 @@ pairs["half as high"] = (box, (0, 0, 5, 10))
 figures.locations.overlaps(pairs, [overlap(*pair) for pair in pairs.values()])
 
 # %% [markdown]
-# Half shared is not 0.5 but 1/3. IoU is strict. So the usual test is mild: a box counts as **found** above
-# 0.5. Keep these pictures in mind when you read such a number: a box that is moved by three tenths of its
-# width passes.
+# Half shared is not 0.5 but 1/3. IoU is strict. So the usual test is mild: a box counts as
+# **found** above 0.5. Keep these pictures in mind when you read such a number: a box that is moved
+# by three tenths of its width passes.
 #
 # ## Break it: five ways to misread
 #
-# 200 new scenes by the validation artist, pulled to 640 x 360 pixels, and one `detect` question for each.
-# The model answers once. Then we read *the same answers* in six ways, and compare with the true boxes. Each
-# true box gets its best match among the boxes of the answer. (A box too many costs nothing here. The last
-# piece of the exercise mends that.)
+# 200 new scenes by the validation artist, pulled to 640 x 360 pixels, and one `detect` question for
+# each. The model answers once. Then we read *the same answers* in six ways, and compare with the
+# true boxes. Each true box gets its best match among the boxes of the answer. (A box too many costs
+# nothing here. The last piece of the exercise mends that.)
 
 # %%
 from minipali.evaluation import evaluation_set
@@ -253,7 +256,8 @@ mirrored = found["the truth, x before y"] / len(table["right"])
 reveal("of 100, x before y", guess_mirrored, round(100 * mirrored))
 
 # %% [markdown]
-# One picture, read in all six ways. The true box is orange and dashed, the box that was read is white.
+# One picture, read in all six ways. The true box is orange and dashed, the box that was read is
+# white.
 
 # %%
 chosen = 36
@@ -264,18 +268,18 @@ figures.locations.readings(pictures[chosen], tokens_to_box(true, height, width),
 # %% [markdown]
 # Compare the rows of the table. A dot at 0 is an object for which no box is near.
 #
-# - **Divided by 1024** costs almost nothing: not one box fewer is found. No picture shows it, and no usual
-#   test. That is how it survives. Edges are wrong by up to a thousandth of the picture, most at the right
-#   and at the bottom.
-# - **x before y** destroys most boxes, but not all. Look at the last row: even perfect answers pass in more
-#   than a quarter of the cases. A box near the diagonal is almost its own mirror image. A test with one
-#   ball in the middle of a square picture finds nothing.
-# - **Filled up to a square** is a real habit of other models: they add bars above and below. PaliGemma
-#   squeezes. On square pictures this mistake does no harm, and neither does **height and width
-#   exchanged**. So test with a wide picture.
+# - **Divided by 1024** costs almost nothing: not one box fewer is found. No picture shows it, and
+#   no usual test. That is how it survives. Edges are wrong by up to a thousandth of the picture,
+#   most at the right and at the bottom.
+# - **x before y** destroys most boxes, but not all. Look at the last row: even perfect answers pass
+#   in more than a quarter of the cases. A box near the diagonal is almost its own mirror image. A
+#   test with one ball in the middle of a square picture finds nothing.
+# - **Filled up to a square** is a real habit of other models: they add bars above and below.
+#   PaliGemma squeezes. On square pictures this mistake does no harm, and neither does **height and
+#   width exchanged**. So test with a wide picture.
 # - **Pixels of the square**: all boxes crowd in the upper left corner. This is the loudest mistake.
-# - **Answer to another picture**: how good are boxes that have nothing to do with the picture? This is the
-#   honest number to beat, and it is not 0.
+# - **Answer to another picture**: how good are boxes that have nothing to do with the picture? This
+#   is the honest number to beat, and it is not 0.
 #
 # ## Check
 #
@@ -310,31 +314,31 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
           f" {1023 * v.patch_size / v.image_size:5.1f} steps in a patch")  # fmt: skip
 
 # %% [markdown]
-# A step is much finer than a patch: at 224 pixels, 64 marks share one. So where an edge lies *between* the
-# borders of patches must come from what is in the vectors.
+# A step is much finer than a patch: at 224 pixels, 64 marks share one. So where an edge lies
+# *between* the borders of patches must come from what is in the vectors.
 #
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/15_locations.ipynb). You measure the trained model with your
-# functions, on pictures of all shapes. It has one piece more that no cell of this lesson shows: one number for a
-# whole list of boxes, of which some are surer than others.
+# If you have not yet: [the exercise](../exercises/15_locations.ipynb). You measure the trained
+# model with your functions, on pictures of all shapes. It has one piece more that no cell of this
+# lesson shows: one number for a whole list of boxes, of which some are surer than others.
 #
 # ## Take away
 #
-# - A place is a mark on a ruler of 1,024: `round(fraction · 1023)`, y before x, always as a fraction of
-#   the original picture.
-# - IoU divides what is shared by what one or the other covers. It is strict in its numbers and mild as a
-#   test.
-# - It hides 1024 for 1023 altogether, and a part of x before y. Test with wide pictures and objects at the
-#   edge.
+# - A place is a mark on a ruler of 1,024: `round(fraction · 1023)`, y before x, always as a
+#   fraction of the original picture.
+# - IoU divides what is shared by what one or the other covers. It is strict in its numbers and mild
+#   as a test.
+# - It hides 1024 for 1023 altogether, and a part of x before y. Test with wide pictures and objects
+#   at the edge.
 #
 # **Self-test**
 #
 # <details><summary>Your boxes are right in square pictures and wrong in wide ones. Two mistakes could
 # do that. Which?</summary>
 #
-# Height and width exchanged, or bars added to make a square although the model squeezes. (x before y
-# shows in square pictures as well.)
+# Height and width exchanged, or bars added to make a square although the model squeezes. (x before
+# y shows in square pictures as well.)
 # </details>
 #
 # <details><summary>A box lies inside another one that has four times its area. What is their IoU, and is
@@ -346,12 +350,12 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # <details><summary>A model answers every <code>detect</code> with the same ten boxes, spread over the
 # picture. What does our <code>measure</code> say about it?</summary>
 #
-# It praises too much: each true box gets its best match of ten, and the nine others cost nothing. A fair measure
-# must count what was named in vain.
+# It praises too much: each true box gets its best match of ten, and the nine others cost nothing. A
+# fair measure must count what was named in vain.
 # </details>
 #
-# **Sources.** Places as tokens: Chen et al. 2021 (Pix2Seq), arXiv 2109.10852. PaliGemma's tokens and
-# tasks: Beyer et al. 2024, arXiv 2407.07726. 1023 and the order of the edges: big_vision,
+# **Sources.** Places as tokens: Chen et al. 2021 (Pix2Seq), arXiv 2109.10852. PaliGemma's tokens
+# and tasks: Beyer et al. 2024, arXiv 2407.07726. 1023 and the order of the edges: big_vision,
 # `pp/proj/paligemma/segmentation.py`.
 #
 # ### What the notes say, and what is true

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 16 · Masks: shapes as words
 #
-# A box holds also what is *not* the dog. "*Which pixels* are dog?" is a question about a shape, and a shape
-# of 64 x 64 pixels is 4,096 times yes or no. PaliGemma says it in sixteen words. How does a shape fit into so
-# few, and how are such words learned?
+# A box holds also what is *not* the dog. "*Which pixels* are dog?" is a question about a shape, and
+# a shape of 64 x 64 pixels is 4,096 times yes or no. PaliGemma says it in sixteen words. How does a
+# shape fit into so few, and how are such words learned?
 #
 # ## Do you remember?
 #
@@ -21,8 +21,8 @@
 # <details><summary>A program reads weights with <code>load_state_dict(weights, strict=False)</code> and
 # prints "loaded". Why should you not believe it?</summary>
 #
-# A key that is missing or has another name is passed over without a word, and that weight stays random
-# (lesson 14).
+# A key that is missing or has another name is passed over without a word, and that weight stays
+# random (lesson 14).
 # </details>
 #
 # ## Where we are
@@ -57,11 +57,12 @@ figures.model_map("head", model.config)
 #
 # ## Predict
 #
-# 1. The **mask IoU** of two shapes is counted in pixels: those in both, divided by those in one or the
-#    other. You say nothing at all, and call the whole box "dog". Which mask IoU is that, on average?
+# 1. The **mask IoU** of two shapes is counted in pixels: those in both, divided by those in one or
+#    the other. You say nothing at all, and call the whole box "dog". Which mask IoU is that, on
+#    average?
 # 2. Now you may say 16 words out of 128. Which mask IoU do you reach?
-# 3. One of the 16 words becomes each of the 127 others in turn. How many of these change pixels *outside* of
-#    that word's own sixteenth of the shape?
+# 3. One of the 16 words becomes each of the 127 others in turn. How many of these change pixels
+#    *outside* of that word's own sixteenth of the shape?
 
 # %%
 guess_nothing, guess_words, guess_outside = ..., ..., ...
@@ -69,12 +70,14 @@ guess_nothing, guess_words, guess_outside = ..., ..., ...
 # %% [markdown]
 # ## By hand: name a vector by its nearest neighbour
 #
-# The answer to `segment dog` is four locations, then **16 tokens `<seg000>` to `<seg127>`**, then the name. The box
-# tells place and size. The 16 words tell the shape, stretched to a square; they lie on a grid of 4 x 4, row by row.
+# The answer to `segment dog` is four locations, then **16 tokens `<seg000>` to `<seg127>`**, then
+# the name. The box tells place and size. The 16 words tell the shape, stretched to a square; they
+# lie on a grid of 4 x 4, row by row.
 #
-# Each word is the number of an entry in a **codebook**, a list of vectors. To say a vector, name the
-# entry that is nearest. On paper, with a codebook of three: entry 0 is (0, 0), entry 1 is (3, 4), entry 2 is
-# (0, 5). Which entry is nearest to (1, 1), and which to (1, 4)? Squares of distances are enough.
+# Each word is the number of an entry in a **codebook**, a list of vectors. To say a vector, name
+# the entry that is nearest. On paper, with a codebook of three: entry 0 is (0, 0), entry 1 is (3,
+# 4), entry 2 is (0, 5). Which entry is nearest to (1, 1), and which to (1, 4)? Squares of distances
+# are enough.
 
 # %% tags=["nbval-check-output"]
 book = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 5.0]])
@@ -85,9 +88,9 @@ print("16 words out of 128:", 128**16 == 2**112, "112 bits, for a shape of 1,024
 # %% [markdown]
 # ## Build: shapes to learn from
 #
-# Each emoji has a transparent background, so its outline is known. We learn from the training artists,
-# also mirrored and turned, and test with the validation artist. Our shapes have 32 x 32 pixels, the
-# published ones 64 x 64.
+# Each emoji has a transparent background, so its outline is known. We learn from the training
+# artists, also mirrored and turned, and test with the validation artist. Our shapes have 32 x 32
+# pixels, the published ones 64 x 64.
 
 
 # %%
@@ -118,17 +121,17 @@ print(f"{len(known)} outlines to learn from, {len(new)} to test with")
 # %% [markdown]
 # ## Build: a codebook of tiles
 #
-# Cut each outline into 4 x 4 tiles of 8 x 8 pixels, and collect **128 tiles that stand for all others**.
-# This is *k-means*: start with some tiles, give every tile to the nearest of them, replace each by the mean
-# of those it got, and repeat. To say an outline, name the nearest entry for each of its 16 tiles. To draw
-# it, put the entries side by side.
+# Cut each outline into 4 x 4 tiles of 8 x 8 pixels, and collect **128 tiles that stand for all
+# others**. This is *k-means*: start with some tiles, give every tile to the nearest of them,
+# replace each by the mean of those it got, and repeat. To say an outline, name the nearest entry
+# for each of its 16 tiles. To draw it, put the entries side by side.
 #
 # For a vector $v$ and entries $e_0, e_1, \dots$ the code is $\arg\min_j \lVert v - e_j \rVert$.
 #
-# **Write it now**: [exercise 16](../exercises/16_masks.ipynb), part 1, `nearest_code(vectors, codebook)`.
-# Vectors (b, n, d) and a codebook (m, d) come in, whole numbers (b, n) go out. Two results, with the codebook
-# from above: the vectors (1, 1), (1, 4) give 0, 2; and an entry of the codebook gives its own number.
-# Then open the cell below.
+# **Write it now**: [exercise 16](../exercises/16_masks.ipynb), part 1, `nearest_code(vectors,
+# codebook)`. Vectors (b, n, d) and a codebook (m, d) come in, whole numbers (b, n) go out. Two
+# results, with the codebook from above: the vectors (1, 1), (1, 4) give 0, 2; and an entry of the
+# codebook gives its own number. Then open the cell below.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -156,8 +159,8 @@ for _ in range(15):
 figures.masks.tiles(dictionary.view(128, 8, 8), used)
 
 # %% [markdown]
-# Beside it stand three ways without a codebook: the whole box (0 bits), what is inside in most outlines (0 bits),
-# and a grid of 10 x 10 fields with one bit for each (100 bits).
+# Beside it stand three ways without a codebook: the whole box (0 bits), what is inside in most
+# outlines (0 bits), and a grid of 10 x 10 fields with one bit for each (100 bits).
 
 # %%
 entries = dictionary[nearest_code(tiles(new), dictionary)]
@@ -176,29 +179,31 @@ reveal("mask IoU of the whole box", guess_nothing, round(reached["the whole box"
 reveal("mask IoU of 16 words", guess_words, round(reached["tiles"], 2))
 
 # %% [markdown]
-# A mask IoU of 0.6 is not "60 percent right": it is what you get for nothing. The tiles beat the grid at about the
-# same number of bits, because they spend them on what occurs: edges, corners, thin lines. **A codebook is a list of
-# what is likely.**
+# A mask IoU of 0.6 is not "60 percent right": it is what you get for nothing. The tiles beat the
+# grid at about the same number of bits, because they spend them on what occurs: edges, corners,
+# thin lines. **A codebook is a list of what is likely.**
 #
 # ## Build: a gradient through a choice
 #
-# A tile knows nothing of its neighbours. The published **codec** (coder and decoder in one, of a kind called
-# VQ-VAE) is learned: convolutions with stride 2 turn the shape into 4 x 4 vectors, each of which has seen its
-# neighbours. Each vector is replaced by the nearest of 128 entries. *Transposed* convolutions, which spread
-# a place over a larger square where the others gather, draw the shape from the 16 entries.
+# A tile knows nothing of its neighbours. The published **codec** (coder and decoder in one, of a
+# kind called VQ-VAE) is learned: convolutions with stride 2 turn the shape into 4 x 4 vectors, each
+# of which has seen its neighbours. Each vector is replaced by the nearest of 128 entries.
+# *Transposed* convolutions, which spread a place over a larger square where the others gather, draw
+# the shape from the 16 entries.
 #
-# One thing is in the way. "The nearest" is a choice. Move the vector a little, and the same entry is
-# chosen: the result does not change, so the gradient is 0, and what comes before the choice never learns. The
-# way out is called **straight-through**. Forwards, use the entry. Backwards, pretend that nothing was
-# chosen, and hand the gradient to the vector as it is:
+# One thing is in the way. "The nearest" is a choice. Move the vector a little, and the same entry
+# is chosen: the result does not change, so the gradient is 0, and what comes before the choice
+# never learns. The way out is called **straight-through**. Forwards, use the entry. Backwards,
+# pretend that nothing was chosen, and hand the gradient to the vector as it is:
 #
 # $$\text{value} = e, \qquad \frac{\partial\, \text{loss}}{\partial v} := \frac{\partial\, \text{loss}}{\partial e}$$
 #
-# **Write it now**: exercise 16, part 2, `straight_through(vectors, chosen)`: two tensors of one shape come in,
-# one goes out, with the value of `chosen` and the gradient of `vectors`. (`detach()` gives a tensor's
-# value without its gradient.) Two results, with the entries 0 and 1 and the loss (result - 1)². The vector
-# 0.3 has the nearest entry 0: the result is 0, and the gradient 2 · (0 - 1) = -2. The vector 0.8 has the
-# nearest entry 1: the result is 1, the gradient 0. Then open the cell.
+# **Write it now**: exercise 16, part 2, `straight_through(vectors, chosen)`: two tensors of one
+# shape come in, one goes out, with the value of `chosen` and the gradient of `vectors`.
+# (`detach()` gives a tensor's value without its gradient.) Two results, with the entries 0 and 1
+# and the loss (result - 1)². The vector 0.3 has the nearest entry 0: the result is 0, and the
+# gradient 2 · (0 - 1) = -2. The vector 0.8 has the nearest entry 1: the result is 1, the
+# gradient 0. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -217,15 +222,15 @@ for number in (0.3, 0.8):
     print(f"vector {number}: result {result.item():.1f}, gradient {x.grad.item():.1f}")
 
 # %% [markdown]
-# The gradient -2 says: larger! So the vector grows, and one day entry 1 is nearer. The loss has two terms
-# more. With sg for `detach()`:
+# The gradient -2 says: larger! So the vector grows, and one day entry 1 is nearer. The loss has two
+# terms more. With sg for `detach()`:
 #
 # $$\text{loss} = \text{loss of the drawing} + \lVert \text{sg}(v) - e \rVert^2 + \tfrac14 \lVert v - \text{sg}(e) \rVert^2$$
 #
-# The second term pulls each entry to the vectors that chose it, as in k-means. The third, weaker, holds the
-# vectors near their entries. The loss of the drawing asks yes or no for each pixel, with the sigmoid of
-# lesson 05. And an entry that nobody chose in 50 steps gets a vector of the batch, or it would never be
-# chosen again.
+# The second term pulls each entry to the vectors that chose it, as in k-means. The third, weaker,
+# holds the vectors near their entries. The loss of the drawing asks yes or no for each pixel, with
+# the sigmoid of lesson 05. And an entry that nobody chose in 50 steps gets a vector of the batch,
+# or it would never be chosen again.
 
 # %%
 torch.manual_seed(0)
@@ -253,13 +258,13 @@ def redraw(outlines):
 
 
 # %%
-steps, curve, used = 600, {}, torch.zeros(128)
+steps, curve, used = 400, {}, torch.zeros(128)
 optimizer = torch.optim.AdamW(codec.parameters(), weight_decay=0.0)
 rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps, pct_start=0.1)
 for step in range(steps):
-    goal = known[torch.randint(len(known), (48,))]
+    goal = known[torch.randint(len(known), (32,))]
     x = codec.encoder(goal[:, None] * 2 - 1)
-    if step % 50 == 0 and step < 400:
+    if step % 50 == 0 and step < 300:
         revive(x, used)
         used.zero_()
     entries, pull, codes = quantize(x)
@@ -283,16 +288,17 @@ scores = {name: mask_overlap(one, true[few]) for name, one in shown.items()}
 figures.masks.redrawn(shown, true[few], scores)
 
 # %% [markdown]
-# Above: the curve, and some of the test shapes redrawn. Dark is right, orange is too much, blue is missing.
+# Above: the curve, and some of the test shapes redrawn. Dark is right, orange is too much, blue is
+# missing.
 #
-# The tiles were found in a moment, and our codec needs all its time to come near them. Learned is not better by
-# itself. (This is one run, with one seed.) What the codec has is room to grow: give it 2,000 steps, if you have a
-# minute, and look again.
+# The tiles were found in a moment, and after all its steps our codec is about as good as the grid.
+# Learned is not better by itself. (This is one run, with one seed.) What the codec has is room to
+# grow: give it 2,000 steps, if you have a minute, and look again.
 #
 # ## Break it: read the words wrongly
 #
-# The codes of all test shapes, read in three wrong ways: column by column, with a codebook in another order (as
-# in another codec), and those of another shape.
+# The codes of all test shapes, read in three wrong ways: column by column, with a codebook in
+# another order (as in another codec), and those of another shape.
 
 # %%
 codes = codec.encode(new)  # (b, 16)
@@ -306,12 +312,12 @@ for name, told in readings.items():
     print(f"{name:22} {mask_overlap(codec.decode(told) > 0, true).mean():.2f}")
 
 # %% [markdown]
-# All three fall most of the way to the whole box, 0.64, or below it. And none raises an error: `<seg>` tokens are
-# only numbers, and any 16 of them draw something.
+# All three fall most of the way to the whole box, 0.64, or below it. And none raises an error:
+# `<seg>` tokens are only numbers, and any 16 of them draw something.
 #
-# What does *one* wrong word do? An entry of the tiles *is* a picture, and changes its own field alone. An
-# entry of the codec is 64 numbers, and what it draws depends on its neighbours. We take a cactus, and put
-# each of the 127 other words in three of its places.
+# What does *one* wrong word do? An entry of the tiles *is* a picture, and changes its own field
+# alone. An entry of the codec is 64 numbers, and what it draws depends on its neighbours. We take a
+# cactus, and put each of the 127 other words in three of its places.
 
 
 # %%
@@ -332,21 +338,21 @@ spread = outside.flatten(1).any(dim=1).sum().item()
 reveal("words that change pixels outside", guess_outside, spread)
 
 # %% [markdown]
-# The shading says how many of the 127 words change a pixel. The damage does not stop at the orange frame: nearly
-# every word moves something outside of it, too, even at the other end of the cactus. Most also change their own
-# field. A few leave it whole, because the neighbours have said enough.
+# The shading says how many of the 127 words change a pixel. The damage does not stop at the orange
+# frame: nearly every word moves something outside of it, too, even at the other end of the cactus.
+# Most also change their own field. A few leave it whole, because the neighbours have said enough.
 #
 # ## Build: into the picture
 #
-# The decoded shape is a square of numbers, above 0 inside. To put it into its box, resize the **numbers**
-# (bilinear, with antialiasing as in lesson 06), and only then ask which are above 0. If the threshold comes
-# first, the border gets steps as large as the pixels of the small square.
+# The decoded shape is a square of numbers, above 0 inside. To put it into its box, resize the
+# **numbers** (bilinear, with antialiasing as in lesson 06), and only then ask which are above 0. If
+# the threshold comes first, the border gets steps as large as the pixels of the small square.
 #
-# **Write it now**: exercise 16, part 3, `paste_mask(mask, box, height, width)`. A square mask comes in, and a
-# box (y0, x0, y1, x1) in pixels of the picture, to be rounded to whole pixels. A bool tensor (height, width)
-# goes out. Two results: a mask of ones in the box (2, 3, 4, 6) makes 2 · 3 = 6
-# pixels true; a mask of 2 x 2 with the rows (1, -0.25) in the box (0, 0, 2, 8) makes 5 of the 8 columns true,
-# and 4 if the threshold comes first. Then open the cell.
+# **Write it now**: exercise 16, part 3, `paste_mask(mask, box, height, width)`. A square mask comes
+# in, and a box (y0, x0, y1, x1) in pixels of the picture, to be rounded to whole pixels. A bool
+# tensor (height, width) goes out. Two results: a mask of ones in the box (2, 3, 4, 6) makes 2 · 3 =
+# 6 pixels true; a mask of 2 x 2 with the rows (1, -0.25) in the box (0, 0, 2, 8) makes 5 of the 8
+# columns true, and 4 if the threshold comes first. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -368,8 +374,8 @@ print(paste_mask(torch.tensor([[1.0, -0.25]] * 2), (0, 0, 2, 8), 2, 8)[0].long()
 # %% [markdown]
 # ## See it: all the way
 #
-# A wide picture with three objects of the validation artist, of which we know every pixel. We say each
-# object in 20 tokens and a name, and then we read that text.
+# A wide picture with three objects of the validation artist, of which we know every pixel. We say
+# each object in 20 tokens and a name, and then we read that text.
 
 # %%
 place = {"cat": (60, 30, 180), "guitar": (90, 220, 250), "rocket": (20, 480, 140)}
@@ -405,10 +411,10 @@ print("our model:", repr(generate(model, processor, picture, "segment cat", max_
 #
 # Its weights come in a file of their own, `vae-oid.npz`, with 16 to 128 channels and a codebook of
 # 128 x 512. An npz file is a zip archive of arrays. It may also hold *pickled* Python objects, and
-# unpickling runs code (lesson 14). So it is read with `allow_pickle=False`, and every name and shape must be
-# as published. (The package's mask decoder is held against big_vision's layers, written out in numpy, in
-# `tests/test_masks.py`.) We do not ship the file. Here is one with the right names and random numbers, and three
-# damaged ones:
+# unpickling runs code (lesson 14). So it is read with `allow_pickle=False`, and every name and
+# shape must be as published. (The package's mask decoder is held against big_vision's layers,
+# written out in numpy, in `tests/test_masks.py`.) We do not ship the file. Here is one with the
+# right names and random numbers, and three damaged ones:
 
 # %%
 import contextlib
@@ -449,8 +455,9 @@ print("in place:", [name for name, _, _ in theirs], min(same) > 0.999)
 # %% [markdown]
 # ## In the real model
 #
-# The work of drawing one mask beside the work of saying one token. A multiplication with its addition counts
-# as 2 FLOP. A plain convolution works for each place that goes out, a transposed one for each that comes in.
+# The work of drawing one mask beside the work of saying one token. A multiplication with its
+# addition counts as 2 FLOP. A plain convolution works for each place that goes out, a transposed
+# one for each that comes in.
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset
@@ -470,21 +477,22 @@ print(f"codec: {sum(w.numel() for w in published.parameters()):,} parameters;"
       f" a mask {sum(work) / 1e9:.3f} GFLOP, a token of the 3B {token / 1e9:.1f}")  # fmt: skip
 
 # %% [markdown]
-# Drawing a mask is cheap. What takes time is saying it: 20 tokens and a name, each a pass through the whole
-# language model.
+# Drawing a mask is cheap. What takes time is saying it: 20 tokens and a name, each a pass through
+# the whole language model.
 #
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/16_masks.ipynb). A codec learns with your pieces, and its masks lie
-# over a picture. It has one piece more that no cell of this lesson shows: a codebook that follows its vectors
-# without a gradient, as the published one did.
+# If you have not yet: [the exercise](../exercises/16_masks.ipynb). A codec learns with your pieces,
+# and its masks lie over a picture. It has one piece more that no cell of this lesson shows: a
+# codebook that follows its vectors without a gradient, as the published one did.
 #
 # ## Take away
 #
 # - A codebook turns shapes into words: name the nearest entry, 16 times out of 128.
-# - A choice has no gradient, and straight-through lends it one: the value of the entry, the gradient of the
-#   vector.
-# - Words mean shapes only with their codebook, their order and their neighbours. Resize first, then compare with 0.
+# - A choice has no gradient, and straight-through lends it one: the value of the entry, the
+#   gradient of the vector.
+# - Words mean shapes only with their codebook, their order and their neighbours. Resize first, then
+#   compare with 0.
 #
 # **Self-test**
 #
@@ -496,21 +504,21 @@ print(f"codec: {sum(w.numel() for w in published.parameters()):,} parameters;"
 # <details><summary>A mask could be one token out of a very large codebook of whole shapes. Why 16 tokens
 # out of 128?</summary>
 #
-# 16 choices out of 128 make 128^16 different shapes from a table of 128 rows. A codebook of whole shapes
-# needs a row for each shape, and most rows would hardly ever be trained.
+# 16 choices out of 128 make 128^16 different shapes from a table of 128 rows. A codebook of whole
+# shapes needs a row for each shape, and most rows would hardly ever be trained.
 # </details>
 #
 # <details><summary>Somebody trains a codec with <code>chosen</code> in place of
 # <code>straight_through(vectors, chosen)</code>. Which part still learns from the drawing, and which does
 # not?</summary>
 #
-# The entries and the layers after the choice learn. The layers before it get no gradient from the drawing,
-# only the pull towards entries that they happen to be near.
+# The entries and the layers after the choice learn. The layers before it get no gradient from the
+# drawing, only the pull towards entries that they happen to be near.
 # </details>
 #
 # **Sources.** PaliGemma's tokens and tasks: Beyer et al. 2024, arXiv 2407.07726. Codebook,
-# straight-through and the pulling terms: van den Oord et al. 2017 (VQ-VAE), arXiv 1711.00937. The published
-# codec: Ning et al. 2023 (All in Tokens), arXiv 2301.02229, and big_vision,
+# straight-through and the pulling terms: van den Oord et al. 2017 (VQ-VAE), arXiv 1711.00937. The
+# published codec: Ning et al. 2023 (All in Tokens), arXiv 2301.02229, and big_vision,
 # `pp/proj/paligemma/segmentation.py`.
 #
 # ### What the notes say, and what is true
