@@ -53,8 +53,9 @@ def initialise(model: nn.Module) -> None:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest orthogonal matrix.
 
-    For the square-ish matrices inside blocks. Matrices of one shape are stacked and treated together, in float32 (torch's own version
-    works in bfloat16 one by one, which this size of model on a CPU pays for dearly).
+    For the square-ish matrices inside blocks. Matrices of one shape are stacked and treated
+    together, in float32 (torch's own version works in bfloat16, one by one, which is slow for so
+    small matrices on a CPU).
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers".
     """
 
