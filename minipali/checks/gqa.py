@@ -530,7 +530,7 @@ def _share_cases() -> list[tuple]:
 
     # In the first, rows and columns are equally many: who takes one for the other gets no error.
     return [
-        case(3, 12, [[2, 0], [3, 1]]),
+        case(3, 12, [[3, 0], [2, 1]]),
         case(2, 9, [[5, 0, 3], [1, 4, 2]]),
         case(4, 5, [[1, 2], [4, 0], [3, 5]]),
         case(2, 7, [[1, 2, 0]]),
@@ -552,6 +552,7 @@ def share_heads(
     queries: Callable[[list[int]], list[int]] = lambda order: order,
     columns: Callable[[list[int]], list[int]] = lambda order: order,
     rows_of_out: bool = False,
+    queries_averaged: bool = False,
     repeated: bool = False,
     finish: Callable[[tuple], tuple] = lambda four: four,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -573,6 +574,8 @@ def share_heads(
         return rearrange(few, back)
 
     q = rearrange(heads_of(q_weight)[queries(order)], back)
+    if queries_averaged:
+        q = shared(q_weight, joined)
     if rows_of_out and o_weight.shape[0] % heads == 0:
         o = rearrange(heads_of(o_weight)[columns(order)], back)
     elif rows_of_out:
@@ -710,6 +713,24 @@ SHARE_HEADS = Exercise(
             ),
             "Query heads and columns are in order, but keys and values are the means of neighbours,"
             " 0 1 | 2 3. Average the heads that a group lists (or reorder them first, too).",
+        ),
+        Mistake(
+            "heads of a group sorted",
+            partial(share_heads, read=lambda groups: [sorted(group) for group in groups]),
+            "The heads of a group are sorted. That computes the same, but the contract asks for the"
+            " order in which `groups` lists them.",
+        ),
+        Mistake(
+            "groups sorted",
+            partial(share_heads, read=sorted),
+            "The groups are sorted. That computes the same, but the contract asks for the order of"
+            " `groups`: the first group's head comes first.",
+        ),
+        Mistake(
+            "queries averaged, too",
+            partial(share_heads, queries_averaged=True),
+            "The query heads are averaged, too. Only keys and values are shared; all query heads"
+            " stay, in a new order.",
         ),
         Mistake(
             "every nth head as a group",

@@ -801,7 +801,7 @@ def _ring_cases() -> list[tuple]:
         case(3, 2, 5, 4, 0, 3),  # a short prompt
         case(3, 2, 5, 4, 3, 1),  # one more, and the ring is not full yet
         case(3, 2, 5, 4, 12, 1),  # long ago it was
-        case(2, 3, 5, 4, 4, 3),  # three, of which the last begin the ring anew
+        case(2, 3, 5, 4, 8, 3),  # three, of which the last begins the ring anew
         case(2, 1, 5, 6, 0, 8),  # a prompt that is longer than the window
         case(2, 2, 4, 3, 7, 6),  # and more of it later
     ]
@@ -818,7 +818,7 @@ def ring_update(
     known: Callable[[int, int], int] = lambda start, window: start,
     number: Callable[[Tensor, int], Tensor] = lambda places, window: places % window,
     keep_first: bool = False,
-    tokens: int | None = None,
+    tokens: Callable[[int, int, int], int] = lambda start, t, window: t,
     write_first: bool = False,
     stored: str = "kv",
     value_of: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
@@ -838,7 +838,7 @@ def ring_update(
     before = old_order(number(before, window), window)
     for name, buffer, new in zip("kv", (keys, values), (key, value_of(key, value)), strict=True):
         old = buffer[:, :, before]
-        fresh = torch.arange(start, start + t)[:tokens]
+        fresh = torch.arange(start, start + t)[: tokens(start, t, window)]
         fresh = fresh[:window] if keep_first else fresh[-window:]
         if name in stored:
             buffer[:, :, number(fresh, window)] = new[:, :, fresh - start]
@@ -852,6 +852,35 @@ def ring_update(
 
 
 _NOT_IN_THE_RING = " Token number n of a row, counted from 0, lies at place n % window."
+
+_PUSHED = (
+    "The buffer is pushed along, so that the oldest token lies in front. That moves every key in"
+    " each step. In a ring nothing moves: the new token takes the place of the oldest."
+    + _NOT_IN_THE_RING
+)
+
+
+def _pushed_through(keys, values, start, key, value):
+    window, both = keys.shape[2], []
+    for buffer, new in ((keys, key), (values, value)):
+        old = buffer[:, :, : min(start, window)].clone()
+        both.append(torch.cat((old[:, :, -(window - 1) :], new), dim=2))
+        kept = torch.cat((old, new), dim=2)[:, :, -window:]
+        buffer[:, :, : kept.shape[2]] = kept
+    return tuple(both)
+
+
+def _start_as_a_place(keys, values, start, key, value):
+    """As in an ordinary cache; where torch would refuse, the rest is dropped."""
+    room = max(0, keys.shape[2] - start)
+    return cache_update(keys, values, start, key[:, :, :room], value[:, :, :room])
+
+
+def _ring_returned(keys, values, start, key, value):
+    ring_update(keys, values, start, key, value)
+    end = start + key.shape[2]
+    return keys[:, :, :end].clone(), values[:, :, :end].clone()
+
 
 RING_UPDATE = Exercise(
     name="ring_update",
@@ -904,9 +933,28 @@ RING_UPDATE = Exercise(
         ),
         Mistake(
             "one token stored",
-            partial(ring_update, tokens=1),
+            partial(ring_update, tokens=lambda start, t, window: 1),
             "Only the first token of this call is stored. A call may bring several: store all t, or"
             " the last `window` of them.",
+        ),
+        Mistake(
+            "cut off at the end of the ring",
+            partial(ring_update, tokens=lambda start, t, window: window - start % window),
+            "Tokens that no longer fit behind place start % window are lost. The ring goes on at"
+            " place 0: each token has a place of its own, (start + j) % window.",
+        ),
+        Mistake(
+            "start as a place",
+            _start_as_a_place,
+            "`start` is used as a place of the buffer. After `window` tokens it lies behind the"
+            " end, and nothing is stored." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "ring returned",
+            _ring_returned,
+            "You return the ring as it is after writing: its places are not in the order of the"
+            " tokens, and of several new tokens the first no longer find what they should see."
+            " Return the old ones, oldest first, and then all new ones.",
         ),
         Mistake(
             "no ring",
@@ -919,13 +967,8 @@ RING_UPDATE = Exercise(
             partial(ring_update, number=lambda places, window: (places + 1) % window),
             "All tokens lie one place too far, as if they were counted from 1." + _NOT_IN_THE_RING,
         ),
-        Mistake(
-            "pushed through",
-            partial(ring_update, rolled=True),
-            "What you return is right, but the buffer is pushed along so that the oldest token lies"
-            " in front. That moves every key in each step. In a ring nothing moves: the new token"
-            " takes the place of the oldest." + _NOT_IN_THE_RING,
-        ),
+        Mistake("pushed through", _pushed_through, _PUSHED),
+        Mistake("pushed through, read from the ring", partial(ring_update, rolled=True), _PUSHED),
         Mistake(
             "not stored",
             partial(ring_update, stored=""),

@@ -738,6 +738,16 @@ def stretched_angles(
     return order((angles.cos(), angles.sin()))
 
 
+def _soft_border(
+    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    """Slow below one turn, fast above four, and a mixture between."""
+    speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    fast = ((trained * speeds / (2 * math.pi) - 1) / 3).clamp(0, 1)
+    angles = positions[..., None].float() * (fast * speeds + (1 - fast) * speeds / factor)
+    return angles.cos(), angles.sin()
+
+
 def _half(which: int) -> Callable[[Tensor, float], Tensor]:
     return lambda wavelengths, limit: (
         torch.arange(len(wavelengths)) * 2 // len(wavelengths) == which
@@ -833,6 +843,18 @@ STRETCHED_ANGLES = Exercise(
             partial(stretched_angles, changed=lambda speeds, factor: speeds / factor**2),
             "The slow pairs are slowed by the square of factor. Is it applied twice, to the speed"
             " and to the position?",
+        ),
+        Mistake(
+            "positions divided, too",
+            partial(stretched_angles, places=lambda positions, trained, factor: positions / factor),
+            "The positions are divided by factor, and the slow pairs are slowed besides. Leave the"
+            " positions as they are." + _RIGHT_PAIRS,
+        ),
+        Mistake(
+            "soft border",
+            _soft_border,
+            "Between slow and fast pairs there is a soft border, as in Llama 3.1. Here the border"
+            " is hard: a pair is slowed by factor or not at all." + _RIGHT_PAIRS,
         ),
         Mistake(
             "larger theta",

@@ -791,8 +791,10 @@ def pack_rows(
     free_owner: int | str = -1,
     first_owner: int = 0,
     own_number: Callable[[int, int, int], int] = lambda row, inside, packed: row,
+    filler_of: Callable[[int], int] = lambda filler: filler,
     on_the_left: bool = False,
     as_wide: bool = True,
+    by_ids: str = "",
     finish: Callable[[tuple], object] = lambda parts: parts,
 ):
     """ids, positions and owners, (p, length) each. The reference, or with one thing changed."""
@@ -819,12 +821,12 @@ def pack_rows(
             whose += [own_number(row, inside, number) + first_owner] * len(rows[row])
             tokens += rows[row]
         free = length - len(tokens)
-        more = {"0": [0] * free, "1": [1] * free}.get(
+        more = {"0": [0] * free, "1": [1] * free, "-1": [-1] * free}.get(
             free_position, list(range(places[-1] + 1, places[-1] + 1 + free))
         )
         nobody = [whose[-1] if free_owner == "last" else free_owner] * free
         for whole, part, rest in (
-            (ids, tokens, [filler] * free),
+            (ids, tokens, [filler_of(filler)] * free),
             (positions, places, more),
             (owners, whose, nobody),
         ):
@@ -833,7 +835,12 @@ def pack_rows(
     if not as_wide:  # only as wide as the fullest needs
         wide = max(sum(len(rows[row]) for row in each) for each in packed)
         parts = tuple([row[:wide] for row in whole] for whole in parts)
-    return finish(tuple(map(torch.tensor, parts)))
+    ids, positions, owners = map(torch.tensor, parts)
+    if "positions" in by_ids:
+        positions = torch.where(ids == filler, 0, positions)
+    if "owners" in by_ids:
+        owners = torch.where(ids == filler, -1, owners)
+    return finish((ids, positions, owners))
 
 
 def _chopped(rows: list[list[int]], length: int, filler: int) -> tuple[Tensor, ...]:
@@ -910,6 +917,46 @@ PACK_ROWS = Exercise(
             "free places belong to the last row",
             partial(pack_rows, free_owner="last"),
             "The free places have the owner of the row before them. They belong to nobody: -1.",
+        ),
+        Mistake(
+            "owners within a packed row, from 1",
+            partial(
+                pack_rows,
+                own_number=lambda row, inside, packed: inside,
+                first_owner=1,
+                free_owner=0,
+            ),
+            "The owners count 1, 2, ... anew in each packed row, with 0 for free places. Others do"
+            " it so, but here the owner is the number that the token's row has in `rows`, from 0,"
+            " and free places have -1.",
+        ),
+        Mistake(
+            "free places have position -1",
+            partial(pack_rows, free_position="-1"),
+            "The free places get position -1. Their position is 0; -1 is their owner.",
+        ),
+        *(
+            Mistake(
+                f"free places by the ids: {which}",
+                partial(pack_rows, by_ids=which),
+                "A token whose id happens to be the filler's number is taken for a free place. The"
+                " filler may also occur in a row: know the free places by the lengths of the rows.",
+            )
+            for which in ("positions", "owners", "positions and owners")
+        ),
+        *(
+            Mistake(
+                f"filler by heart: {number}",
+                partial(pack_rows, filler_of=lambda filler, number=number: number),
+                f"The free places hold {number}, whatever `filler` says. Use the filler that is"
+                " given.",
+            )
+            for number in (0, -1)
+        ),
+        Mistake(
+            "owners before positions",
+            partial(pack_rows, finish=lambda parts: (parts[0], parts[2], parts[1])),
+            "Positions and owners have changed places in what you return: ids, positions, owners.",
         ),
         Mistake(
             "only the last packed row",
