@@ -134,11 +134,11 @@ check("pad_rows", pad_rows)
 
 # %%
 def pack_rows(rows, length, filler):
-    """Short rows, packed into as few as come about by taking the first that has room.
+    """Put each row, whole, into the first packed row that has room for it.
 
     rows: a list of lists of ids, at least one; none is empty or longer than length
     length: how many places a packed row has; filler: an id, for the free places at its end
-    returns: ids, positions, owners: three int64 tensors (p, length), p: how many packed rows there are
+    returns: ids, positions, owners, each (p, length) in int64; p: how many packed rows there are
     positions: 1, 2, 3, ... within the token's own row, 0 at free places
     owners: the number of the token's row in `rows`, from 0; -1 at free places
     """

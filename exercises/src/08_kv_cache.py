@@ -77,8 +77,8 @@ check("token_positions", token_positions)
 # Now the whole loop. You get the parts of a small decoder as functions, and the prompt. Make `steps`
 # calls, at least one: the first with the whole prompt, each later one with the one token chosen before.
 # In each call, the last place gives the logits, and each row chooses the token with the largest one. (No
-# two are equally large.) The functions notice a loop without a cache: `project` takes more than one token
-# in the first call alone.
+# two are equally large.) A loop without a cache is noticed: `project` never takes more tokens than the
+# prompt has.
 #
 # | given | what it does |
 # |---|---|

@@ -57,6 +57,10 @@ def _first_row(x: Tensor) -> Tensor:
     return x[:1].expand_as(x)
 
 
+def _last_row(x: Tensor) -> Tensor:
+    return x[-1:].expand_as(x)
+
+
 def _twice(angles: Tensor) -> tuple[Tensor, Tensor]:
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -178,6 +182,24 @@ ROPE_ANGLES = Exercise(
             " positions (prompts differ in length): keep the axis b.",
         ),
         Mistake(
+            "last row's positions for all",
+            partial(_rope_angles, places=_last_row),
+            "Every row got the angles of the last row. Rows of a batch may have different positions"
+            " (prompts differ in length): keep the axis b.",
+        ),
+        Mistake(
+            "positions from the smallest",
+            partial(_rope_angles, places=lambda positions: positions - positions.min()),
+            "The smallest position is subtracted from all. Use the positions as they are: when the"
+            " model writes, a call holds one new token, far from 0.",
+        ),
+        Mistake(
+            "pairs before tokens",
+            partial(_rope_angles, order=lambda both: tuple(one.mT for one in both)),
+            "The pairs stand before the tokens, (b, k / 2, t). The contract is (b, t, k / 2):"
+            " positions[..., None] times the speeds.",
+        ),
+        Mistake(
             "positions one too high",
             partial(_rope_angles, places=lambda positions: positions + 1),
             "1 is added to each position. They are counted already: take them as they are.",
@@ -288,13 +310,15 @@ def _apply_rope(
     rows: Callable[[Tensor], Tensor] = lambda x: x,
     place: Callable[[Tensor], int] = lambda x: 1,
     heads: slice = slice(None),
+    finish: Callable[[Tensor, Tensor], Tensor] = lambda turned, x: turned,
     times: int = 1,
 ) -> Tensor:
     """apply_rope with one thing changed: each half may have cosines and sines of its own."""
     c, s = (spread(rows(one).unsqueeze(place(x))) for one in (cos.to(x.dtype), sin.to(x.dtype)))
     for _ in range(times):
         turned = join(turn(*split(x), c, s))
-        x = torch.cat((turned[:, heads], x[:, turned[:, heads].shape[1] :]), dim=1)
+        turned = torch.cat((turned[:, heads], x[:, turned[:, heads].shape[1] :]), dim=1)
+        x = finish(turned, x)
     return x
 
 
@@ -477,6 +501,30 @@ APPLY_ROPE = Exercise(
             "first head alone",
             partial(_apply_rope, heads=slice(1)),
             "Only the first head is turned. All heads turn alike, by the same angles.",
+        ),
+        Mistake(
+            "x added",
+            partial(_apply_rope, finish=lambda turned, x: turned + x),
+            "x is added to the turned vectors. The turned ones take its place: lengths must stay as"
+            " they were.",
+        ),
+        Mistake(
+            "first token alone",
+            partial(
+                _apply_rope,
+                finish=lambda turned, x: torch.cat((turned[:, :, :1], x[:, :, 1:]), dim=2),
+            ),
+            "Only the first token is turned. Every token turns, each by its own angles.",
+        ),
+        Mistake(
+            "mirrored pairs",
+            partial(
+                _apply_rope,
+                split=lambda x: (x.chunk(2, dim=-1)[0], x.chunk(2, dim=-1)[1].flip(-1)),
+                join=lambda halves: torch.cat((halves[0], halves[1].flip(-1)), dim=-1),
+            ),
+            "The first number is paired with the last, the second with the one before it. The"
+            " second half runs in the same order as the first: number i with number i + k / 2.",
         ),
         Mistake(
             "turned twice",

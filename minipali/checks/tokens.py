@@ -135,6 +135,12 @@ def _letterbox(picture: Image.Image, side: int, colour: str) -> Image.Image:
     return _to_square(square, side)
 
 
+def _thumbnail(picture: Image.Image, side: int) -> Image.Image:
+    small = picture.copy()
+    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return small
+
+
 def _filter(which: str) -> Callable[[Image.Image, int], Image.Image]:
     return lambda picture, side: picture.resize((side, side), Image.Resampling[which])
 
@@ -207,6 +213,24 @@ TO_PIXELS = Exercise(
             "upside down",
             partial(_to_pixels, scaled=lambda p: -_scaled(p)),
             "Light and dark are exchanged: 0 must become -1, and 255 must become 1.",
+        ),
+        Mistake(
+            "cut off at 0",
+            partial(_to_pixels, scaled=lambda p: _scaled(p).clamp(0, 1)),
+            "Everything below 0 is cut off, so the darker half of the picture is lost. The values"
+            " go from -1 to 1.",
+        ),
+        Mistake(
+            "grey",
+            partial(_to_pixels, flat=lambda picture: to_rgb(picture).convert("L").convert("RGB")),
+            "The picture has become grey: its three channels are equal. Keep the colours:"
+            " convert('RGB').",
+        ),
+        Mistake(
+            "thumbnail",
+            partial(_to_pixels, resize=_thumbnail),
+            "The proportions are kept (Pillow's thumbnail does that), so the result is no square."
+            " The whole picture is squeezed into a square: picture.resize((side, side), ...).",
         ),
         Mistake(
             "range of each picture",
@@ -379,7 +403,10 @@ def _prompt_ids(
     text = encode(letters_of(spaces_of(prompt)))
     row = begin * bos_at.count("first") + image * (image_at == "first")
     row += begin * bos_at.count("middle") + image * (image_at == "middle")
-    row += newline * newlines.count("first") + text + newline * newlines.count("last")
+    row += newline * newlines.count("first") + text
+    row += encode(" ") * newlines.count("space")
+    row += newline * (newlines.count("last") if prompt or "if text" not in newlines else 0)
+    row += [1] * newlines.count("eos")
     row += begin * bos_at.count("last") + image * (image_at == "last")
     return finish(row)
 
@@ -454,6 +481,23 @@ PROMPT_IDS = Exercise(
                 " it differs from model to model.",
             )
             for number in (108, 10, 5)
+        ),
+        Mistake(
+            "space before the newline",
+            partial(_prompt_ids, newlines=("space", "last")),
+            "A space stands before the newline. Add the newline alone: encode(prompt + '\\n').",
+        ),
+        Mistake(
+            "eos at the end",
+            partial(_prompt_ids, newlines=("last", "eos")),
+            "The id 1 is added at the end: eos? The row of a question ends with its newline, and"
+            " the model goes on from there. eos ends the answer.",
+        ),
+        Mistake(
+            "newline missing after an empty prompt",
+            partial(_prompt_ids, newlines=("if text", "last")),
+            "An empty prompt gets no newline. It gets one like any other: the newline says that"
+            " the answer begins.",
         ),
         Mistake(
             "newline as a list in the list",
