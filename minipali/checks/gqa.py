@@ -197,6 +197,8 @@ def grouped_query_attention(
     mask: Tensor | None,
     *,
     order: Callable[[Tensor, int], Tensor] = repeat_kv,
+    order_of_values: Callable[[Tensor, int], Tensor] | None = None,
+    weights: Callable[[Tensor, Tensor, Tensor | None], Tensor] = attention_weights,
     cut: str = "b t (h k) -> b h t k",
     merge: str = "b g r t k -> b t (g r k)",
     transpose: bool = True,
@@ -229,14 +231,25 @@ def grouped_query_attention(
     if exchanged:
         key, value = value, key
     groups = key.shape[1]
-    key, value = (order(one, heads // kv_heads) for one in (key, value))
+    key = order(key, heads // kv_heads)
+    value = (order_of_values or order)(value, heads // kv_heads)
     mask = hidden(mask, query @ key.mT)
     if mask is not None:
         mask = mask[..., -key.shape[2] :]
     query = query * (query.shape[-1] / size(query.shape[-1], d)) ** 0.5
-    mixed = attention_weights(query, key, mask) @ value
+    mixed = weights(query, key, mask) @ value
     mixed = rearrange(mixed, "b (g r) t k -> b g r t k", g=groups)
     return finish(out(rearrange(mixed, merge).reshape(b, t, -1), o_weight), x)
+
+
+def _zeros_for_hidden(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return (scores if mask is None else scores * mask).softmax(dim=-1)
+
+
+def _over_the_queries(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return (scores if mask is None else scores.masked_fill(~mask, -1e30)).softmax(dim=-2)
 
 
 def _tools(earlier: tuple[Tensor, Tensor], t: int, g: int, k: int) -> tuple[Callable, Callable]:
@@ -326,6 +339,35 @@ GROUPED_QUERY_ATTENTION = Exercise(
             "The query heads read the wrong key/value heads: head i reads number i % kv_heads."
             " Neighbours share, so head i must read number i // (heads // kv_heads): repeat the"
             " heads as 0 0 1 1, or group the query heads as (g r), never as (r g).",
+        ),
+        Mistake(
+            "values tiled",
+            partial(
+                grouped_query_attention, order_of_values=lambda x, times: x.repeat(1, times, 1, 1)
+            ),
+            "The keys are repeated as 0 0 1 1 and the values as 0 1 0 1, so a head looks with one"
+            " group's keys and takes another's values. Repeat both in the same way.",
+        ),
+        Mistake(
+            "hidden scores are 0",
+            partial(grouped_query_attention, weights=_zeros_for_hidden),
+            "Hidden scores are set to 0, and the softmax still gives them weight: exp(0) is 1. Set"
+            " them to minus infinity, or hand the mask to attend.",
+        ),
+        Mistake(
+            "softmax over the queries",
+            partial(grouped_query_attention, weights=_over_the_queries),
+            "The softmax runs over the queries. Each query shares its weight out among the keys:"
+            " the last axis, dim=-1.",
+        ),
+        Mistake(
+            "one row's mask for all",
+            partial(
+                grouped_query_attention,
+                hidden=lambda mask, scores: None if mask is None else mask[:1],
+            ),
+            "All rows of the batch got the mask of the first one. Each has its own: hand attend the"
+            " whole mask, (b, 1, t, s).",
         ),
         Mistake(
             "groups put back in another order",
