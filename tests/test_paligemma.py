@@ -299,8 +299,8 @@ def test_dividing_the_picture_and_multiplying_everything_gives_the_same_row(mode
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-# What these do wrong does not come up in the small model: its weight is not square, its image tokens
-# stand side by side, its numbers are float32, its padding is never marked as suffix, and torch's
+# What these do wrong does not come up in the small model: its weight is not square, its image
+# tokens are neighbours, its numbers float32, its padding is never marked as suffix, and torch's
 # attention takes masks of both kinds.
 UNSEEN = {"weight turned", "a block from the first place on", "in float32", "numbers to add"}
 UNSEEN |= {"prefix counted, padding too"}

@@ -216,6 +216,7 @@ my_processor = swap(processor, **of_processor) if of_processor else processor
 # package. (In lesson 13 you train a decoder, and in 17 a model of your own.)
 
 # %%
+print("the model that answers:", whose(mine))
 for name in ("dog_and_car_test_artist", "penguin_test_artist"):
     for prompt in (
         "caption en",
@@ -224,8 +225,7 @@ for name in ("dog_and_car_test_artist", "penguin_test_artist"):
     ):
         expected = generate(model, processor, examples()[name], prompt)
         found = generate(mine, my_processor, examples()[name], prompt)
-        other = "" if found == expected else f"the package: {expected}"
-        print(f"{whose(mine):8} {prompt:38} {found:36}", other)
+        print(f"{prompt:38} {found:36}", "" if found == expected else f"the package: {expected}")
 
 # %% [markdown]
 # ## Go on
