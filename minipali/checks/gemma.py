@@ -1085,6 +1085,7 @@ def fold_norms(
     *,
     plus: float = 1.0,
     left: Callable[[Tensor], Tensor] = torch.zeros_like,
+    kept: str = "",
     put: Callable[[Tensor, Tensor], Tensor] = lambda matrix, factor: matrix * factor,
     swapped: bool = False,
     by_first: str = "query key value",
@@ -1092,7 +1093,7 @@ def fold_norms(
 ) -> tuple[Tensor, ...]:
     """Nine weights of one layer -> nine weights. The reference, or with one thing changed.
 
-    by_first, by_second: the matrices that take up each norm's factor.
+    by_first, by_second: the matrices that take up each norm's factor; kept: a norm that keeps it.
     """
     names = ("query", "key", "value", "out", "gate", "up", "down")
     matrices = dict(zip(names, (query, key, value, out, gate, up, down), strict=True))
@@ -1102,8 +1103,31 @@ def fold_norms(
             if matrices[name].shape[1] == len(norm):  # else it could not be done
                 matrices[name] = put(matrices[name], plus + norm)
     folded = list(matrices.values())
-    kept1 = left(norm1) if by_first else norm1
-    return (kept1, *folded[:4], left(norm2) if by_second else norm2, *folded[4:])
+    new1 = left(norm1) if by_first and kept != "norm1" else norm1
+    new2 = left(norm2) if by_second and kept != "norm2" else norm2
+    return (new1, *folded[:4], new2, *folded[4:])
+
+
+def _written(*weights: Tensor) -> tuple[Tensor, ...]:
+    """The factors on what attention and the MLP give to the stream."""
+    norm1, query, key, value, out, norm2, gate, up, down = weights
+    out, down = (matrix * (1 + norm)[:, None] for matrix, norm in ((out, norm1), (down, norm2)))
+    return 0 * norm1, query, key, value, out, 0 * norm2, gate, up, down
+
+
+def _made_up_for(*weights: Tensor) -> tuple[Tensor, ...]:
+    """Right, and then out and down are divided by the factors."""
+    folded = list(fold_norms(*weights))
+    folded[4] = folded[4] / (1 + weights[0])[:, None]
+    folded[8] = folded[8] / (1 + weights[5])[:, None]
+    return tuple(folded)
+
+
+def _by_one_norm(*weights: Tensor, which: int) -> tuple[Tensor, ...]:
+    """Both norms' readers take up the numbers of one."""
+    given = list(weights)
+    given[0] = given[5] = weights[which]
+    return fold_norms(*given)
 
 
 def _on_the_rows(matrix: Tensor, factor: Tensor) -> Tensor:
@@ -1119,6 +1143,11 @@ NOT_A_READER = (
     "A matrix has taken up the numbers of a norm that it does not read through. `out` reads what"
     " the heads have mixed, and `down` reads gate times up: no norm stands before them. Leave both"
     " as they are."
+)
+
+KEPT = (
+    "The matrices have taken up the factors, but a norm has kept its own, too: they would work"
+    " twice. Return weights of 0 for both norms."
 )
 
 FOLD_NORMS = Exercise(
@@ -1149,8 +1178,60 @@ FOLD_NORMS = Exercise(
         Mistake(
             "norms left as they were",
             partial(fold_norms, left=lambda norm: norm),
-            "The matrices have taken up the factors, but the norms have kept them, too: they would"
-            " work twice. Return weights of 0 for both norms.",
+            KEPT,
+        ),
+        Mistake("norm1 left as it was", partial(fold_norms, kept="norm1"), KEPT),
+        Mistake("norm2 left as it was", partial(fold_norms, kept="norm2"), KEPT),
+        Mistake(
+            "norms left at -1",
+            partial(fold_norms, left=lambda norm: -torch.ones_like(norm)),
+            "The norms are left with weights of -1. That is a factor of 0, and nothing comes"
+            " through. The weight that changes nothing is 0.",
+        ),
+        Mistake(
+            "nothing taken up",
+            partial(fold_norms, put=lambda matrix, factor: matrix),
+            "The norms have lost their numbers, and no matrix has taken them up: the layer computes"
+            " something else now. Multiply into the matrices that read through each norm.",
+        ),
+        Mistake(
+            "nothing done",
+            lambda *weights: tuple(weights),
+            "All nine weights are as they came. The norms keep weights of 0, and the matrices that"
+            " read through them take up the factors, 1 + weight.",
+        ),
+        Mistake(
+            "on what is written",
+            _written,
+            "The factors are on `out` and `down`, on what attention and the MLP *give*. A norm"
+            " stands before what is *read*: its factors go to query, key and value, or to gate and"
+            " up.",
+        ),
+        Mistake(
+            "out and down divided",
+            _made_up_for,
+            "`out` and `down` are divided by the factors, as if something had to be made up for."
+            " The matrices that read give the same as before, so all that follows stays as it is.",
+        ),
+        *(
+            Mistake(
+                f"norm{number} for both",
+                lambda *weights, which=which: _by_one_norm(*weights, which=which),
+                f"All five matrices have taken up the numbers of norm{number}. Each norm has its"
+                " own readers: norm1 query, key and value, norm2 gate and up.",
+            )
+            for number, which in ((1, 0), (2, 5))
+        ),
+        Mistake(
+            "the norms in front",
+            lambda *weights: (
+                *(folded := fold_norms(*weights))[:1],
+                folded[5],
+                *folded[1:5],
+                *folded[6:],
+            ),
+            "The order is not that of the arguments: norm1, query, key, value, out, norm2, gate,"
+            " up, down.",
         ),
         Mistake(
             "rows instead of columns",
@@ -1161,9 +1242,7 @@ FOLD_NORMS = Exercise(
         ),
         Mistake(
             "product of matrices",
-            partial(
-                fold_norms, put=lambda matrix, factor: (matrix @ factor)[:, None].expand_as(matrix)
-            ),
+            partial(fold_norms, put=torch.mv),
             "The numbers of a row are added up. Each input has a factor of its own: multiply each"
             " column by its factor, matrix * factor, and add nothing.",
         ),
@@ -1208,6 +1287,16 @@ FOLD_NORMS = Exercise(
             "out and down too",
             partial(fold_norms, by_first="query key value out", by_second="gate up down"),
             NOT_A_READER,
+        ),
+        Mistake(
+            "the second on what attention gives, too",
+            lambda *weights: (
+                *(folded := fold_norms(*weights))[:4],
+                weights[4] * (1 + weights[5])[:, None],
+                *folded[5:],
+            ),
+            "`out` has taken up the numbers of norm2, and gate and up have, too. What attention"
+            " gives passes through no norm: leave `out` as it is.",
         ),
         Mistake(
             "the second on what attention gives",

@@ -271,6 +271,39 @@ DISTRIBUTION = Exercise(
         ),
         Mistake("not renormalised", partial(_distribution, normalised="never"), NOT_ONE),
         Mistake(
+            "powers not renormalised",
+            lambda logits, t, top_k, top_p: (logits.log_softmax(dim=-1) / t).exp(),
+            "The rows do not sum to 1: probabilities to the power of 1 / temperature have another"
+            " sum. Divide the logits, and let the softmax make it 1.",
+        ),
+        Mistake(
+            "largest 1",
+            partial(_distribution, last=lambda p: p / p.amax(dim=-1, keepdim=True)),
+            "The most likely token has 1, so the row's sum is larger. Divide by the sum, not by the"
+            " largest.",
+        ),
+        Mistake(
+            "no softmax",
+            lambda logits, t, top_k, top_p: logits / t,
+            "These are logits. The softmax makes probabilities of them, and each row sums to 1.",
+        ),
+        Mistake(
+            "either top-k or top-p",
+            lambda logits, t, top_k, top_p: _distribution(
+                logits, t, top_k, top_p if top_k is None else None
+            ),
+            "With both, only top-k is done. They are no alternatives: first cut to k, then count p"
+            " within the rest (`if` twice, not `elif`).",
+        ),
+        Mistake(
+            "either top-p or top-k",
+            lambda logits, t, top_k, top_p: _distribution(
+                logits, t, top_k if top_p is None else None, top_p
+            ),
+            "With both, only top-p is done. They are no alternatives: first cut to k, then count p"
+            " within the rest (`if` twice, not `elif`).",
+        ),
+        Mistake(
             "not renormalised at last", partial(_distribution, normalised="after top-k"), NOT_ONE
         ),
         Mistake(
@@ -362,6 +395,8 @@ def _continue_tokens(
     filler: Callable[[int, int], int | None] = lambda eos, pad: pad,
     eos_shown: bool = True,
     eos_told: bool = True,
+    late: bool = False,
+    last_shown: bool = True,
     more: int = 0,
     begin: str = "choose",
     pick: Callable[[Callable, Tensor], Tensor] = lambda choose, logits: choose(logits),
@@ -371,8 +406,9 @@ def _continue_tokens(
 ) -> Tensor:
     """continue_tokens, its steps side by side (b, t), with one thing changed.
 
-    stop: when "all" rows have ended, "any", "together" (in one step), "late" (one step later), at
-    the "limit", or "never", when no row ever ends; told_running, told_tokens: what step gets.
+    stop: when "all" rows have ended, "any", the "first", "together" (in one step), "late" (one step
+    later), at the "limit", or "never", when no row ever ends; told_running, told_tokens: what step
+    gets; late: padding begins one token late.
     """
 
     def stepped(tokens: Tensor, running: Tensor) -> Tensor | None:
@@ -381,14 +417,16 @@ def _continue_tokens(
         except UselessStep:
             return None
 
-    running = torch.ones(len(logits), dtype=torch.bool)
+    before = running = torch.ones(len(logits), dtype=torch.bool)
     told = []
     if begin == "step":  # another step before the first token
         new = stepped(pick(choose, logits), running)
         logits = logits if new is None else new
     for number in range(max_new_tokens + more):
-        chosen, before, fill = pick(choose, logits), running, filler(eos, pad)
-        tokens = chosen if fill is None else torch.where(running, chosen, fill)
+        chosen, fill = pick(choose, logits), filler(eos, pad)
+        talking = before if late and number else running
+        before = running
+        tokens = chosen if fill is None else torch.where(talking, chosen, fill)
         ended = ends(tokens, eos, pad)
         running = ~ended if not once else running & ~ended
         if stop == "never":
@@ -399,10 +437,13 @@ def _continue_tokens(
         done = {
             "all": not running.any(),
             "any": not running.all(),
+            "first": not running[0],
             "together": bool(ended.all()),
             "late": not before.any(),
         }.get(stop, False)
         if done or number + 1 == max_new_tokens + more:
+            if done and not last_shown and number:
+                told.pop()
             break
         new = stepped(told_tokens(chosen, tokens), told_running(before, running))
         if new is None:
@@ -532,6 +573,30 @@ CONTINUE_TOKENS = Exercise(
             partial(_continue_tokens, stop="any"),
             "The loop ends when the first row says eos, and the others are cut off. End when *no*"
             " row is running any more.",
+        ),
+        Mistake(
+            "the first row decides",
+            partial(_continue_tokens, stop="first"),
+            "The loop ends with the first row of the batch, and the others are cut off. End when"
+            " *no* row is running any more.",
+        ),
+        Mistake(
+            "the last eos not given out",
+            partial(_continue_tokens, last_shown=False),
+            "The last step is missing: the loop ends before it gives out the tokens with the last"
+            " eos. Give out first, then look whether to go on.",
+        ),
+        Mistake(
+            "padding one token late",
+            partial(_continue_tokens, late=True),
+            "Padding begins one token late: after eos the row says one token more. The tokens of a"
+            " step are padded for all rows that said eos in *any* step before.",
+        ),
+        Mistake(
+            "steps in front",
+            lambda *given: _continue_tokens(*given).T,
+            "The steps are in front, (t, b). Yield the tokens of each step, (b,), or return a list"
+            " of them.",
         ),
         Mistake(
             "all in one step",
@@ -672,11 +737,13 @@ def answer(
     at_first: bool = True,
     later: bool = True,
     shift: int = 0,
+    hides: Callable[[Tensor, int], Tensor] = torch.ge,
     repair: Callable[[Tensor, int, int], Tensor] | None = None,
     seen: str = "once",
     all_again: bool = False,
     begin: Callable[[Tensor], Tensor] = lambda prompt: prompt,
     whole: bool = True,
+    once_more: Callable[[Tensor], Tensor | None] = lambda prompt: None,
     pick: Callable[[Callable, Tensor], Tensor] = lambda choose, logits: choose(logits),
     signs: Callable[[int, int], tuple[int, int]] = lambda eos, pad: (eos, pad),
     last: Callable[[Tensor, Tensor], Tensor] = lambda prompt, told: told,
@@ -687,7 +754,7 @@ def answer(
     """
 
     def mask(logits: Tensor, on: bool) -> Tensor:
-        hidden = torch.arange(logits.shape[-1]) >= usable + shift
+        hidden = hides(torch.arange(logits.shape[-1]), usable + shift)
         return logits.masked_fill(hidden, fill) if on else logits
 
     def choice(logits: Tensor) -> Tensor:
@@ -708,6 +775,8 @@ def answer(
     else:
         for place, token in enumerate(begin(prompt).split(1, dim=1)):
             logits = read(token, None if place else image)
+    if (again := once_more(prompt)) is not None:
+        logits = read(again, None)
     logits = mask(logits, at_first)
     told = _continue_tokens(logits, step, choice, *signs(eos, pad), max_new_tokens)
     return last(prompt, told)
@@ -739,6 +808,11 @@ def _reader(seed: int, rows: int, vocabulary: int, numbers: list[float]) -> list
                 " token a row: tokens[:, None]"
             )
         if image is not None:
+            if image.shape[2:] != (width,):
+                raise ValueError(
+                    f"read takes as image what look gave, (b, n, {width}); found"
+                    f" {tuple(image.shape)}"
+                )
             pictures.append(1)
             memory[0] = memory[0] + image.sum(dim=1)
         reads.append(1)
@@ -789,6 +863,11 @@ REPAIRED = (
     " answer, or says what nobody chose. Mask the logits first, then draw."
 )
 
+READ_TWICE = (
+    "The last token of the prompt is read twice. The prefill has read it: its logits are those for"
+    " the first token of the answer."
+)
+
 ANSWER = Exercise(
     name="answer",
     reference=answer,
@@ -823,6 +902,12 @@ ANSWER = Exercise(
             partial(answer, fill=0.0),
             "The unusable logits are set to 0. That is a logit like any other, and its exponential"
             " is 1. Only -inf gets no chance.",
+        ),
+        Mistake(
+            "the usable ones masked",
+            partial(answer, hides=torch.lt),
+            "The mask is upside down: the usable columns are hidden and the others can be chosen."
+            " Hide from column `usable` on.",
         ),
         Mistake(
             "one column too few",
@@ -877,9 +962,19 @@ ANSWER = Exercise(
         ),
         Mistake(
             "the last of the prompt twice",
+            partial(answer, once_more=lambda prompt: prompt[:, -1:]),
+            READ_TWICE,
+        ),
+        Mistake(
+            "the last of the prompt twice at once",
             partial(answer, begin=lambda prompt: torch.cat((prompt, prompt[:, -1:]), dim=1)),
-            "The last token of the prompt is read twice. The prefill has read it: its logits are"
-            " those for the first token of the answer.",
+            READ_TWICE,
+        ),
+        Mistake(
+            "the prompt twice",
+            partial(answer, once_more=lambda prompt: prompt),
+            "The prompt is read twice. The prefill has read it: its logits are those for the first"
+            " token of the answer.",
         ),
         Mistake(
             "the last of the prompt not read",
@@ -904,6 +999,12 @@ ANSWER = Exercise(
             partial(answer, signs=lambda eos, pad: (pad, eos)),
             "eos and pad are exchanged. The order is continue_tokens(logits, step, choose, eos,"
             " pad, max_new_tokens).",
+        ),
+        Mistake(
+            "pad for eos",
+            partial(answer, signs=lambda eos, pad: (pad, pad)),
+            "Rows end at pad, and not at eos. The order is continue_tokens(logits, step, choose,"
+            " eos, pad, max_new_tokens).",
         ),
         Mistake(
             "the small model's eos and pad",
@@ -931,7 +1032,7 @@ ANSWER = Exercise(
             "eos left out",
             partial(answer, last=lambda prompt, told: told[:, :-1]),
             "The last step is missing. All that your loop gives out belongs to the result, eos and"
-            " padding too.",
+            " padding too; and max_new_tokens is handed on as it is.",
         ),
     ),
     hints=(
@@ -1019,8 +1120,8 @@ def _allowed_cases() -> list[tuple]:
         [*box, 12, 3, 15, 10, 8, 11, 8, 14, 2, 13],
     ]  # fmt: skip
     # Other numbers, one token between two boxes, and places at the start of the table.
-    second = places(0, 6, 10), [[7]], [9], 6
-    others = [[], [3, 2], [3, 2, 3], [3, 2, 3, 2], [3, 2, 3, 2, 7], [3, 2, 3, 2, 7, 9]]
+    second = places(2, 6, 12), [[9]], [11], 8
+    others = [[], [5, 4], [5, 4, 5], [5, 4, 5, 4], [5, 4, 5, 4, 9], [5, 4, 5, 4, 9, 11]]
     return [*((told, *first) for told in beginnings), *((told, *second) for told in others)]
 
 
@@ -1052,6 +1153,29 @@ def _names_in_any_order(told, is_place, names, between, eos):
     return allowed
 
 
+def _after_any_place(told, is_place, names, between, eos):
+    if not told or not is_place[told[-1]]:
+        return allowed_next(told, is_place, names, between, eos)
+    allowed = is_place.clone()
+    allowed[[name[0] for name in names]] = True
+    return allowed
+
+
+def _after_between(told, between, is_place):
+    """Everywhere True right after what stands between two boxes."""
+    return torch.full_like(is_place, told[-len(between) :] == between)
+
+
+def _stuck_between(told, is_place, names, between, eos):
+    """Nothing may follow a part of what stands between two boxes."""
+    allowed = allowed_next(told, is_place, names, between, eos)
+    part = any(told[-length:] == between[:length] for length in range(1, len(between)))
+    return torch.zeros_like(allowed) if part else allowed
+
+
+NAMELESS = (
+    "A box may go without a name. After four places a name is due, and neither eos nor `between`."
+)
 EOS_TOO_EARLY = (
     "eos is allowed where a box is not finished. An answer may end before its first token, or after"
     " a whole name, and nowhere else."
@@ -1089,6 +1213,13 @@ ALLOWED_NEXT = Exercise(
             "The answer can never end after a box. After a whole name eos is allowed, too.",
         ),
         Mistake(
+            "eos is 1",
+            lambda told, is_place, names, between, eos: allowed_next(
+                told, is_place, names, between, 1
+            ),
+            "Token 1 is taken for eos. That is the small model's; take the argument `eos`.",
+        ),
+        Mistake(
             "end always",
             partial(allowed_next, always=lambda is_place, eos: _only(is_place, eos)),
             EOS_TOO_EARLY,
@@ -1096,7 +1227,21 @@ ALLOWED_NEXT = Exercise(
         Mistake(
             "end after four places",
             partial(allowed_next, ends=lambda tail, names: not tail or tail in names),
-            "A box may end without a name. After four places a name is due.",
+            NAMELESS,
+        ),
+        Mistake(
+            "between after four places",
+            partial(
+                allowed_next,
+                ways=lambda names, between: [[*name, *between] for name in [*names, []]],
+            ),
+            NAMELESS,
+        ),
+        Mistake(
+            "after a place, places or names",
+            _after_any_place,
+            "After each place both places and names are allowed. Which of them depends on how many"
+            " places stand at the end: fewer than four, and a place is due; four, and a name.",
         ),
         Mistake(
             "end inside a name",
@@ -1232,6 +1377,16 @@ ALLOWED_NEXT = Exercise(
             ),
             BETWEEN_WHOLE,
         ),
+        Mistake("stuck between", _stuck_between, BETWEEN_WHOLE),
+        Mistake(
+            "no box after what stands between",
+            lambda told, is_place, names, between, eos: (
+                allowed_next(told, is_place, names, [*between, between[0]], eos)
+                & ~_after_between(told, between, is_place)
+            ),
+            "After all tokens of `between` nothing is allowed. Another box begins there: allow the"
+            " places.",
+        ),
         Mistake(
             "only the last token between",
             partial(
@@ -1252,6 +1407,21 @@ ALLOWED_NEXT = Exercise(
             ),
             "Only one box can be told. After a whole name `between` is allowed, too, and then"
             " another box.",
+        ),
+        Mistake(
+            "tokens instead of True and False",
+            partial(allowed_next, last=lambda allowed: allowed.nonzero()[:, 0]),
+            "These are the tokens that are allowed. Return one True or False for each of the v"
+            " tokens.",
+        ),
+        Mistake(
+            "numbers to add",
+            partial(
+                allowed_next,
+                last=lambda allowed: torch.zeros(len(allowed)).masked_fill(~allowed, -torch.inf),
+            ),
+            "These are numbers to be added to the logits. Return bool (v,): True for each token"
+            " that may come next.",
         ),
         Mistake(
             "upside down",

@@ -626,9 +626,12 @@ def _everyone(key: Tensor, query: Tensor) -> Tensor:
     return (key == key) & (query == query)
 
 
-def _to_add(visible: Tensor) -> Tensor:
-    """0 where visible, -inf elsewhere: (b, 1, t, s)."""
-    return torch.zeros(visible.shape).masked_fill(~visible, float("-inf"))[:, None]
+def _to_add(visible: Tensor, least: float) -> Tensor:
+    """0 where visible, a very negative number elsewhere: (b, 1, t, s)."""
+    return torch.zeros(visible.shape).masked_fill(~visible, least)[:, None]
+
+
+LEAST = (float("-inf"), torch.finfo(torch.float32).min, -1e9, -1e4)
 
 
 def _prefix_by_number(whole_row: bool) -> Callable:
@@ -836,11 +839,13 @@ PREFIX_LM_MASK = Exercise(
             "The axis of the heads is missing: (b, t, s). All heads share one mask, so its length"
             " is 1: mask[:, None].",
         ),
-        Mistake(
-            "numbers to add",
-            partial(_mask, last=_to_add),
-            "These are numbers to be added to the scores, 0 and -inf. The result is bool:"
-            f" {OTHER_KIND}",
+        *(
+            Mistake(
+                f"numbers to add, {least}",
+                partial(_mask, last=partial(_to_add, least=least)),
+                f"These are numbers to be added to the scores. The result is bool: {OTHER_KIND}",
+            )
+            for least in LEAST
         ),
     ),
     hints=(
@@ -868,6 +873,7 @@ def packed_mask(
     join: Callable[..., Tensor] = lambda same, prefix, order: same & (prefix | order),
     own: Callable[[Tensor, Tensor], Tensor] = lambda padding, itself: padding & itself,
     rows: Callable[[Tensor], Tensor] = lambda given: given,
+    numbers: Callable[[Tensor], Tensor] = lambda row: row,
     last: Callable[[Tensor], Tensor] = lambda visible: visible[:, None],
 ) -> Tensor:
     """(b, s), (b, s) -> bool (b, 1, s, s). The reference, or with one thing changed.
@@ -875,7 +881,7 @@ def packed_mask(
     same, real, prefix: of what is known of a key (b, 1, s) and of a query (b, s, 1); order: of
     their places; own: what padding sees.
     """
-    row, is_suffix, place = rows(row), rows(is_suffix), torch.arange(row.shape[1])
+    row, is_suffix, place = numbers(rows(row)), rows(is_suffix), torch.arange(row.shape[1])
 
     def both(given: Tensor) -> tuple[Tensor, Tensor]:
         return given[..., None, :], given[..., :, None]
@@ -893,7 +899,7 @@ def _packed_cases() -> list[tuple]:
         return numbers, _rows_of([kinds for _, kinds in rows])[1]
 
     return [
-        case(("aaaabbbbb", "xxSSxxxSS"), ("aaaaabbbc", "xxxSSxxSx")),
+        case(("bbbbaaaaa", "xxSSxxxSS"), ("aaaaabbbc", "xxxSSxxSx")),
         # numbers in any order, and another number of rows in each sequence
         case(("dddgggbbb", "xxSxSSxxS"), ("hhhhhhhhh", "xxxxxSSSS"), ("cccaaaaie", "xxSxxSSxx")),
         # padding at the end, in front and in between, as prefix or as suffix
@@ -905,6 +911,15 @@ def _packed_cases() -> list[tuple]:
 WALLS = (
     "Write the rule for one row in brackets, and ask for the same row as well: same_row & (prefix |"
     " not_later)."
+)
+
+PADDING_SEEN = (
+    "Padding is visible to the rows. Nobody may see it but itself: a key must have a number other"
+    " than 0."
+)
+FIRST_SEQUENCE = (
+    "All sequences of the batch have the mask of the first. Each is packed in its own way: keep the"
+    " axis b."
 )
 
 PACKED_MASK = Exercise(
@@ -947,6 +962,23 @@ PACKED_MASK = Exercise(
             partial(packed_mask, join=lambda same, prefix, order: prefix | (same & order)),
             f"The prefixes of the other rows are visible: `same row` counts for the suffix alone."
             f" {WALLS}",
+        ),
+        Mistake(
+            "prefixes of earlier rows visible",
+            partial(
+                packed_mask,
+                join=lambda same, prefix, order: (same & (prefix | order)) | (prefix & order),
+            ),
+            f"The prefixes of earlier rows are visible. {WALLS}",
+        ),
+        Mistake(
+            "prefix and suffix apart",
+            lambda row, is_suffix: (
+                packed_mask(row, is_suffix)
+                & (is_suffix[:, None, :, None] == is_suffix[:, None, None, :])
+            ),
+            "The suffix does not see its prefix. It must read picture and prompt of its own row: a"
+            " key of the prefix is visible to the whole row.",
         ),
         Mistake(
             "suffixes of other rows visible",
@@ -1037,14 +1069,22 @@ PACKED_MASK = Exercise(
                 same=lambda key, query: (key == query) | (key == 0),
                 real=_everyone,
             ),
-            "Padding is visible to the rows. Nobody may see it but itself: a key must have a number"
-            " other than 0.",
+            PADDING_SEEN,
+        ),
+        Mistake(
+            "padding visible to all",
+            lambda row, is_suffix: packed_mask(row, is_suffix) | (row == 0)[:, None, None, :],
+            PADDING_SEEN,
         ),
         Mistake(
             "the first sequence for all",
             partial(packed_mask, rows=lambda given: given[:1].expand_as(given)),
-            "All sequences of the batch have the mask of the first. Each is packed in its own way:"
-            " keep the axis b.",
+            FIRST_SEQUENCE,
+        ),
+        Mistake(
+            "the first sequence's rows for all",
+            partial(packed_mask, numbers=lambda row: row[:1].expand_as(row)),
+            FIRST_SEQUENCE,
         ),
         Mistake(
             "upside down",
@@ -1063,11 +1103,13 @@ PACKED_MASK = Exercise(
             "The axis of the heads is missing: (b, s, s). All heads share one mask, so its length"
             " is 1: mask[:, None].",
         ),
-        Mistake(
-            "numbers to add",
-            partial(packed_mask, last=_to_add),
-            "These are numbers to be added to the scores, 0 and -inf. The result is bool:"
-            f" {OTHER_KIND}",
+        *(
+            Mistake(
+                f"numbers to add, {least}",
+                partial(packed_mask, last=partial(_to_add, least=least)),
+                f"These are numbers to be added to the scores. The result is bool: {OTHER_KIND}",
+            )
+            for least in LEAST
         ),
     ),
     hints=(
