@@ -140,7 +140,10 @@ def of_gradients(
                 " could learn. Something takes it out of autograd's graph: .item(), float(),"
                 " .detach(), .data, torch.tensor(...), no_grad or NumPy."
             )
-        if not same(got, want, tolerance):
+        if want is None:
+            if got is not None and got.any():
+                return f"the values are right, but a gradient reaches `{name}`, and none may."
+        elif not same(got, want, tolerance):
             return f"the values are right, but the gradient that reaches `{name}` is not."
     return ""
 
