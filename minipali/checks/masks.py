@@ -32,11 +32,15 @@ def _vectors() -> list[tuple]:
     return [case(2, 6, 7, 3), case(3, 5, 9, 4)]
 
 
+def _squares(v: Tensor, c: Tensor) -> Tensor:
+    return (v - c).square().sum(dim=-1)
+
+
 def nearest_code(
     vectors: Tensor,
     codebook: Tensor,
     *,
-    distance: Callable[[Tensor, Tensor], Tensor] = lambda v, c: (v - c).square().sum(dim=-1),
+    distance: Callable[[Tensor, Tensor], Tensor] = _squares,
     choose: Callable[[Tensor, Tensor], Tensor] = lambda apart, _: apart.argmin(dim=-1),
 ) -> Tensor:
     """(b, n, d), (m, d) -> (b, n). The reference, or with one thing changed.
@@ -57,7 +61,7 @@ NEAREST_CODE = Exercise(
     cases=_vectors,
     axes="b n",
     checked=(
-        "the numbers of the nearest entries for 2 batches of 2 x 5 and 3 x 4 vectors, with 6 and 9"
+        "the numbers of the nearest entries for 2 batches of 2 x 6 and 3 x 5 vectors, with 7 and 9"
         " entries of very different lengths; inputs unchanged"
     ),
     mistakes=(
@@ -78,9 +82,9 @@ NEAREST_CODE = Exercise(
         Mistake(
             "cosine",
             partial(nearest_code, distance=lambda v, c: -F.cosine_similarity(v, c, dim=-1)),
-            "You compare directions (the cosine) and leave the lengths out. Two vectors can point"
-            " the same way and lie far apart. Take the distance: the sum of the squared"
-            " differences.",
+            "You compare directions (the cosine, or entries of length 1) and leave the lengths"
+            " out. Two vectors can point the same way and lie far apart. Take the distance: the"
+            " sum of the squared differences.",
         ),
         Mistake(
             "absolute differences",
@@ -133,6 +137,52 @@ NEAREST_CODE = Exercise(
             partial(nearest_code, choose=lambda apart, codebook: codebook[apart.argmin(dim=-1)]),
             "You return the entry itself. Its *number* is asked for: that is the word, <seg017> or"
             " so. The entry comes back from it with codebook[number].",
+        ),
+        Mistake(
+            "vectors of length 1",
+            partial(nearest_code, distance=lambda v, c: _squares(F.normalize(v, dim=-1), c)),
+            "You bring the vectors to the length 1 first. That moves them, and another entry can be"
+            " the nearest then. Compare them as they are.",
+        ),
+        Mistake(
+            "all distances",
+            partial(nearest_code, choose=lambda apart, _: apart),
+            "You return all distances, (b, n, m). Of the m distances of each vector take the place"
+            " of the smallest one: .argmin(dim=-1).",
+        ),
+        Mistake(
+            "roots of all distances",
+            partial(nearest_code, choose=lambda apart, _: apart.sqrt()),
+            "You return all distances, (b, n, m). Of the m distances of each vector take the place"
+            " of the smallest one: .argmin(dim=-1).",
+        ),
+        Mistake(
+            "ones and zeros",
+            partial(
+                nearest_code,
+                choose=lambda apart, _: F.one_hot(apart.argmin(dim=-1), apart.shape[-1]),
+            ),
+            "You return a row of zeros with a one in it for each vector. The place of the one is"
+            " asked for: a single number.",
+        ),
+        Mistake(
+            "counted from 1",
+            partial(nearest_code, choose=lambda apart, _: apart.argmin(dim=-1) + 1),
+            "The numbers are too large by 1. Entries are counted from 0: codebook[0] is the first.",
+        ),
+        Mistake(
+            "one row for all pictures",
+            partial(nearest_code, choose=lambda apart, _: apart.argmin(dim=-1).flatten()),
+            "The numbers are right, but all in one row. Keep the axes b and n: reshape(b, n).",
+        ),
+        Mistake(
+            "b and n mixed",
+            partial(
+                nearest_code,
+                choose=lambda apart, _: apart.argmin(dim=-1).mT.reshape(apart.shape[:2]),
+            ),
+            "The numbers are right, but not in their places: vectors of different pictures are"
+            " mixed. A reshape after a transpose does that. Keep b in front.",
         ),
         Mistake(
             "the smallest distance",
@@ -209,16 +259,16 @@ STRAIGHT_THROUGH = Exercise(
         Mistake(
             "no detach",
             partial(straight_through, result=lambda v, c: v + (c - v)),
-            "The values are right, but the gradient goes through all of vectors + (chosen -"
-            " vectors). There vectors stands twice, with + and with -: its gradient is 0, and"
-            " chosen gets all of it. Take the brackets out of the graph: .detach().",
+            "The values are right, but all of the gradient goes to chosen, and vectors gets 0. (In"
+            " vectors + (chosen - vectors) vectors stands twice, with + and with -.) Take the"
+            " difference out of the graph: .detach().",
         ),
         Mistake(
             "vectors detached inside",
             partial(straight_through, result=lambda v, c: v + (c - v.detach())),
             "The values are right and vectors gets its gradient, but chosen gets one, too. It must"
-            " get none here: the codebook follows its vectors in another way. Detach the whole"
-            " difference, (chosen - vectors).detach().",
+            " get none here: the codebook follows its vectors in another way. Put everything that"
+            " chosen stands in inside of .detach().",
         ),
         Mistake(
             "chosen detached inside",
@@ -237,6 +287,24 @@ STRAIGHT_THROUGH = Exercise(
             partial(straight_through, result=lambda v, c: c + (v - c).detach()),
             "It is the wrong way round: the values are those of vectors, and the gradient goes to"
             " chosen. Forwards the entry counts, backwards the vector.",
+        ),
+        *(
+            Mistake(
+                f"gradient times {factor}",
+                partial(
+                    straight_through,
+                    result=lambda v, c, factor=factor: factor * v + (c - factor * v).detach(),
+                ),
+                "The values are right, but the gradient that vectors gets is multiplied by"
+                " something. It must come through as it is.",
+            )
+            for factor in (2.0, 0.5, -1.0)
+        ),
+        Mistake(
+            "the difference turned round",
+            partial(straight_through, result=lambda v, c: v + (v - c).detach()),
+            "The difference has the wrong sign: vectors + (vectors - chosen) is not chosen. Write"
+            " vectors + (chosen - vectors).detach().",
         ),
         Mistake(
             "twice the way through",
@@ -269,7 +337,7 @@ def _masks() -> list[tuple]:
     with_zeros = mask(8)
     with_zeros[2:6, 3:8] = 0.0
     return [
-        (mask(16), [3.2, 5.7, 30.6, 45.4], 40, 60),
+        (mask(16), [3.2, 5.7, 30.6, 45.4], 50, 60),
         (mask(16), [2.4, 30.3, 12.7, 37.8], 20, 50),  # smaller than the mask
         (with_zeros, [0.0, 0.0, 33.0, 27.0], 33, 27),  # the whole picture
         (mask(8), [3.1, 2.0, 3.4, 9.0], 12, 14),  # no rows after rounding
@@ -304,18 +372,20 @@ def paste_mask(
     resize: Callable[[Tensor, int, int], Tensor] = _bilinear,
     inside: Callable[[Tensor], Tensor] = lambda values: values > 0,
     whole: Callable[[list[float]], list[int]] = lambda edges: [round(edge) for edge in edges],
-    order: Sequence[int] = (0, 1, 2, 3),
+    read: Callable[[Sequence[float]], Sequence[float]] = lambda box: box,
+    give: Callable[[Tensor], Tensor] = lambda picture: picture,
 ) -> Tensor:
     """(s, s) -> bool (height, width). `masks.place_mask`, or with one thing changed.
 
-    first: what is done before the resize; whole: edges to whole pixels; order: of the box's edges.
+    first: what is done before the resize; whole: edges to whole pixels; read: the box, before;
+    give: the picture, at the end.
     """
-    y0, x0, y1, x1 = whole([box[i] for i in order])
+    y0, x0, y1, x1 = whole(read(box))
     picture = torch.zeros(height, width, dtype=torch.bool)
     if y1 > y0 and x1 > x0:
         made = inside(resize(first(mask), y1 - y0, x1 - x0))
         picture[y0:y1, x0:x1] = made[: height - y0, : width - x0]
-    return picture
+    return give(picture)
 
 
 _STEPS = (
@@ -355,12 +425,27 @@ PASTE_MASK = Exercise(
             " numbers, how near the edge is, is lost by then. Resize the *numbers*, and only then"
             " ask which are above 0.",
         ),
+        *(
+            Mistake(
+                f"compared first, torch's resize{', sampled' if sampled else ''}",
+                partial(
+                    paste_mask,
+                    first=_numbers_of,
+                    inside=lambda values: values > 0.5,
+                    resize=_by_torch(mode="bilinear", antialias=not sampled),
+                ),
+                "You compare with 0 first, then resize the ones and zeros. What lies between the"
+                " numbers, how near the edge is, is lost by then. Resize the *numbers*, and only"
+                " then ask which are above 0.",
+            )
+            for sampled in (False, True)
+        ),
         Mistake(
             "compared first, grown",
             partial(paste_mask, first=_numbers_of),
             "You compare with 0 first, then resize the ones and zeros, and then every pixel that a"
-            " one has touched counts: the object grows. Resize the *numbers*, and only then ask"
-            " which are above 0.",
+            " one has touched counts: the object grows. (To cut off all below 0 does the same.)"
+            " Resize the *numbers*, and only then ask which are above 0.",
         ),
         Mistake(
             "nearest",
@@ -368,6 +453,11 @@ PASTE_MASK = Exercise(
             _STEPS,
         ),
         Mistake("nearest, torch's", partial(paste_mask, resize=_by_torch(mode="nearest")), _STEPS),
+        Mistake(
+            "nearest, torch's exact one",
+            partial(paste_mask, resize=_by_torch(mode="nearest-exact")),
+            _STEPS,
+        ),
         Mistake(
             "above one half",
             partial(paste_mask, inside=lambda values: values > 0.5),
@@ -450,9 +540,69 @@ PASTE_MASK = Exercise(
         ),
         Mistake(
             "x first",
-            partial(paste_mask, order=(1, 0, 3, 2)),
+            partial(paste_mask, read=lambda box: [box[i] for i in (1, 0, 3, 2)]),
             "The box is read as x0, y0, x1, y1. It comes as y0, x0, y1, x1: top, left, bottom,"
             " right.",
+        ),
+        Mistake(
+            "read as height and width",
+            partial(
+                paste_mask, read=lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+            ),
+            "The last two numbers of the box are taken for its height and width. They are its lower"
+            " and right edges, y1 and x1.",
+        ),
+        Mistake(
+            "at least one pixel",
+            partial(
+                paste_mask,
+                whole=lambda edges: [
+                    *(round(edge) for edge in edges[:2]),
+                    *(max(round(edges[i]), round(edges[i - 2]) + 1) for i in (2, 3)),
+                ],
+            ),
+            "A box without rows or columns gets one all the same. It must leave the picture False.",
+        ),
+        *(
+            Mistake(
+                f"numbers bent, {name}",
+                partial(paste_mask, first=bent, inside=lambda values, edge=edge: values > edge),
+                "The numbers are changed before they are resized (a sigmoid, a clamp, whole"
+                " numbers). What lies between two of them is then another number, and the edge"
+                " moves. Resize the decoder's numbers as they are.",
+            )
+            for name, bent, edge in (
+                ("sigmoid", Tensor.sigmoid, 0.5),
+                ("tanh", Tensor.tanh, 0.0),
+                ("clamp to 1", lambda mask: mask.clamp(-1, 1), 0.0),
+                ("clamp to 0 and 1, half", lambda mask: mask.clamp(0, 1), 0.5),
+                ("sign", Tensor.sign, 0.0),
+            )
+        ),
+        Mistake(
+            "outside True",
+            partial(paste_mask, give=torch.logical_not),
+            "True and False are exchanged everywhere: True is inside the object, and all that lies"
+            " outside of the box is False.",
+        ),
+        Mistake(
+            "as large as the picture",
+            lambda mask, box, height, width: _bilinear(mask, height, width) > 0,
+            "The mask covers the whole picture: box is not used. Resize the mask to the box, and"
+            " put it there into a picture of False.",
+        ),
+        Mistake(
+            "the box alone",
+            lambda mask, box, height, width: paste_mask(mask, box, height, width)[
+                round(box[0]) : round(box[2]), round(box[1]) : round(box[3])
+            ],
+            "You return the inside of the box alone. Put it at its place in a picture of False, of"
+            " the given height and width.",
+        ),
+        Mistake(
+            "mirrored",
+            partial(paste_mask, first=lambda mask: mask.flip(1)),
+            "The mask is mirrored from left to right: its first column is the left one.",
         ),
         Mistake(
             "upside down",
@@ -490,23 +640,27 @@ def follow(
     idle_rest: bool = False,
     entries: Callable = lambda new, old: new[1] / new[0][:, None],
     graph: Callable[[Tensor], Tensor] = Tensor.detach,
+    scale: Callable[[int, int], float] = lambda b, n: 1.0,
+    give: Callable[[tuple, tuple], tuple] = lambda made, old: made,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The new counts (m,), sums (m, d) and codebook (m, d). The reference, or with one thing
     changed.
 
     entries: from the new counts and sums, and the old ones with the decay, the batch's counts and
-    its sums.
+    its sums; scale: what each vector counts; give: what is returned, from all
+    that and the old ones.
     """
+    share_of_one = scale(*codes.shape)
     codes, vectors = codes.flatten(), graph(vectors).flatten(0, 1)
-    here = chose(codes, len(counts)).to(sums.dtype)
-    added = collect(torch.zeros_like(sums), codes, vectors)
+    here = share_of_one * chose(codes, len(counts)).to(sums.dtype)
+    added = share_of_one * collect(torch.zeros_like(sums), codes, vectors)
     new_counts = keep(decay) * counts + share(decay) * here
     new_sums = keep(decay) * sums + share(decay) * added
     if idle_rest:
         new_counts = torch.where(here > 0, new_counts, counts)
         new_sums = torch.where(here[:, None] > 0, new_sums, sums)
     made = entries((new_counts, new_sums), (counts, sums, decay, here, added))
-    return new_counts, new_sums, made
+    return give((new_counts, new_sums, made), (counts, sums))
 
 
 def _one_of_each(empty: Tensor, codes: Tensor, vectors: Tensor) -> Tensor:
@@ -528,24 +682,27 @@ def _batch_alone(new: tuple, old: tuple) -> Tensor:
     )
 
 
-def _mean_of_means(new: tuple, old: tuple) -> Tensor:
+def _mean_of_means(new: tuple, old: tuple, idle: bool = False) -> Tensor:
     counts, sums, decay, here, added = old
     entry, mean = sums / counts[:, None], added / here.clamp(min=1)[:, None]
-    return torch.where(here[:, None] > 0, decay * entry + (1 - decay) * mean, entry)
+    moved = decay * entry + (1 - decay) * mean
+    return moved if idle else torch.where(here[:, None] > 0, moved, entry)
 
 
 def _follow_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(29)
 
-    def case(b: int, n: int, m: int, d: int, decay: float) -> tuple:
+    def case(b: int, n: int, m: int, d: int, decay: float, last: float) -> tuple:
         counts = 0.5 + 3 * torch.rand(m, generator=random)
+        counts[-1] = last
         entries = 2 * torch.randn(m, d, generator=random)
         # The last entry is chosen by nobody, and some by several.
         codes = torch.randint(m - 1, (b, n), generator=random)
         vectors = entries[codes] + torch.randn(b, n, d, generator=random)
         return vectors, codes, counts, entries * counts[:, None], decay
 
-    return [case(2, 5, 4, 3, 0.6), case(3, 4, 6, 2, 0.9)]
+    # The last count has faded: whoever adds something to it moves its entry.
+    return [case(2, 5, 4, 3, 0.6, 2.0), case(3, 4, 6, 2, 0.9, 1e-4)]
 
 
 FOLLOW = Exercise(
@@ -618,6 +775,56 @@ FOLLOW = Exercise(
             "counts and sums are right, but the codebook is decay * entry + (1 - decay) * mean of"
             " the batch. There one vector moves an entry as much as a hundred do. Divide the new"
             " sums by the new counts.",
+        ),
+        Mistake(
+            "entries averaged with means, the idle ones, too",
+            partial(follow, entries=partial(_mean_of_means, idle=True)),
+            "counts and sums are right, but the codebook is decay * entry + (1 - decay) * mean of"
+            " the batch, and for entries that nobody chose that mean is 0. Divide the new sums by"
+            " the new counts: then they stay where they are.",
+        ),
+        *(
+            Mistake(
+                f"counts helped, {name}",
+                partial(follow, entries=entries),
+                "counts and sums are right, but something is added to the counts before the"
+                " division, or they are raised to a least value. The count of an entry that nobody"
+                " needs becomes small, and then its entry moves. The counts are above 0: divide by"
+                " them as they are.",
+            )
+            for name, entries in (
+                ("at least 1", lambda new, old: new[1] / new[0].clamp(min=1)[:, None]),
+                *(
+                    (f"{eps} more", lambda new, old, eps=eps: new[1] / (new[0] + eps)[:, None])
+                    for eps in (1.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+                ),
+                ("at least 0.001", lambda new, old: new[1] / new[0].clamp(min=1e-3)[:, None]),
+            )
+        ),
+        *(
+            Mistake(
+                f"divided by the {what}",
+                partial(follow, scale=scale),
+                "The batch's counts and sums are divided by the number of pictures or vectors. Each"
+                " vector counts once, as a whole.",
+            )
+            for what, scale in (
+                ("pictures", lambda b, n: 1 / b),
+                ("vectors", lambda b, n: 1 / (b * n)),
+                ("vectors of a picture", lambda b, n: 1 / n),
+            )
+        ),
+        Mistake(
+            "another order",
+            partial(follow, give=lambda made, old: (made[1], made[0], made[2])),
+            "The three results come in another order: return the counts first, then the sums, then"
+            " the codebook.",
+        ),
+        Mistake(
+            "counts as they were",
+            partial(follow, give=lambda made, old: (old[0], made[1], made[1] / old[0][:, None])),
+            "The counts do not change. They fade and grow like the sums: decay * counts + (1 -"
+            " decay) * how many chose.",
         ),
         Mistake(
             "divided by the old counts",
