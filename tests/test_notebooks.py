@@ -382,6 +382,27 @@ def test_the_glossary_leads_from_each_term_to_a_lesson_that_uses_it():
         assert re.search(re.escape(used), text_of(path), re.IGNORECASE), f"{term}: {path.stem}"
 
 
+# Glossary terms that are everyday words, too, and stand in earlier lessons as such.
+PLAIN = {"label", "merge", "segment", "value"}
+
+
+def test_no_lesson_uses_a_term_before_its_own_lesson_without_saying_which_that_is():
+    page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \*\*(.+?)\*\* \| .+ \| \[(\d\d)\]", page, re.MULTILINE)
+    early = []
+    for path in LESSONS[1:]:  # 00 shows the whole, before anything is explained
+        cells = without_optional_parts(PLANS[path][0].cells)
+        prose = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        for paragraph in re.split(r"\n\s*\n", prose.split("**Sources.**")[0]):
+            told = re.findall(r"lessons? (\d\d)", paragraph)
+            for term, number in rows:
+                word = re.escape(re.split(r"[(,]", term)[0].strip())
+                used = re.search(rf"(?<![\w-]){word}s?\b", paragraph, re.IGNORECASE)
+                if used and path.stem[:2] < number and not told and term not in PLAIN:
+                    early.append(f"{path.stem}: {term} ({number}) in {paragraph[:60]!r}")
+    assert early == []
+
+
 WRITTEN = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "*/src/*.py", "minipali/**/*.py", "minipali/**/*.md")
