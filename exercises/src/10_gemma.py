@@ -44,7 +44,7 @@ check("embed", embed)
 #
 # Gate and up read the same `x`. The gate is bent by GELU in its tanh form, and multiplied by up, entry
 # by entry; down brings the product back to the width d. A weight has the shape (outputs, inputs).
-# There are no biases, and `x` is not added here.
+# There are no biases, and `x` is not added here. Gates may be large: nothing may become nan.
 
 
 # %%

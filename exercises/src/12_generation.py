@@ -59,7 +59,7 @@ check("distribution", distribution)
 # ## 2. The loop
 #
 # You get the logits for the first token, and two functions. `choose(logits)` gives one token a row. How
-# it chooses is its own affair: it may draw. `step(tokens, running)` passes tokens through the model and
+# it chooses is its own affair: it may draw, so ask it once for each token. `step(tokens, running)` passes tokens through the model and
 # returns the logits for the next ones. It wants the tokens that you have just given out, `pad` included.
 # In `running`, `(b,)`, it wants True for the rows that go on: those that have not said `eos`, neither
 # earlier nor in these tokens.
@@ -157,7 +157,8 @@ check("answer", answer)
 #   further to the right, so y1 is at least y0, and x1 at least x0. (Equal is allowed.)
 # - The name is one of `names`, all its tokens in order. One name may be the beginning of another: after
 #   "fire", "fire truck" is still possible, and so is the end of the name.
-# - `between` is one token or more, all of them, in order. It contains no place, and neither does a name.
+# - `between` is one token or more, all of them, in order. Places, names, `between` and eos have no token
+#   in common; two names may.
 #
 # Say which tokens may come next. Two results to hold yours against, with the places 4 to 11, the names
 # [12] and [12, 13], between [3] and eos 1:
@@ -171,8 +172,8 @@ def allowed_next(told, is_place, names, between, eos):
     """Which tokens may come next in an answer that is boxes with names.
 
     told: list of the tokens so far, the beginning of a right answer, without eos
-    is_place: bool (v,), True for tokens that are places; names: list of names, each a list of tokens
-    between: list of tokens; eos: one token
+    is_place: bool (v,), True for tokens that are places (there may be gaps between them)
+    names: list of names, each a list of tokens; between: list of tokens; eos: one token
     returns: bool (v,)
     """
     ### BEGIN SOLUTION

@@ -44,15 +44,17 @@ def geglu(
     plus: Callable[[Tensor], Tensor | float] = lambda x: 0.0,
     last: Callable[[Tensor], Tensor] = lambda y: y,
     down_first: bool = False,
+    turn: Callable[[Tensor], Tensor] = torch.t,
 ) -> Tensor:
     """(b, t, d) -> (b, t, d). The reference, or with one thing changed."""
     if swapped:
         gate_weight, up_weight = up_weight, gate_weight
-    halves = bend(x @ gate_weight.T), up(x @ up_weight.T)
+    gate_weight, up_weight, down_weight = map(turn, (gate_weight, up_weight, down_weight))
+    halves = bend(x @ gate_weight), up(x @ up_weight)
     if down_first:
-        return last(combine(*(after(half) @ down_weight.T for half in halves)) + plus(x))
+        return last(combine(*(after(half) @ down_weight for half in halves)) + plus(x))
     hidden = combine(*halves)
-    return last(after(hidden) @ down_weight.T + plus(x))
+    return last(after(hidden) @ down_weight + plus(x))
 
 
 def decoder_layer(
@@ -112,11 +114,12 @@ def logits(
     *,
     rows: Callable[[Tensor], Tensor] = lambda table: table,
     read: Callable[[Tensor], Tensor] = lambda x: x,
+    turn: Callable[[Tensor], Tensor] = torch.t,
     factor: Callable[[Tensor], float] = lambda table: 1.0,
     after: Callable[[Tensor], Tensor] = lambda logits: logits,
 ) -> Tensor:
     """(..., d), (v, d) -> (..., v). The reference, or with one thing changed."""
-    return after(read(x) @ rows(table).T * factor(table))
+    return after(read(x) @ turn(rows(table)) * factor(table))
 
 
 def _embed_cases() -> list[tuple]:
@@ -133,17 +136,23 @@ def _embed_cases() -> list[tuple]:
 def _geglu_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(10)
 
-    def case(b: int, t: int, d: int, hidden: int, spread: float, shift: float) -> tuple:
+    def case(
+        b: int, t: int, d: int, hidden: int, spread: float, shift: float, ups: float = 1
+    ) -> tuple:
         x = torch.randn(b, t, d, generator=random)
         x[..., 0] = 1  # there are no biases; this feature stands in for one
         gate = torch.randn(hidden, d, generator=random) * spread / d**0.5
         gate[:, 0] += shift
-        up = torch.randn(hidden, d, generator=random)
+        up = torch.randn(hidden, d, generator=random) * ups
         return x, gate, up, torch.randn(d, hidden, generator=random)
 
     # The second: gates around -2.5. Nearly all are shut, so the results are small, and there the
-    # two forms of GELU differ most.
-    return [case(2, 3, 5, 14, 1, 0), case(3, 4, 7, 11, 0.4, -2.5)]
+    # two forms of GELU differ most. The third: gates so large that a tanh made of e^x overflows.
+    return [
+        case(2, 3, 5, 14, 1, 0),
+        case(3, 4, 7, 11, 0.4, -2.5),
+        case(2, 3, 6, 8, 12, 0, ups=0.1),
+    ]
 
 
 def _rms_norm(weight: Tensor) -> Callable:
@@ -370,16 +379,38 @@ EMBED = Exercise(
 
 TANH_FORM = 'F.gelu(…, approximate="tanh")'
 
+RESHAPED = (
+    "A weight is brought into the other shape with reshape or view. That leaves its numbers in a"
+    " row and mixes them. Turn the matrix: weight.T, or F.linear(x, weight)."
+)
+
+
+def _gelu_of_powers(x: Tensor) -> Tensor:
+    power = (2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)).exp()
+    return 0.5 * x * (1 + (power - 1) / (power + 1))
+
+
 GEGLU = Exercise(
     name="geglu",
     reference=geglu,
     cases=_geglu_cases,
     axes="b t d",
     checked=(
-        "shape, dtype and every value on 2 batches, widths 5 and 7, hidden widths 14 and 11, with"
-        " gates that tell the tanh form of GELU from the erf form; inputs unchanged"
+        "shape, dtype and every value on 3 batches, widths 5 to 7, hidden widths 8 to 14, with"
+        " gates that tell the tanh form of GELU from the erf form, and large ones; inputs unchanged"
     ),
     mistakes=(
+        Mistake(
+            "reshaped",
+            partial(geglu, turn=lambda weight: weight.reshape(weight.shape[::-1])),
+            RESHAPED,
+        ),
+        Mistake(
+            "overflow",
+            partial(geglu, bend=_gelu_of_powers),
+            "Your tanh is made of powers of e, and of a large gate these are infinite: infinite by"
+            f" infinite is nan. Take torch.tanh, or {TANH_FORM}.",
+        ),
         Mistake(
             "gate and up swapped",
             partial(geglu, swapped=True),
@@ -728,6 +759,12 @@ DECODER = Exercise(
             " trained to read it through this norm.",
         ),
         Mistake(
+            "no norm without layers",
+            lambda x, layers, norm: decoder(x, layers, norm) if len(layers) else x,
+            "Without layers the final norm is missing. It comes after the loop, whatever the loop"
+            " has done.",
+        ),
+        Mistake(
             "norm before the layers",
             partial(decoder, before=lambda x, norm: norm(x), after=lambda start, x, norm: x),
             "The norm comes before the layers. Each layer brings its own norms; this one comes"
@@ -914,6 +951,17 @@ LOGITS = Exercise(
     ),
     mistakes=(
         Mistake("head not tied", _head_of_its_own, NOT_TIED),
+        Mistake(
+            "reshaped",
+            partial(logits, turn=lambda table: table.reshape(table.shape[::-1])),
+            RESHAPED,
+        ),
+        Mistake(
+            "always three axes",
+            lambda x, table: (x[:, None] if x.ndim == 2 else x) @ table.T,
+            "(b, d) comes back as (b, 1, v). One token a row gives (b, v): `@` leaves the axes in"
+            " front as they are.",
+        ),
         Mistake("head not tied, with a bias", _head_with_bias, NOT_TIED),
         Mistake(
             "table scaled",
@@ -1115,6 +1163,17 @@ def _written(*weights: Tensor) -> tuple[Tensor, ...]:
     return 0 * norm1, query, key, value, out, 0 * norm2, gate, up, down
 
 
+def _and_written(
+    weights: tuple[Tensor, ...], out: int | None, down: int | None
+) -> tuple[Tensor, ...]:
+    """Right, and out and down take up the norm of that number on their rows."""
+    folded = list(fold_norms(*weights))
+    for place, norm in ((4, out), (8, down)):
+        if norm is not None:
+            folded[place] = folded[place] * (1 + weights[norm])[:, None]
+    return tuple(folded)
+
+
 def _made_up_for(*weights: Tensor) -> tuple[Tensor, ...]:
     """Right, and then out and down are divided by the factors."""
     folded = list(fold_norms(*weights))
@@ -1288,15 +1347,26 @@ FOLD_NORMS = Exercise(
             partial(fold_norms, by_first="query key value out", by_second="gate up down"),
             NOT_A_READER,
         ),
+        *(
+            Mistake(
+                f"{readers} on what is given, too",
+                lambda *weights, out=out, down=down: _and_written(weights, out, down),
+                "`out` or `down` has taken up a norm's numbers on its rows, as well as the matrices"
+                " that read through the norm. What they give passes through no norm: leave both as"
+                " they are.",
+            )
+            for readers, out, down in (
+                ("norm1 in out", 0, None),
+                ("norm2 in out", 5, None),
+                ("norm2 in down", None, 5),
+                ("both", 0, 5),
+            )
+        ),
         Mistake(
-            "the second on what attention gives, too",
-            lambda *weights: (
-                *(folded := fold_norms(*weights))[:4],
-                weights[4] * (1 + weights[5])[:, None],
-                *folded[5:],
-            ),
-            "`out` has taken up the numbers of norm2, and gate and up have, too. What attention"
-            " gives passes through no norm: leave `out` as it is.",
+            "without its sign",
+            partial(fold_norms, put=lambda matrix, factor: matrix * factor.abs()),
+            "The factors have lost their sign. 1 + weight may be negative: multiply by it as it"
+            " is.",
         ),
         Mistake(
             "the second on what attention gives",

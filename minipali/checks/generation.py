@@ -396,6 +396,7 @@ def _continue_tokens(
     eos_shown: bool = True,
     eos_told: bool = True,
     late: bool = False,
+    choose_again: bool = False,
     last_shown: bool = True,
     more: int = 0,
     begin: str = "choose",
@@ -445,6 +446,9 @@ def _continue_tokens(
             if done and not last_shown and number:
                 told.pop()
             break
+        if choose_again:
+            chosen = pick(choose, logits)
+            tokens = torch.where(talking, chosen, pad)
         new = stepped(told_tokens(chosen, tokens), told_running(before, running))
         if new is None:
             break
@@ -462,8 +466,9 @@ def _script(
     """Arguments of continue_tokens with a make-believe model; row i of it would say texts[i].
 
     It goes on with the token after the given one in its text, also after eos. choose takes the
-    logit that is second. If step is told wrongly who is running, it says the last token but one of
-    its table; if a row that has ended does not come as padding, the last but two.
+    logit that is second; asked again about the same logits, the last token but three of its table.
+    If step is told wrongly who is running, it says the last but one; if a row that has ended does
+    not come as padding, the last but two.
     strict: raises UselessStep.
     """
     follows = torch.zeros(len(texts), vocabulary, dtype=torch.long)
@@ -508,7 +513,13 @@ def _script(
             return as_logits(torch.full_like(rows, vocabulary - 3))
         return as_logits(follows[rows, tokens])
 
+    asked = []
+
     def choose(logits):
+        again = bool(asked) and torch.equal(asked[-1], logits)
+        asked.append(logits.clone())
+        if again:
+            return torch.full_like(rows, vocabulary - 4)
         return logits.topk(2, dim=-1).indices[:, 1]
 
     first = as_logits(torch.tensor([text[0] for text in texts]))
@@ -524,7 +535,7 @@ def _loop_cases() -> list[tuple]:
     others = [[6, 1, 5, 2, 7, 8, 9, 4], [4, 7, 0, 9, 5, 2, 8, 10], [8, 3, 2, 4, 9, 5, 6, 10]]
     early = [[5, 1, 7, 8, 9, 4], [6, 7, 1, 9, 4, 5]]
     return [
-        _script(alone, 14, 1, 0, 7),
+        _script(alone, 15, 1, 0, 7),
         _script(three, 17, 1, 0, 6),
         _script(others, 15, 2, 3, 8),
         _script(early, 13, 1, 0, 6, strict=True),
@@ -676,6 +687,12 @@ CONTINUE_TOKENS = Exercise(
             ),
             "You draw the token yourself. How a token is chosen is for `choose` to say. Call"
             " choose(logits).",
+        ),
+        Mistake(
+            "chosen twice",
+            partial(_continue_tokens, choose_again=True),
+            "choose is called twice for one token: what step reads is not what you gave out. It may"
+            " draw, and then says something else each time. Keep its tokens in a variable.",
         ),
         Mistake(
             "ended rows start again",
@@ -1001,6 +1018,12 @@ ANSWER = Exercise(
             " pad, max_new_tokens).",
         ),
         Mistake(
+            "no end",
+            partial(answer, signs=lambda eos, pad: (-1, pad)),
+            "Nothing stops at eos: the rows talk on until max_new_tokens. Your continue_tokens does"
+            " that: hand eos and pad on to it.",
+        ),
+        Mistake(
             "pad for eos",
             partial(answer, signs=lambda eos, pad: (pad, pad)),
             "Rows end at pad, and not at eos. The order is continue_tokens(logits, step, choose,"
@@ -1069,6 +1092,7 @@ def allowed_next(
     ends_at_start: bool = True,
     always: Callable[[Tensor, int], Tensor] = lambda is_place, eos: torch.zeros_like(is_place),
     longest: bool = False,
+    whole_stops: bool = False,
     last: Callable[[Tensor], Tensor] = lambda allowed: allowed,
 ) -> Tensor:
     """bool (v,). The reference, or with one thing changed.
@@ -1101,6 +1125,8 @@ def allowed_next(
             allowed[eos] = True
         if longest and goes_on and tail in names:
             allowed[between[0]] = False
+        if whole_stops and tail in names:
+            allowed &= (number == between[0]) | (number == eos)
     return last(allowed)
 
 
@@ -1109,18 +1135,19 @@ def _allowed_cases() -> list[tuple]:
         at = torch.arange(size)
         return (at >= first) & (at < first + number)
 
-    # Places 4 to 11. One name begins another; all tokens but 0 have a use.
-    first = places(4, 8, 18), [[12], [12, 13], [14, 2, 13]], [3, 15], 1
+    # Places 4 to 11. One name begins another, and two have the same token in the middle.
+    first = places(4, 8, 20), [[12], [12, 13], [14, 2, 13], [16, 2, 17]], [3, 15], 1
     box = [6, 5, 9, 7]
     beginnings = [
         [], [6], [6, 5], [6, 5, 9], box, [11, 4], [5, 11, 5],
         [*box, 12], [*box, 12, 13], [*box, 14], [*box, 14, 2], [*box, 14, 2, 13],
-        [*box, 12, 3], [*box, 12, 3, 15], [*box, 12, 13, 3, 15, 10], [*box, 12, 3, 15, 10, 8],
+        [*box, 16, 2], [*box, 12, 3], [*box, 12, 3, 15], [*box, 12, 13, 3, 15, 10],
+        [*box, 12, 3, 15, 10, 8],
         [*box, 12, 3, 15, 10, 8, 11], [*box, 12, 3, 15, 10, 8, 11, 8],
         [*box, 12, 3, 15, 10, 8, 11, 8, 14, 2, 13],
     ]  # fmt: skip
-    # Other numbers, one token between two boxes, and places at the start of the table.
-    second = places(2, 6, 12), [[9]], [11], 8
+    # Other numbers, one token between two boxes, and a gap in the places.
+    second = places(2, 6, 12) & (torch.arange(12) != 6), [[9]], [11], 8
     others = [[], [5, 4], [5, 4, 5], [5, 4, 5, 4], [5, 4, 5, 4, 9], [5, 4, 5, 4, 9, 11]]
     return [*((told, *first) for told in beginnings), *((told, *second) for told in others)]
 
@@ -1173,6 +1200,25 @@ def _stuck_between(told, is_place, names, between, eos):
     return torch.zeros_like(allowed) if part else allowed
 
 
+def _without_gaps(is_place: Tensor) -> Tensor:
+    at = is_place.nonzero()[:, 0]
+    number = torch.arange(len(is_place))
+    return (number >= at[0]) & (number <= at[-1])
+
+
+def _by_last_token(told, is_place, names, between, eos):
+    """The name's next token told from its last one alone."""
+    allowed = allowed_next(told, is_place, names, between, eos)
+    for name in names:
+        for token, following in zip(name, name[1:], strict=False):
+            if told and told[-1] == token:
+                allowed[following] = True
+    return allowed
+
+
+END_AFTER_BETWEEN = (
+    "The answer may end after what stands between two boxes. Once that is told, another box is due."
+)
 NAMELESS = (
     "A box may go without a name. After four places a name is due, and neither eos nor `between`."
 )
@@ -1189,6 +1235,11 @@ ORDER_OF_PLACES = (
     " second: both times that is told[-2], and equal is allowed. The first two are free."
 )
 
+SHORTEST = (
+    "A name that begins with another one cannot be told: after the shorter one its next token is"
+    " allowed as well."
+)
+
 ALLOWED_NEXT = Exercise(
     name="allowed_next",
     transfer=True,
@@ -1196,7 +1247,7 @@ ALLOWED_NEXT = Exercise(
     cases=_allowed_cases,
     axes="v",
     checked=(
-        "which tokens may follow 25 beginnings of answers, with up to two boxes, names of one to"
+        "which tokens may follow 26 beginnings of answers, with up to two boxes, names of one to"
         " three tokens of which one begins another, one and two tokens between boxes, and other"
         " numbers for places and eos; inputs unchanged"
     ),
@@ -1218,6 +1269,14 @@ ALLOWED_NEXT = Exercise(
                 told, is_place, names, between, 1
             ),
             "Token 1 is taken for eos. That is the small model's; take the argument `eos`.",
+        ),
+        Mistake(
+            "places without gaps",
+            lambda told, is_place, names, between, eos: allowed_next(
+                told, _without_gaps(is_place), names, between, eos
+            ),
+            "All tokens from the first place to the last are taken for places. There may be others"
+            " between them: ask is_place about each.",
         ),
         Mistake(
             "end always",
@@ -1260,8 +1319,15 @@ ALLOWED_NEXT = Exercise(
                 allowed_next,
                 ends=lambda tail, names: any(tail[: len(name)] == name for name in names),
             ),
-            "The answer may end after what stands between two boxes. Once that is told, another box"
-            " is due.",
+            END_AFTER_BETWEEN,
+        ),
+        Mistake(
+            "end after all that stands between",
+            lambda told, is_place, names, between, eos: (
+                allowed_next(told, is_place, names, between, eos)
+                | (_only(is_place, eos) & _after_between(told, between, is_place))
+            ),
+            END_AFTER_BETWEEN,
         ),
         Mistake(
             "places always",
@@ -1360,14 +1426,24 @@ ALLOWED_NEXT = Exercise(
             " things are allowed: the longer name's next token, `between`, and eos.",
         ),
         Mistake(
+            "by the last token alone",
+            _by_last_token,
+            "A name's next token is told from its last one alone. Two names may have a token in"
+            " common and go on in different ways: compare all that was told since the four places.",
+        ),
+        Mistake(
+            "a finished name does not go on",
+            partial(allowed_next, whole_stops=True),
+            SHORTEST,
+        ),
+        Mistake(
             "a name that begins another ends it",
             partial(
                 allowed_next,
                 ways=lambda names, between: [[*name, *between] for name in _shortest(names)],
                 ends=lambda tail, names: tail in _shortest(names),
             ),
-            "A name that begins with another one cannot be told: after the shorter one its next"
-            " token is allowed as well.",
+            SHORTEST,
         ),
         Mistake(
             "only the first token between",

@@ -762,6 +762,23 @@ PREFIX_LM_MASK = Exercise(
             " the prefix or is not later than the query.",
         ),
         Mistake(
+            "padding of the prefix visible",
+            lambda is_real, is_suffix, queries: (
+                _mask(is_real, is_suffix, queries) | ~is_suffix[:, None, None, :]
+            ),
+            "Padding is visible where it is not marked as suffix. Rule 1 holds for every key: real"
+            " & (prefix | not_later).",
+        ),
+        Mistake(
+            "queries of the prefix see no suffix",
+            lambda is_real, is_suffix, queries: (
+                _mask(is_real, is_suffix, queries)
+                & ~(~is_suffix[:, None, -queries:, None] & is_suffix[:, None, None, :])
+            ),
+            "You also ask whether the *query* belongs to the prefix. The rules are about keys: they"
+            " hold for every query alike, and padding behind a suffix sees it, too.",
+        ),
+        Mistake(
             "brackets missing",
             lambda is_real, is_suffix, queries: (
                 _mask(is_real, is_suffix, queries, order=_never)
@@ -913,6 +930,19 @@ WALLS = (
     " not_later)."
 )
 
+
+def _nothing(padding: Tensor, itself: Tensor) -> Tensor:
+    return padding & ~padding
+
+
+def _rows_counted(row: Tensor, is_suffix: Tensor, others: int, alone: bool) -> Tensor:
+    """Only the numbers from 1 to the count of rows; alone: the others see themselves."""
+    count = torch.tensor([len(one[one != 0].unique()) for one in row]) + others
+    known = (row <= count[:, None])[:, None, :, None]
+    itself = torch.eye(row.shape[1], dtype=torch.bool) & alone
+    return torch.where(known, packed_mask(row, is_suffix), itself)
+
+
 PADDING_SEEN = (
     "Padding is visible to the rows. Nobody may see it but itself: a key must have a number other"
     " than 0."
@@ -1052,8 +1082,37 @@ PACKED_MASK = Exercise(
             " of padding sees itself alone.",
         ),
         Mistake(
+            "padding only at the end",
+            partial(packed_mask, numbers=lambda row: row * ((row == 0).cumsum(dim=1) == 0)),
+            "From the first padding on, everything is taken for padding. It may stand anywhere,"
+            " also in front and between rows: ask row != 0 about each token.",
+        ),
+        *(
+            Mistake(
+                f"rows counted, {others} {alone}",
+                lambda row, is_suffix, others=others, alone=alone: _rows_counted(
+                    row, is_suffix, others, alone
+                ),
+                "Some rows are left out: you go through the numbers 1, 2, ... The numbers only tell"
+                " rows apart and may be any. Compare them: row[:, :, None] == row[:, None, :].",
+            )
+            for others in (0, 1)
+            for alone in (True, False)
+        ),
+        *(
+            Mistake(
+                f"padding sees the rows, {itself}",
+                lambda row, is_suffix, itself=itself: (
+                    packed_mask(row, is_suffix, **({} if itself else {"own": _nothing}))
+                    | ((row == 0)[:, None, :, None] & (row != 0)[:, None, None, :])
+                ),
+                "Padding sees the rows. A token of padding sees itself alone.",
+            )
+            for itself in (True, False)
+        ),
+        Mistake(
             "padding sees nothing",
-            partial(packed_mask, own=lambda padding, itself: padding & ~padding),
+            partial(packed_mask, own=_nothing),
             "Padding sees nothing. A softmax over no keys is 0 / 0, which is NaN: let each token of"
             " padding see itself.",
         ),
