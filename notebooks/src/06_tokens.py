@@ -69,8 +69,8 @@ guess_tokens, guess_token, guess_task = ..., ..., ...
 # are too many. Start from letters, and join the neighbours that stand together most often. Then
 # again, and again. Each join adds one piece to the **vocabulary**, the list of all pieces.
 #
-# Take the text *cat cat scat rat*. A space belongs to the word behind it and is written `▁`; put
-# one before the first word, too. On paper: which two neighbours are most frequent? Join them
+# Take the text *cat cat scat rat*. A space belongs to the word that follows it and is written `▁`;
+# put one before the first word, too. On paper: which two neighbours are most frequent? Join them
 # everywhere and count again. Three times.
 
 # %%
