@@ -27,6 +27,7 @@ PARTS = {
     "real_size_avx2": ("3B as AVX2", SPEED),
     "hkproj_avx2": ("3B as AVX2", SPEED),
     "small_size": ("small model", ("decoding", "training step")),
+    "small_size_amx": ("small model, AMX", ("decoding", "training step")),
     "cold_start": ("cold start", ("cold start",)),
 }
 
@@ -99,7 +100,10 @@ def draw(rows) -> None:
         axis.barh(place, times, color=BLUE if own else ORANGE, hatch="" if own else "//")
         axis.text(times * 1.03, place, f"{times:g}", va="center", fontsize=9)
         if group in groups:  # its first row: the title goes into the gap above
-            axis.text(0.31, place - 1, group, fontsize=9, weight="bold", color=DARK, va="center")
+            axis.text(
+                0.31, place - 1, group, fontsize=9, weight="bold", color=DARK, va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
             groups.remove(group)
     axis.set_yticks(places, [variant for _, variant, _ in rows])
     axis.axvline(1, color=DARK, lw=1)

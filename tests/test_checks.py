@@ -73,8 +73,8 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
     def apart(right, wrong):
         if isinstance(right, tuple):
             return any(apart(*both) for both in zip(right, wrong, strict=True))
-        if not isinstance(right, torch.Tensor):  # ids and the like: equal or not
-            return right != wrong
+        if not isinstance(right, torch.Tensor) or wrong is None:  # ids and the like: equal or not
+            return right is not wrong and right != wrong
         if right.shape != wrong.shape:
             return True
         difference = (right.double() - wrong.double()).abs()

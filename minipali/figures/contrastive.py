@@ -189,18 +189,19 @@ def blocks(devices: int = 4) -> None:
 
 
 def memory(devices: list[int], curves: dict[str, list[float]], ylabel: str) -> None:
-    """Bytes on one device against the number of devices, both axes logarithmic."""
+    """Memory of one device against the number of devices, both axes logarithmic."""
     figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     styles = (BLUE, "o-"), (ORANGE, "s--"), (GREEN, "^:"), (DARK, "d-.")
     told = []
     for (colour, style), (name, values) in zip(styles, curves.items(), strict=False):
         axis.plot(devices, values, style, color=colour, lw=2)
         axis.text(devices[-1] * 1.15, values[-1], name, va="center", fontsize=10)
-        told.append(f"{name}: {values[0]:,.0f} with {devices[0]} devices, {values[-1]:,.0f} with"
+        told.append(f"{name}: {values[0]:,.2f} with {devices[0]} devices, {values[-1]:,.2f} with"
                     f" {devices[-1]:,}")  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xticks(devices, [str(d) for d in devices])
+    axis.set_xticks(devices, [f"{d:,}" for d in devices])
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axis.set(xlabel="devices", ylabel=ylabel, xlim=(devices[0] * 0.9, devices[-1] * 12))
     axis.spines[["top", "right"]].set_visible(False)
     show(figure, f"{ylabel} against the number of devices. {'; '.join(told)}.")

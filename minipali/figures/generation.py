@@ -60,7 +60,7 @@ def ways(panels: dict[str, Tensor], name: Callable[[int], str], right: str, show
 def sticks(rows: dict[str, Tensor], numbers: dict[str, float], name: Callable[[int], str]) -> None:
     """Each distribution (v,) as a stick of length 1, cut into its tokens, most likely first.
 
-    numbers: label -> a number from 0 to 1, drawn as a line through all sticks.
+    numbers: label -> a number from 0 to 1, marked above each stick.
     """
     figure, axis = plt.subplots(figsize=(10, 0.75 * len(rows) + 1.2), layout="constrained")
     told = []
@@ -92,7 +92,10 @@ def sticks(rows: dict[str, Tensor], numbers: dict[str, float], name: Callable[[i
         hits = ", ".join(f"{label} hits {hit.get(label, 'the rest')}" for label in numbers)
         told.append(f"{title}: {', '.join(ends)}; {hits}.")
     for label, x in numbers.items():
-        axis.plot([x, x], [-0.5, len(rows) - 0.5], color=ORANGE, lw=2.5)
+        # Behind the sticks, so that no name is crossed; a mark above each shows where it falls.
+        axis.plot([x, x], [-0.55, len(rows) - 1.4], color=ORANGE, lw=2, zorder=0)
+        tops = [place - 0.4 for place in range(len(rows))]
+        axis.plot([x] * len(rows), tops, "v", color=ORANGE, mec=DARK, mew=0.6, ms=8, zorder=3)
         axis.text(x, -0.6, label, ha="center", va="bottom", fontsize=9)
     axis.set_yticks(range(len(rows)), rows)
     axis.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.95), xticks=[0, 0.25, 0.5, 0.75, 1])

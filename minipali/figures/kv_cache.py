@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from minipali.figures.common import BLUE, DARK, GREEN, GREY, ORANGE, show
@@ -45,6 +46,7 @@ def work(patches: int, prompt: int, words: list[str]) -> None:
         [f"{patches} patches", "question", "answer"],
         fontsize=9,
     )
+    axes[1].set_xlabel("place in the row: one square is one token vector", fontsize=9)
     legend = {"picture, computed": ORANGE, "text, computed": BLUE, "read from the cache": "#EEEEEE"}
     figure.legend(
         handles=[Patch(facecolor=c, edgecolor=GREY, label=name) for name, c in legend.items()],
@@ -83,7 +85,9 @@ def key_changes(maps: dict[str, Tensor], patches: int) -> None:
         means = [f"layer {i + 1} {changes[i].mean().item():.3f}" for i in range(layers)]
         told.append(f"{title}: mean change in {', '.join(means)}.")
     axes[-1, 0].set_xlabel(f"place ({patches} patches, then the text)")
-    bar = figure.colorbar(drawn, ax=axes, label="change / length", ticks=[1e-3, 1e-2, 1e-1, 1])
+    bar = figure.colorbar(
+        drawn, ax=axes, label="change, as a part of the key's length", ticks=[1e-3, 1e-2, 1e-1, 1]
+    )
     bar.ax.set_yticklabels(["0.001", "0.01", "0.1", "1"])
     show(
         figure,
@@ -109,7 +113,7 @@ def survivors(rows: dict[str, list[int]], tasks: list[str], total: int) -> None:
                 ha="right" if inside else "left", color="white" if inside else DARK, fontsize=10,
             )  # fmt: skip
         axis.set_title("\n".join(textwrap.wrap(task, 30)), fontsize=10)
-        axis.set(xticks=[], xlim=(0, total))
+        axis.set(xticks=[], xlim=(0, total), xlabel=f"unchanged, of {total}")
         axis.spines[:].set_visible(False)
         axis.tick_params(length=0)
     axes[0].set_yticks(range(len(rows)), list(rows))
@@ -134,7 +138,9 @@ def time_per_token(lengths: list[int], curves: dict[str, list[float]]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(lengths, [f"{n:,}" for n in lengths])
-    axis.set(xlabel="tokens so far", ylabel="milliseconds a token")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g} ms")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel="tokens so far", ylabel="time for one more token")
     axis.legend(frameon=False)
     axis.grid(axis="y", color="#E5E5E5")
     axis.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ def grid(pixels: Tensor, patch_size: int, alt: str) -> None:
     left.set_yticks(np.arange(0, picture.shape[0] + 1, patch_size) - 0.5, [])
     left.grid(color="black", lw=2)
     left.grid(color="white", lw=0.8)
+    left.tick_params(length=0)
     left.set_title(f"{picture.shape[1]} x {picture.shape[0]} pixels, cut")
     gap = patch_size // 2
     apart = np.ones((side * (patch_size + gap) + gap, side * (patch_size + gap) + gap, 3))
@@ -59,7 +60,7 @@ def position_similarity(table: Tensor, alt: str, chosen: tuple[int, ...] | None 
     for axis, place in zip(axes, chosen, strict=True):
         cosine = rearrange(unit @ unit[place], "(ny nx) -> ny nx", ny=side)
         drawn = axis.imshow(cosine, cmap="cividis", vmin=-1, vmax=1)
-        axis.scatter(place % side, place // side, marker="x", color="white", s=60)
+        axis.scatter(place % side, place // side, marker="x", color="black", s=60)
         axis.set(title=f"place {place}", xlabel="column", xticks=range(side), yticks=range(side))
     axes[0].set_ylabel("row")
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine")

@@ -74,10 +74,13 @@ def wavelengths(
         place = int(along * len(turns))
         right.text(place + 4, turns[place] * 0.7, f"{name}: {len(turns)} pairs", va="top")
         told.append(f"{name}: {head_dim // 2} pairs, from {turns[0]:.1f} to {turns[-1]:,.0f}")
+    end = right.get_xlim()[1]
     for name, tokens in lengths.items():
         right.axhline(tokens, color=DARK, lw=1, ls="--")
-        right.text(1.0, tokens * 1.12, f"{name}: {tokens:,}", fontsize=9, ha="right",
-                   transform=right.get_yaxis_transform())  # fmt: skip
+        # At the right end, unless the last model's marks pass there: then left of them.
+        crossed = int((turns < tokens).sum())
+        place = 0.94 * crossed if crossed > 0.6 * end else end
+        right.text(place, tokens * 1.12, f"{name}: {tokens:,}", fontsize=9, ha="right")
     right.set_yscale("log")
     right.set(xlabel="pair", ylabel="tokens in one turn", title="one turn of each pair")
     right.spines[["top", "right"]].set_visible(False)

@@ -227,6 +227,7 @@ def mistakes(table: dict[str, list[float]], tasks: list[str]) -> None:
     axis.set_xticks(range(len(tasks)), tasks, rotation=20, ha="left", rotation_mode="anchor")
     axis.set_yticks(range(len(table)), list(table))
     axis.xaxis.tick_top()
+    axis.set_xlabel("right answers in %")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.hlines(0.5, -0.5, len(tasks) - 0.5, color=DARK, lw=1.5)

@@ -1,10 +1,31 @@
 # %% [markdown]
 # # 05 · Contrastive learning: who belongs to whom?
 #
-# Lesson 04 built the vision tower. Who taught it to see? Nobody told it "this is a dog". It got
-# pictures with sentences found beside them, and one task: **which sentence belongs to which
-# picture?** This lesson builds the two losses that turn this question into a number, CLIP's and
-# SigLIP's, and trains small towers with both, in seconds.
+# Lesson 04 built the vision tower. Who taught it to see? SigLIP's tower got pictures, sentences,
+# and one question: **which sentence belongs to which picture?** You write the two losses that make
+# a number of this question, CLIP's and SigLIP's, and small towers learn with both, in seconds.
+#
+# ## Do you remember?
+#
+# <details><summary>The small vision tower of lesson 04 gets two pictures. What is the shape of what
+# comes out?</summary>
+#
+# (2, 36, 160): for each picture 36 patches, for each patch a vector of 160 numbers.
+# </details>
+#
+# <details><summary>A softmax first subtracts the largest score of the row (lesson 03). What would go
+# wrong without it, and what does it change in the result?</summary>
+#
+# exp of a large score is infinite, and infinite divided by infinite is not a number. In the result
+# it changes nothing: all exponentials are divided by the same factor.
+# </details>
+#
+# <details><summary>Somebody writes LayerNorm for tokens of shape (n, d) and begins with
+# <code>x - x.mean(dim=0)</code>. What is wrong?</summary>
+#
+# That is the mean of a feature over all tokens. LayerNorm takes the mean of a token over its
+# features, <code>dim=-1</code>, and keeps the axis.
+# </details>
 #
 # ## Where we are
 
@@ -13,7 +34,8 @@ import math
 
 import torch
 
-from minipali import figures, load, scenes
+from minipali import figures, load
+from minipali.checks import reveal
 
 model, processor = load("small")
 figures.model_map("vision", model.config)
@@ -24,82 +46,86 @@ figures.model_map("vision", model.config)
 # After this lesson you can
 #
 # 1. **compute** the softmax loss and the sigmoid loss of a small table on paper,
-# 2. **explain** what temperature and bias do, and what their start values mean,
+# 2. **explain** what scale and bias do,
 # 3. **compare** both losses: in training, and in bytes on many machines.
 #
-# Time: 45 minutes. You need: the tower (lesson 04), softmax and cosine (lesson 03). Two to
-# three minutes of this are training; start with *Run All*, then read.
+# Time: 45 minutes. You need: the tower (lesson 04) and the softmax (lesson 03). Some three
+# minutes of this are training: start with *Run All*, then read.
 #
 # ## Predict
 #
-# - Before training the cosines of two pictures with two sentences are in the left table. The notes
-#   show the right table as *after training*. How many training steps does the first row need?
-#
-#   | | Dog | Cat | | | Dog | Cat |
-#   |---|---|---|---|---|---|---|
-#   | picture 1 | 0.6 | 0.4 | | picture 1 | 0.95 | 0.05 |
-#   | picture 2 | 0.3 | 0.5 | | picture 2 | 0.10 | 0.90 |
-#
-# - 1,024 machines hold 32 pairs each. How much memory does each need for the loss: with CLIP's
-#   softmax, and with SigLIP's sigmoid?
-# - Someone trains with the sigmoid loss and labels 0 and 1. The loss falls and stays flat. What has
-#   the model learned?
-#
+# 1. A picture fits its own sentence with 0.6 and a wrong one with 0.4. The notes behind this course
+#    show 0.95 and 0.05 as *after training*. How many training steps does it take?
+# 2. 1,024 machines hold 32 pairs each. By what factor does a machine need more memory for CLIP's
+#    loss than for SigLIP's?
+# 3. Somebody trains the sigmoid loss with the labels 1 for right pairs and 0 for wrong ones. The
+#    loss falls. How alike are a picture and a *wrong* sentence in the end, from -1 (opposite) to 1
+#    (the same)?
+
+# %%
+guess_steps, guess_factor, guess_alike = ..., ..., ...
+
+# %% [markdown]
 # ## By hand: a table of cosines
 #
-# A vision tower makes one vector of each picture, a text tower one of each sentence. Both are
-# divided by their lengths, so that a dot product is a **cosine**, from -1 to 1. (This makes lengths
-# equal to 1. It does not make *sizes* equal: two linear maps, one after each tower, do that.)
-# **Rows are pictures, columns are sentences**, and the right pairs are on the diagonal.
+# One tower makes a vector of each picture, another one of each sentence. A linear map at the end of
+# each makes the vectors equally wide. Divide each by its length, and a dot product is a **cosine**:
+# 1 if two vectors point the same way, -1 if they point opposite ways. **Rows are pictures, columns
+# are sentences**, and the right pairs are on the diagonal.
 #
-# Read a row as a question: which sentence fits this picture? Softmax makes shares of the scores
-# (lesson 03), and the loss is -log of the right share: 0 if the share is 1, and large if it is small.
-# On paper, for picture 1: exp(0.6) = 1.822, exp(0.4) = 1.492, the right share is 1.822 / 3.314.
+# | | a dog | a cat |
+# |---|---|---|
+# | picture of a dog | 0.6 | 0.4 |
+# | picture of a cat | 0.3 | 0.5 |
+#
+# Read a row as a question: which sentence fits this picture? Softmax makes shares of the cosines.
+# The loss is the cross-entropy of lesson 02: minus the log of the right share. On paper, for the
+# dog: exp(0.6) = 1.822, exp(0.4) = 1.492, so the right share is 1.822 / 3.314 = 0.550, and the loss
+# 0.598.
 
 # %%
 cosines = torch.tensor([[0.6, 0.4], [0.3, 0.5]])  # (i, j): picture i, sentence j
-shares = cosines.exp() / cosines.exp().sum(dim=1, keepdim=True)
-print("shares:\n", shares)
-print("loss of each row:", [round(x, 3) for x in (-shares.diagonal().log()).tolist()])
-
-# %% [markdown]
-# Dog is right, and its share is only 0.55. Shares of cosines can not be much better: no two cosines
-# differ by more than 2. So both losses first multiply by a factor, here called **scale**. CLIP
-# starts with 1 / 0.07; the 0.07 is called *temperature*. See what it does to the same cosines:
-
-# %%
 for scale in (1, 1 / 0.07, 100):
-    first, second = (cosines * scale).softmax(dim=1).tolist()
-    print(f"scale {scale:5.1f}: row 1 {first[0]:.3f} {first[1]:.3f}", end=", ")
-    print(f"row 2 {second[0]:.3f} {second[1]:.3f}")
-best = [round(math.exp(2) / (math.exp(2) + n - 1), 4) for n in (2, 12, 32768)]
-print("best right share at scale 1, for 2, 12 and 32,768 pairs:", best)
+    shares = (scale * cosines).softmax(dim=1)
+    print(f"scale {scale:5.1f}:", [[round(x, 3) for x in row] for row in shares.tolist()])
+best = {n: round(math.exp(2) / (math.exp(2) + n - 1), 4) for n in (2, 12, 32768)}
+print("best right share at scale 1, for n pairs:", best)
+reveal("training steps", guess_steps, 0)
 
 # %% [markdown]
-# The first answer of *Predict*: **none**. CLIP's start temperature alone turns 0.6 and 0.4 into 0.95
-# and 0.05. Shares say how sure, cosines say how alike, and the scale is the exchange rate. The
-# last line has scale 1 and perfect cosines, 1 for right pairs and -1 for all others: with 32,768
-# pairs the best share is not even a thousandth.
+# Both losses multiply the cosines by a **scale** first. CLIP starts with 1 / 0.07 and calls the
+# 0.07 **temperature**. That start alone turns 0.6 and 0.4 into 0.95 and 0.05, before any training:
+# the first answer. Shares say how sure, cosines say how alike, and the scale is the exchange rate.
+# At scale 1 even perfect cosines, 1 for right pairs and -1 for all others, give no right share of
+# 0.9 among two pairs, and not a thousandth among 32,768.
 #
-# Both papers let the model learn the scale, as a logarithm, so that it stays positive: `log_scale`
-# is learned, `log_scale.exp()` multiplies. CLIP stops it at 100.
+# The scale is learned as a logarithm, so that it stays positive: `log_scale` is a weight, and
+# `log_scale.exp()` multiplies. (CLIP stops it at 100.)
 #
 # ## Build: CLIP's loss
 #
 # A row asks: which sentence fits this picture? A column asks: which picture fits this sentence?
-# These are different questions. Above, picture 2 prefers Cat by 0.5 to 0.3, and the sentence Cat
-# prefers picture 2 by only 0.5 to 0.4. CLIP takes the mean of both: the loss is **symmetric**.
+# CLIP asks both and takes the mean: its loss is **symmetric**. With pictures $x_i$, sentences $y_j$
+# and scale $t$:
 #
-# $$-\frac{1}{2n} \sum_i \left( \log \frac{e^{t\,x_i y_i}}{\sum_j e^{t\,x_i y_j}}
-#   + \log \frac{e^{t\,x_i y_i}}{\sum_j e^{t\,x_j y_i}} \right)$$
+# $$s_{ij} = t\,\frac{x_i \cdot y_j}{|x_i|\,|y_j|},\qquad
+# \text{loss} = -\frac{1}{2n} \sum_i \left( \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}
+#   + \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ji}}} \right)$$
 #
-# Both terms have a log. The first sum runs along a row (picture to text, `dim=1`), the second along
-# a column (text to picture, `dim=0`). One danger you know from lesson 03: at scale 100 a cosine of
-# 0.95 becomes 95, and exp(95) is infinite in 32-bit numbers. Again we subtract the largest score
-# first. Taking the log at the same time gives the *log-sum-exp*.
+# The first sum runs along a row (`dim=1`), the second along a column (`dim=0`). At scale 100 a
+# cosine of 0.95 becomes 95, and exp(95) is infinite in 32-bit numbers. The remedy is that of lesson
+# 03, with the largest score $m$:
+#
+# $$\log \sum_j e^{s_j} = m + \log \sum_j e^{s_j - m}$$
+#
+# **Write it now**: [exercise 05](../exercises/05_contrastive.ipynb), part 1, `clip_loss`. Vectors
+# of any length come in, (n, e) twice, and one number goes out. Two results at scale 1, that is
+# `log_scale` = 0: for the pictures (3, 0), (0, 2) and the same two as sentences, each right share is
+# e / (e + 1), and the loss is 0.313. Exchange the two sentences, and it is 1.313. Then open the
+# cell below.
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def log_softmax(scores, dim):
     """The log of the shares along `dim`, without overflow."""
     scores = scores - scores.amax(dim=dim, keepdim=True)
@@ -120,35 +146,35 @@ def clip_loss(image, text, log_scale):
     return -(rows.diagonal().mean() + columns.diagonal().mean()) / 2
 
 
-# %%
-hot = torch.tensor([[0.95, 0.93], [0.10, 0.90]]) * 100
-print("plain: ", (hot.exp() / hot.exp().sum(dim=1, keepdim=True)).log().diagonal().tolist())
-print("stable:", log_softmax(hot, dim=1).diagonal().tolist())
+# %% tags=["nbval-check-output"]
+pictures, off = torch.tensor([[3.0, 0.0], [0.0, 2.0]]), torch.tensor(0.0)
+for name, sentences in (("as they are", pictures), ("exchanged", pictures.flip(0))):
+    print(f"{name}: {clip_loss(pictures, sentences, off):.3f}")
+print("exp(95) is", torch.tensor(95.0).exp().item())
 
 # %% [markdown]
 # ## Build: SigLIP's loss
 #
-# A share depends on everyone else in the row. SigLIP asks something simpler, of each pair alone:
-# **do these two belong together, yes or no?** The sigmoid turns a score s into a probability of yes,
-# 1 / (1 + exp(-s)). The probability of *no* is the same function of -s. So with a label z of **+1**
-# for right pairs and **-1** for wrong ones, the probability of the right answer is always
-# sigmoid(z · s), and the loss adds up its -log over **all n · n pairs**, divided by n:
+# A share depends on all others in its row. SigLIP asks each pair alone: **do these two belong
+# together, yes or no?** The **sigmoid** $\sigma$ makes a probability of *yes* of a score, and that
+# of *no* is $\sigma(-s)$. So give right pairs the label $z = +1$ and wrong ones $z = -1$, and the
+# probability of the right answer is always $\sigma(z s)$:
 #
-# $$-\frac{1}{n} \sum_i \sum_j \log \mathrm{sigmoid}\left(z_{ij}\,(t\,x_i y_j + b)\right)$$
+# $$\sigma(s) = \frac{1}{1 + e^{-s}},\qquad
+# \text{loss} = -\frac{1}{n} \sum_i \sum_j \log \sigma\left(z_{ij}\,(s_{ij} + b)\right)$$
 #
-# Most pairs are wrong ones: n right, n² - n wrong. So most answers are no, and a learned **bias** b
-# says how rare a yes is. There is no second direction: turn the table over, and the sum is the same.
+# Only n of the n · n pairs are right. A learned **bias** $b$ says how rare a yes is. There is no
+# second direction: turn the table over, and the sum is the same.
 #
-# On paper, with t = 10 and b = -5: the right pair 0.6 has the score 1, the wrong pair 0.4 has -1.
+# **Write it now**: exercise 05, part 2, `siglip_loss`. Two results for the vectors above: at scale
+# 1 with b = 0, right pairs have the score 1 and cost 0.313 each, wrong ones have 0 and cost log 2 =
+# 0.693 each, in all 2.013, and half of that is 1.006. At scale 10 with b = -10 the loss is 0.693.
+#
+# One trap: in 32-bit numbers `sigmoid(x)` is 0 for x below about -88.7, and log 0 is minus
+# infinity. torch's `logsigmoid` takes both steps at once, and is safe.
 
-# %%
-scores = 10 * cosines - 5
-labels = 2 * torch.eye(2) - 1
-terms = -(labels * scores).sigmoid().log()
-print(f"scores {scores.tolist()}\nterms  {terms.tolist()}\nloss {terms.sum() / 2:.3f}")
 
-
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def siglip_loss(image, text, log_scale, bias):
     """(n, e), (n, e), (), () -> (): picture i belongs to sentence i."""
     scores = similarities(image, text) * log_scale.exp() + bias
@@ -156,42 +182,30 @@ def siglip_loss(image, text, log_scale, bias):
     return -torch.nn.functional.logsigmoid(labels * scores).sum() / len(image)
 
 
-# %% [markdown]
-# `logsigmoid` is the safe form of `sigmoid(x).log()`, which for x below about -104 is log(0).
-#
-# ## Build: where to start the bias
-#
-# SigLIP starts with t = 10 and b = -10. Why so far below 0? At the start all cosines are near 0, so
-# each score is about b. One step of training *pulls* each right pair together with the strength
-# 1 - sigmoid(b), and *pushes* each wrong pair apart with sigmoid(b). A picture has one right
-# sentence and n - 1 wrong ones:
-
-# %%
-for n in (12, 32768):
-    for start in (0.0, -10.0, -math.log(n - 1)):
-        yes = 1 / (1 + math.exp(-start))
-        push = (n - 1) * yes
-        print(f"n = {n:6}, b = {start:6.2f}: pull {1 - yes:.3f}, all pushes {push:9.3f}")
+# %% tags=["nbval-check-output"]
+for scale, bias in ((1.0, 0.0), (10.0, -10.0)):
+    loss = siglip_loss(pictures, pictures, torch.tensor(scale).log(), torch.tensor(bias))
+    print(f"scale {scale}, bias {bias}: {loss:.3f}")
+far = torch.tensor([-80.0, -100.0])
+print("in two steps:", [round(x, 2) for x in far.sigmoid().log().tolist()])
+print("at once:     ", [round(x, 2) for x in torch.nn.functional.logsigmoid(far).tolist()])
 
 # %% [markdown]
-# With b = 0 and a large batch, thousands of pushes drown one pull: the model first learns to say no.
-# With b = -log(n - 1) both are equal, because that is the true rate of yes: 1 to n - 1. For SigLIP's
-# batch of 32,768 this is -10.4, very near to their -10. For our batch of 12 it is -2.4, and -10 would
-# be a start for some 22,000 pairs.
-#
-# The two numbers also set a **threshold**. The answer turns to yes where t · cosine + b = 0, at
-# cosine -b / t. With t = 10 and b = -10 that is 1: at first even a perfect pair is only *perhaps*.
-#
 # ## See it: train both, live
 #
-# The task: twelve objects, 250 pictures of each by the training artists, and one sentence for each:
-# "an apple". The towers are small and start from random weights. A batch holds *different* objects,
-# so that each pair off the diagonal is truly wrong. (In collected pairs two pictures of dogs may
-# meet, and the loss pushes apart what belongs together.)
+# Twelve objects, 250 pictures of each by the training artists, and one sentence for each: "an
+# apple". The towers are small and begin with random weights. A batch holds *different* objects, so
+# that each pair off the diagonal is truly wrong.
 #
-# **Zero-shot classification** is the test: embed a picture and twelve sentences, and take the most
-# similar sentence. No classifier was trained; the list of names is text, chosen afterwards. The
-# pictures are by the validation artist, whose drawings no run has seen.
+# **One vector for a picture.** A tower gives a vector for each patch. We take their **mean**. CLIP
+# adds one more token to the patches, the *class token*, and reads only that. SigLIP has one more
+# attention layer, in which a single learned query looks at all patches (*attention pooling*).
+# PaliGemma leaves this step out: it wants the patches, not their summary.
+#
+# **The test** is **zero-shot classification**: compare a picture with twelve sentences and take the
+# most similar one. No classifier was trained; the names are text. The pictures are by an artist
+# whose drawings no run has seen. One run can be luck, so we take three **seeds**, the places where
+# random numbers start.
 
 # %%
 from minipali.small_tasks import name_scores, naming_task, train_towers
@@ -201,10 +215,12 @@ task = naming_task(processor, each=250)
 
 
 def three_seeds(loss, batch, bias=None):
-    runs = [train_towers(loss, task, batch, bias, seed=seed) for seed in range(3)]
-    ends = [run.accuracy for run in runs]
-    mean, spread = sum(ends) / 3, max(ends) - min(ends)
-    print(f"{loss.__name__}, batch {batch}: {mean:.0%}, best and worst seed {spread:.0%} apart")
+    runs = []
+    print(f"{loss.__name__:12} batch {batch:2}:", end="")
+    for seed in range(3):
+        runs.append(train_towers(loss, task, batch, bias, seed=seed))
+        print(f" {runs[-1].accuracy:4.0%}", end="", flush=True)
+    print(f"   mean {sum(run.accuracy for run in runs) / 3:.0%}")
     return runs
 
 
@@ -219,13 +235,11 @@ tables = {name: new_artist_table(run.towers, task) for name, run in runs.items()
 figures.contrastive.similarity(task.new, task.names, tables)
 
 # %% [markdown]
-# Each row is the mean over twenty pictures of one object. On the left the towers know nothing: all
-# rows look alike. On the right the diagonal comes out. A frame marks the largest cosine of a row.
-# Look at the dashed ones, which are wrong: what is mixed up with what?
+# Each row is the mean over twenty pictures of one object, and a frame marks its largest cosine. On
+# the right the diagonal comes out. Look at the dashed frames, which are wrong: what is mixed up
+# with what?
 #
-# Now the comparison. Both losses, two batch sizes, the same pictures seen (3,600), the same
-# optimizer. And **three seeds** each, because one run can be luck. The losses are those that you
-# read above. A batch of 4 makes three times as many steps.
+# Now the comparison: both losses, two batch sizes, the same pictures seen (3,600).
 
 # %%
 large = {"softmax": three_seeds(clip_loss, 12), **large}
@@ -238,52 +252,15 @@ small["sigmoid"] = three_seeds(siglip_loss, 4, -math.log(3))
 figures.contrastive.runs({"batch 12": large, "batch 4": small}, chance=1 / 12)
 
 # %% [markdown]
-# Compare the two curves of a panel: softmax and sigmoid end within a point or two of each other,
-# while two seeds of the *same* loss differ by up to eight. The seed sets the start weights and the
-# order of the pictures, and here it matters more than the loss. So this experiment does **not** show
-# that one loss is better.
-#
-# The batch of 12 ends about five points above the batch of 4 on average, with a third of the steps.
-# A likely reason: eleven wrong sentences teach more than three. But the ranges of the seeds touch, so
-# this is a hint, not a proof. And the new artist drew each object once: 240 pictures, but only twelve
-# drawings. Zhai et al. (2023), with batches of up to a million pairs, report that the sigmoid is
-# better at small batches, and that more than some 32,000 pairs bring little.
-#
-# ## See it: any list of names
-#
-# A zero-shot classifier is made of words. So we make others, without training: shorter lists of
-# names, and the same twelve names in other words. One of them goes badly wrong. Guess which.
-
-
-# %%
-def zero_shot(names, sentence=scenes.with_article):
-    """Accuracy on the new artist's pictures of these names, told apart by `sentence(name)`."""
-    ids = [processor.encode(sentence(name)) for name in names]
-    padded = processor.pad([[] for _ in ids], ids, side="right")
-    pictures = task.new[[task.names.index(name) for name in names]].flatten(0, 1)
-    scores = name_scores(towers, pictures, (padded["input_ids"], padded["attention_mask"]))
-    right = torch.arange(len(names)).repeat_interleave(task.new.shape[1])
-    return (scores.argmax(dim=1) == right).float().mean().item()
-
-
-towers = large["softmax"][0].towers
-for names in (("car", "bicycle"), ("apple", "car", "cat"), ("cat", "dog"), task.names):
-    told = ", ".join(names) if len(names) < 5 else "all twelve"
-    print(f"{told:16} {zero_shot(names):4.0%}, guessing {1 / len(names):4.0%}")
-print(f"'a picture of a cat', ... {zero_shot(task.names, lambda x: f'a picture of a {x}'):4.0%}")
-print(f"'cat', 'dog', ...         {zero_shot(task.names, str):4.0%}")
-
-# %% [markdown]
-# Fewer names are an easier choice, unless they are the ones that the towers mix up. A longer
-# sentence does little harm. But the bare name, without "a", is fatal: in training the name always
-# stood in second place, and our text tower has only ever read twelve sentences. *Zero-shot* means
-# no new training. It does not mean that every word is understood. CLIP has read 400 million texts,
-# and still its authors found that "a photo of a ..." works better than the bare name.
+# Thick lines are means, thin ones are seeds. Two seeds of the *same* loss can lie further apart
+# than the two losses do. So this experiment, with three seeds and twelve new drawings, does **not**
+# show that one loss is better. Zhai et al. (2023), with batches of up to a million pairs, report
+# that the sigmoid is better at small batches, and that more than some 32,000 pairs bring little.
 #
 # ## Break it
 #
 # The notes give the sigmoid the labels 1 for right pairs and 0 for wrong ones. Put that into
-# -log sigmoid(z · s), and train:
+# $-\log \sigma(z s)$, and train:
 
 
 # %%
@@ -294,27 +271,118 @@ def zero_one_loss(image, text, log_scale, bias):
 
 wrong = train_towers(zero_one_loss, task, bias=-math.log(11))
 figures.contrastive.broken({"labels +1, -1": first, "labels 1, 0": wrong}, chance=1 / 12)
+right = torch.eye(12, dtype=torch.bool).repeat_interleave(20, dim=0)  # (picture, sentence)
 scores = name_scores(wrong.towers, task.new.flatten(0, 1), task.sentences)
-print(f"cosines of all {scores.numel()} pairs: from {scores.min():.2f} to {scores.max():.2f}")
 print(f"the last loss {wrong.losses[-1]:.2f}; 11 log 2 = {11 * math.log(2):.2f}")
+reveal("cosine of wrong pairs", guess_alike, round(scores[~right].mean().item(), 2))
 
 # %% [markdown]
-# The loss falls in the first steps, as a loss should, and then stays. The model has learned that
-# **everything belongs together**: all vectors point the same way. A 0 wipes the score out, so each
-# wrong pair costs -log sigmoid(0) = log 2 whatever the model does, and only the right pairs pull.
-# Without pushes, the best answer is one point for all. (Labels 0 and 1 are right in another form
-# of the same loss, the binary cross entropy: -y log p - (1 - y) log(1 - p).)
+# The loss falls and then stays. The model has learned that **everything belongs together**: all
+# vectors point the same way. A label of 0 wipes the score out, so each wrong pair costs
+# $-\log \sigma(0) = \log 2$ whatever the model does, and only the right pairs pull.
 #
-# Not every mistake shows like this. The exercise knows sixteen, and several of them still learn
-# something. A training that works does not prove that the loss is right.
+# Not every mistake shows like this: many still learn something. A training that works does not
+# prove that the loss is right.
 #
-# ## See it: three starts of the bias
+# ## In the real model
 #
-# Back to the start values. We train with b = 0, b = -log(11) and SigLIP's b = -10, and look at the
-# cosines of all right and all wrong pairs of the new artist's pictures afterwards.
+# A large batch is spread over many devices, each with its own pictures and sentences. A share needs
+# its whole row and column, so the usual softmax sends all vectors to all devices (*all-gather*).
+# The sigmoid needs one block of the table at a time: a device adds it up, forgets it, and gets the
+# next sentences from its neighbour.
 
 # %%
-right = torch.eye(12, dtype=torch.bool).repeat_interleave(20, dim=0)
+figures.contrastive.blocks(devices=4)
+
+# %% [markdown]
+# Let devices hold m = 32 pairs each, n in all, with vectors of e = 1,152 numbers of 4 bytes. A
+# device holds
+#
+# - for the softmax: all vectors, 2 · n · e, and the table, n · n (or, with care, only its own m
+#   rows and columns, 2 · m · n),
+# - for the sigmoid: its own vectors and one foreign block, 3 · m · e, and one block of the table,
+#   m · m.
+
+# %% tags=["nbval-check-output"]
+m, e, counts = 32, 1152, [2**k for k in range(1, 11)]
+held = {"softmax, whole table": [], "softmax, own rows": [], "sigmoid": []}
+for devices in counts:
+    n = devices * m
+    held["softmax, whole table"].append(4 * (2 * n * e + n * n) / 1e6)
+    held["softmax, own rows"].append(4 * (2 * n * e + 2 * m * n) / 1e6)
+    held["sigmoid"].append(4 * (3 * m * e + m * m) / 1e6)
+print({name: round(values[-1], 2) for name, values in held.items()}, "MB with 1,024 devices")
+factor = held["softmax, own rows"][-1] / held["sigmoid"][-1]
+reveal("softmax, with care, against sigmoid", guess_factor, round(factor))
+
+# %%
+figures.contrastive.memory(counts, held, "MB held by one device")
+
+# %% [markdown]
+# The second answer: 310 MB (or 4.6 GB with the whole table) against less than half a megabyte.
+#
+# What is left of this in PaliGemma? The vision tower. Text tower, scale, bias and loss are gone:
+# picture and text meet in Gemma's attention (lesson 11). Our small model's tower began with the
+# sigmoid loss, too, but with more help. Its pictures are composed, so it is known which object
+# covers which patch, and the same loss also trained **every patch** against the objects' names. The
+# published SigLIP had no such labels.
+#
+# ## Check
+#
+# Our two losses and their gradients against the package, and against torch's own cross-entropies.
+
+# %% tags=["nbval-check-output"]
+import torch.nn.functional as F
+
+from minipali import contrastive
+
+torch.manual_seed(1)
+given = [torch.randn(5, 7), torch.randn(5, 7), torch.tensor(1.3), torch.tensor(-2.0)]
+for x in given:
+    x.requires_grad_()
+pairs, table = torch.arange(5), similarities(given[0], given[1]) * given[2].exp()
+by_torch = {
+    "clip_loss": (F.cross_entropy(table, pairs) + F.cross_entropy(table.T, pairs)) / 2,
+    "siglip_loss": F.binary_cross_entropy_with_logits(
+        table + given[3], torch.eye(5), reduction="sum"
+    ) / 5,
+}  # fmt: skip
+for ours, number in ((clip_loss, 3), (siglip_loss, 4)):
+    theirs = getattr(contrastive, ours.__name__)(*given[:number])
+    mine, expected = ours(*given[:number]), by_torch[ours.__name__]
+    gradients = [torch.autograd.grad(x, given[:2], retain_graph=True) for x in (mine, expected)]
+    same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+    close = torch.allclose(mine, theirs, atol=1e-5), torch.allclose(mine, expected, atol=1e-5)
+    print(f"{ours.__name__:12} package: {close[0]}, torch: {close[1]}, gradients: {same}")
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: where to start the bias
+#
+# Ten more minutes. SigLIP starts with t = 10 and b = -10. Why so far below 0? At the start all
+# cosines are near 0, so each score is about b. One step of training *pulls* each right pair
+# together with the strength $1 - \sigma(b)$, and *pushes* each wrong pair apart with $\sigma(b)$. A
+# picture has one right sentence and n - 1 wrong ones:
+
+# %%
+for n in (12, 32768):
+    for start in (0.0, -10.0, -math.log(n - 1)):
+        yes = 1 / (1 + math.exp(-start))
+        push = (n - 1) * yes
+        print(f"n = {n:6}, b = {start:6.2f}: pull {1 - yes:.3f}, all pushes {push:9.3f}")
+print(f"-10 would be the balance for {math.exp(10) + 1:,.0f} pairs")
+
+# %% [markdown]
+# With b = 0 and a large batch, thousands of pushes drown one pull: the model first learns to say
+# no. With b = -log(n - 1) both are equal, because that is the true rate of yes: 1 to n - 1. For
+# SigLIP's batch of 32,768 this is -10.4, very near to their -10. For our batch of 12 it is -2.4,
+# and that is what the trainings above started with.
+#
+# The two numbers also set a **threshold**. The answer turns to yes where t · cosine + b = 0, at the
+# cosine -b / t. With t = 10 and b = -10 that is 1: at first even a perfect pair is only *perhaps*.
+# We train with three starts, one seed each, and look at the cosines of right and wrong pairs
+# afterwards.
+
+# %%
 starts = {}
 for start, run in ((0.0, None), (-math.log(11), large["sigmoid"][0]), (-10.0, None)):
     run = run or train_towers(siglip_loss, task, bias=start)
@@ -325,30 +393,59 @@ for start, run in ((0.0, None), (-math.log(11), large["sigmoid"][0]), (-10.0, No
 figures.contrastive.thresholds(starts)
 
 # %% [markdown]
-# The accuracies are close (one seed each; a few points mean nothing). And the bias stays near its
-# start: 300 steps do not carry it far. What moves are the **cosines**. They gather below and around
-# the threshold, wherever it is. With b = 0 most right pairs have negative cosines; with b = -10 even
-# wrong pairs are quite alike. So never compare the cosines of two models.
+# A few points of accuracy mean nothing here. But the bias stays near its start: 300 steps do not
+# carry it far. What moves are the **cosines**. They gather below and around the threshold, wherever
+# it is. So never compare the cosines of two models.
 #
 # Most right pairs stay below the threshold: asked yes or no, the towers would say no. Zero-shot
-# classification only needs the right one to be the *largest*. And -10 is no magic number. At our
-# batch size the start hardly matters; in very large batches it keeps the pushes from drowning the
-# pull.
+# classification only needs the right one to be the *largest*.
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: any list of names
 #
-# ## Build: the loss on many machines
-#
-# Large batches are spread over many devices. Each holds its own pictures and its own sentences, and
-# the table of all pairs belongs to nobody. Which numbers must travel?
-#
-# **Softmax**: one share needs the sums of its whole row and its whole column. The usual way is to
-# send all vectors to all devices (*all-gather*).
-#
-# **Sigmoid**: no term needs any other term. A device takes its own block of the table, adds up,
-# forgets it, and gets the next sentences from its neighbour. They travel round in a ring, and the
-# total is a sum of sums. Below the picture is the same in one process, for six pairs cut in two.
+# Five more minutes. A zero-shot classifier is made of words. So we make others, without training:
+# shorter lists of names, and the same twelve names in other words. Each number is the mean of the
+# three softmax runs at batch 12. One of the lists goes badly wrong. Guess which.
+
 
 # %%
-figures.contrastive.blocks(devices=4)
+def zero_shot(names, sentence):
+    """Accuracy on the new artist's pictures of these names, told apart by `sentence(name)`."""
+    ids = [processor.encode(sentence(name)) for name in names]
+    padded = processor.pad([[] for _ in ids], ids, side="right")
+    sentences = padded["input_ids"], padded["attention_mask"]
+    pictures = task.new[[task.names.index(name) for name in names]].flatten(0, 1)
+    right = torch.arange(len(names)).repeat_interleave(task.new.shape[1])
+    found = [name_scores(run.towers, pictures, sentences) for run in large["softmax"]]
+    return sum((scores.argmax(dim=1) == right).float().mean().item() for scores in found) / 3
+
+
+# %%
+from minipali.scenes import with_article
+
+for names in (("car", "bicycle"), ("apple", "car", "cat"), ("cat", "dog"), task.names):
+    told = ", ".join(names) if len(names) < 5 else "all twelve"
+    print(f"{told:26} {zero_shot(names, with_article):4.0%}, guessing {1 / len(names):4.0%}")
+for told, sentence in (("'a picture of a cat', ...", "a picture of a {}"), ("'cat', ...", "{}")):
+    print(f"{told:26} {zero_shot(task.names, sentence.format):4.0%}")
+
+# %% [markdown]
+# Fewer names are an easier choice, unless they are the ones that the towers mix up. A longer
+# sentence costs a few points. But with the bare name, without "a", nothing is left: in training the
+# name always stood in second place, and our text tower has only ever read twelve sentences.
+# *Zero-shot* means no new training. It does not mean that every word is understood. CLIP has read
+# 400 million texts, and still its authors found that "a photo of a ..." works better than the bare
+# name.
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: the ring, with two processes
+#
+# Ten more minutes. The sum over all pairs is a sum of sums. First in one process, for six pairs cut
+# in two. Then with two real processes: each keeps its own three pairs, computes its diagonal block,
+# hands its sentences on, and computes the other block. The package's `siglip_loss_ring` does the
+# handing on; in training the gradients travel back the same way. (All-gather in a ring sends
+# pictures *and* sentences, so the ring of the sigmoid halves what is sent. The large gain is in
+# what is held.)
 
 # %%
 torch.manual_seed(0)
@@ -357,14 +454,9 @@ log_scale, bias = torch.tensor(2.0), torch.tensor(-1.0)
 scores = similarities(image, text) * log_scale.exp() + bias
 labels = 2 * torch.eye(6) - 1
 blocks = -torch.nn.functional.logsigmoid(labels * scores).reshape(2, 3, 2, 3).sum(dim=(1, 3))
-print("sums of the four blocks:", blocks.tolist())
+print("sums of the four blocks:", [[round(x, 3) for x in row] for row in blocks.tolist()])
 plain = siglip_loss(image, text, log_scale, bias)
-print(f"all / 6 = {blocks.sum() / 6:.6f}, plain loss {plain:.6f}")
-
-# %% [markdown]
-# Now with two real processes. Each keeps its own three pairs, computes its diagonal block, hands its
-# sentences on, and computes the other block. The package's `siglip_loss_ring` does the handing on;
-# in training the gradients travel back the same way.
+print(f"all / 6 = {blocks.sum() / 6:.4f}, plain loss {plain:.4f}")
 
 # %%
 WORKER = """
@@ -405,94 +497,26 @@ with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
     told = [worker.communicate(timeout=100)[0] for worker in workers]
     assert len(list(Path(folder).glob("loss*"))) == 2, told
     losses = [load_file(Path(folder, f"loss{r}.safetensors"))["loss"].item() for r in (0, 1)]
-print(f"process 0: {losses[0]:.6f}, process 1: {losses[1]:.6f}, mean {sum(losses) / 2:.6f}")
-print(f"one process with everything: {plain:.6f}")
+print(f"process 0: {losses[0]:.4f}, process 1: {losses[1]:.4f}, mean {sum(losses) / 2:.4f}")
+print(f"one process with everything: {plain:.4f}")
 
 # %% [markdown]
-# ## In the real model
+# Two things belong to an honest count. The numbers of *In the real model* are those of the loss
+# alone: for the gradient the blocks are kept, in our package too, unless it is computed block by
+# block as well. And a softmax can be computed in blocks, too, with running sums of rows and
+# columns. It only needs more care.
 #
-# How much does this save? Let D devices hold m = 32 pairs each, so n = 32 · D pairs in all, with
-# vectors of e = 1,152 numbers of 4 bytes, as wide as SigLIP's in PaliGemma.
-#
-# - **Sent by each device.** All-gather in a ring: pictures *and* sentences of all the others pass
-#   through, 2 · (D - 1) · m · e numbers. The sigmoid's ring: sentences only, (D - 1) · m · e.
-# - **Held by each device.** Softmax: all vectors, 2 · n · e, and the table, n · n. A careful softmax
-#   computes only its own m rows and m columns, 2 · m · n. Sigmoid: its own vectors and one foreign
-#   block, 3 · m · e, and one block of the table, m · m.
-
-# %% tags=["nbval-check-output"]
-m, e, counts = 32, 1152, [2**k for k in range(1, 11)]
-sent = {"softmax": [], "sigmoid": []}
-held = {"softmax, whole table": [], "softmax, own rows": [], "sigmoid": []}
-for devices in counts:
-    n = devices * m
-    sent["softmax"].append(4 * 2 * (devices - 1) * m * e)
-    sent["sigmoid"].append(4 * (devices - 1) * m * e)
-    held["softmax, whole table"].append(4 * (2 * n * e + n * n))
-    held["softmax, own rows"].append(4 * (2 * n * e + 2 * m * n))
-    held["sigmoid"].append(4 * (3 * m * e + m * m))
-print("                 MB sent             MB held")
-print("devices     softmax sigmoid   whole table  own rows  sigmoid")
-for row in zip(counts, *sent.values(), *held.values(), strict=True):
-    mb = [x / 1e6 for x in row[1:]]
-    print(f"{row[0]:7} {mb[0]:10.2f} {mb[1]:7.2f} {mb[2]:13.2f} {mb[3]:9.2f} {mb[4]:8.2f}")
-
-# %%
-figures.contrastive.memory(counts, held, "bytes held by one device")
-
-# %% [markdown]
-# The second answer of *Predict*: 4.6 GB against less than half a megabyte, which does not grow. The
-# bytes *sent* are only halved. So the gain is memory, and with it the size of the batch. Two things
-# belong to the honest picture. These are the numbers of the loss itself. For the gradient autograd
-# keeps the blocks, in our package too, unless the gradient is computed block by block as well. And
-# a softmax can also be computed in blocks, with running sums of rows and columns; it only needs
-# more care.
-#
-# What is left of all this in PaliGemma? The vision tower, as you know it from lesson 04. The text
-# tower, the scale, the bias and the loss are gone: nothing contrastive runs when PaliGemma answers.
-# Picture and text meet in Gemma's attention (lesson 11). Our small model came about the same way:
-# with the sigmoid loss, which allows several true sentences for one picture (lesson 13).
-#
-# ## Check
-#
-# Our two losses and their gradients against the package, and against torch's own cross entropies.
-
-# %% tags=["nbval-check-output"]
-import torch.nn.functional as F
-
-from minipali import contrastive
-
-torch.manual_seed(1)
-given = [torch.randn(5, 7), torch.randn(5, 7), torch.tensor(1.3), torch.tensor(-2.0)]
-for x in given:
-    x.requires_grad_()
-pairs, table = torch.arange(5), similarities(given[0], given[1]) * given[2].exp()
-by_torch = {
-    "clip_loss": (F.cross_entropy(table, pairs) + F.cross_entropy(table.T, pairs)) / 2,
-    "siglip_loss": F.binary_cross_entropy_with_logits(
-        table + given[3], torch.eye(5), reduction="sum"
-    ) / 5,
-}  # fmt: skip
-for ours, number in ((clip_loss, 3), (siglip_loss, 4)):
-    theirs = getattr(contrastive, ours.__name__)(*given[:number])
-    mine, expected = ours(*given[:number]), by_torch[ours.__name__]
-    gradients = [torch.autograd.grad(x, given[:2], retain_graph=True) for x in (mine, expected)]
-    same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
-    close = torch.allclose(mine, theirs, atol=1e-5), torch.allclose(mine, expected, atol=1e-5)
-    print(f"{ours.__name__:12} package: {close[0]}, torch: {close[1]}, gradients: {same}")
-
 # %% [markdown]
 # ## Your turn
 #
-# Open [the exercise](../exercises/05_contrastive.ipynb). You write `clip_loss` and `siglip_loss`,
-# and at the end two towers learn to see with each of them.
+# If you have not yet: [the exercise](../exercises/05_contrastive.ipynb). At its end two towers
+# learn to see with your losses. It has one piece more that no cell of this lesson shows.
 #
 # ## Take away
 #
 # - Contrastive learning asks which picture and which sentence belong together. Softmax makes them
 #   compete along rows and columns; sigmoid asks each pair alone.
-# - The scale turns cosines into decisions, and the bias says how rare a yes is; -log(n - 1) is the
-#   rate of a batch of n.
+# - The scale turns cosines into decisions, and the bias says how rare a yes is.
 # - At our size the two losses taught alike. What the sigmoid saves is memory on many machines.
 #
 # **Self-test**
@@ -508,6 +532,13 @@ for ours, number in ((clip_loss, 3), (siglip_loss, 4)):
 # a threshold, so for it the cosine itself means something.
 # </details>
 #
+# <details><summary>In which form of the sigmoid loss are the labels 1 and 0 right?</summary>
+#
+# In the *binary cross-entropy*, $-y \log p - (1 - y) \log(1 - p)$: there the 0 does not multiply
+# the score, it chooses the second term. It is the same loss, and the *Check* above compares with
+# it.
+# </details>
+#
 # <details><summary>Why not give CLIP's loss a bias too?</summary>
 #
 # It would be added to every score of the row and of the column, and the softmax would not see it.
@@ -521,9 +552,10 @@ for ours, number in ((clip_loss, 3), (siglip_loss, 4)):
 # would compete with each other.
 # </details>
 #
-# **Sources.** CLIP: Radford et al. 2021, arXiv 2103.00020, figure 3 (the pseudocode), sections 2.5
-# (temperature) and 3.1.4 (wording). SigLIP: Zhai et al. 2023, arXiv 2303.15343, algorithm 1,
-# sections 3.2 (start values) and 3.3 (blocks). That -10 fits a batch of about 22,000 was noticed in
+# **Sources.** CLIP: Radford et al. 2021, arXiv 2103.00020, figure 3 (the pseudocode), and its
+# sections on training (temperature) and on prompt engineering (wording). SigLIP: Zhai et al. 2023,
+# arXiv 2303.15343, algorithm 1, and its sections on the sigmoid loss (start values) and on its
+# efficient implementation in blocks. That -10 fits a batch of about 22,000 was noticed in
 # open_clip's issue 650.
 
 # %% [markdown]
@@ -535,8 +567,8 @@ for ours, number in ((clip_loss, 3), (siglip_loss, 4)):
 # | normalising gives both embeddings the same dimensions and size | two linear maps give the same dimensions; normalising gives length 1 |
 # | dividing by the sum makes the softmax stable | it makes the shares sum to 1; subtracting the largest score makes it stable |
 # | the formula of the loss, whose first term has no log | both terms are logs |
-# | for the sigmoid: score 1 for right pairs and 0 for wrong ones | labels +1 and -1 in -log sigmoid(z · s), or 1 and 0 in the binary cross entropy |
+# | for the sigmoid: score 1 for right pairs and 0 for wrong ones | labels +1 and -1 in -log sigmoid(z · s), or 1 and 0 in the binary cross-entropy |
 # | after the sigmoid, "at the end calculate the symmetric loss" | the sum over all pairs has no direction; only the softmax needs two |
-# | picture to text is `axis=0` | rows are pictures, so picture to text runs along a row: `axis=1` |
+# | picture to text is `axis=0` | rows are pictures, so the question of a picture runs along its row: `axis=1`. CLIP's own figure 3 computes its `loss_i` with `axis=0`, too; the mean of both is the same, only the names are exchanged |
 # | the table of scores *after the loss function* | a loss changes no scores; training does. And 0.6, 0.4 become 0.95, 0.05 by temperature alone |
 # | zero-shot: any labels match "without any additional training" | no new training, but the words must be words that the text tower knows |

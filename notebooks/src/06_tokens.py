@@ -2,10 +2,31 @@
 # # 06 · Tokens: text and pictures in one row
 #
 # The decoder of PaliGemma reads one row of vectors. It does not know letters, and it does not know
-# files. Something must cut text into pieces and give each piece a number, make every picture the
-# same size, put both into one row, and make rows equally long. That is the **processor**. It has no
-# weights, and nothing in it is trained together with the model. But here a model is fed, and it cannot
-# say when it is fed wrongly. You will make ten mistakes on purpose, and measure what each one costs.
+# files. The **processor** cuts text into pieces, gives each piece a number, makes every picture the
+# same size, and puts both into one row. It has no weights. But it makes all that the model gets, and
+# a model cannot say when that is wrong. You will make nine mistakes on purpose, and measure what
+# each one costs.
+#
+# ## Do you remember?
+#
+# <details><summary>What is the shape of <code>pixel_values</code> for two pictures of the small
+# model?</summary>
+#
+# (2, 3, 72, 72): pictures, colours, height, width (lesson 01).
+# </details>
+#
+# <details><summary>Somebody hides padding with <code>weights = softmax(scores) * mask</code>. What is
+# wrong?</summary>
+#
+# The hidden keys have taken their share already, and the weights of a row no longer sum to 1. The
+# mask must make the *scores* minus infinity, before the softmax (lesson 03).
+# </details>
+#
+# <details><summary>A picture of a dog and a car is in a batch with the sentences "a dog" and "a car".
+# Which of the two losses of lesson 05 can call both right?</summary>
+#
+# SigLIP's: it asks each pair alone. In CLIP's softmax two right answers compete.
+# </details>
 #
 # ## Where we are
 
@@ -13,6 +34,7 @@
 import numpy as np
 
 from minipali import figures, load, scenes
+from minipali.checks import reveal
 
 model, processor = load("small")
 figures.model_map("tokens", model.config)
@@ -26,26 +48,30 @@ figures.model_map("tokens", model.config)
 # 2. **assemble** a row from image tokens, bos, prompt, newline and padding, with its mask,
 # 3. **prepare** a picture, and tell loud mistakes from quiet ones by measuring.
 #
-# Time: 40 minutes. You need: the patches of lesson 01, and what a mask is (03).
+# Time: 55 minutes. You need: patches (lesson 01), and what a mask is (03).
 #
 # ## Predict
 #
-# Write four answers down.
-#
-# - Our tokenizer learned from English questions about 24 objects. You give it an emoji. How many
-#   tokens does it make of it: none, one, or more?
-# - You forget the newline at the end of a question. What does the model answer?
-# - You forget bos, the token that begins the text. Which questions go wrong?
-# - A picture is eight times too large. You keep every eighth pixel. What can go wrong?
-#
+# 1. Our tokenizer learned from English questions about 24 objects. You give it the emoji 😀. How
+#    many tokens does it make of it?
+# 2. A question ends with a newline. You forget it. Which token does the model then find most
+#    likely, where it said `dog` before?
+# 3. The text begins with a token named *bos*. You forget that one. What suffers most: *naming*,
+#    *counting*, or *detection* (boxes)?
+
+# %%
+guess_tokens, guess_token, guess_task = ..., ..., ...
+
+# %% [markdown]
 # ## By hand: three merges
 #
-# Letters make long rows, and whole words need a list of all words. **Byte-pair encoding** (BPE) lies
-# between: start from letters, and join the neighbours that stand together most often. Then again,
-# and again. Each join adds one piece to the vocabulary.
+# **Byte-pair encoding** (BPE) lies between letters, which make long rows, and words, of which there
+# are too many. Start from letters, and join the neighbours that stand together most often. Then
+# again, and again. Each join adds one piece to the **vocabulary**, the list of all pieces.
 #
-# Take the text *cat cat scat rat*. A space belongs to the word that follows it and is written `▁`.
-# On paper: which two neighbours are most frequent? Join them everywhere and count again. Three times.
+# Take the text *cat cat scat rat*. A space belongs to the word that follows it and is written `▁`;
+# put one before the first word, too. On paper: which two neighbours are most frequent? Join them
+# everywhere and count again. Three times.
 
 # %%
 from collections import Counter
@@ -85,11 +111,9 @@ for _ in range(3):
 #
 # ## Build: a tokenizer
 #
-# **SentencePiece** is the library behind Gemma's tokenizer, and it does this fast. It takes the text
-# as it is, spaces and all, without cutting it into words by rules of some language. We train it now,
-# live, on captions and questions about 300 scenes. Three options follow Gemma's tokenizer: digits are
-# split, whitespace stays as it is, and bytes stand in for the unknown. Nothing else in the text is
-# changed (`identity`), and the newline is a piece of its own that never joins another.
+# **SentencePiece**, the library behind Gemma's tokenizer, does this fast. We train it here, on
+# captions and questions about 300 scenes. As in Gemma's, each digit is a piece of its own, spaces
+# stay as they are, and unknown characters become bytes. The newline is a piece that never joins.
 
 # %%
 rng, text = np.random.default_rng(0), []
@@ -124,15 +148,12 @@ figures.tokens.pieces(
 )
 
 # %% [markdown]
-# A larger vocabulary makes shorter rows. The price is a larger table: each piece has a vector of its
-# own, and Gemma has a quarter of a million pieces. A piece that is rare in training has a vector that
-# was rarely trained.
+# A larger vocabulary makes shorter rows. The price is a larger table, because each piece has a
+# vector of its own (lesson 10), and a rare piece has a vector that was rarely trained.
 #
-# Even the smallest of these has 300 entries, because 256 of them are the **bytes**. They are the way
-# out for everything unknown. A character that is not in the vocabulary is written as the bytes of its
-# UTF-8 form. Without this **byte fallback** it becomes "unknown" and is lost. We compare the two on a
-# text that our training never met. Then comes the test: the package's own tokenizer (trained in the
-# same way, with 640 pieces) shall encode and decode **every character of Unicode**.
+# Of the 300 entries of the smallest vocabulary, 256 are the **bytes**. A character that is not in
+# the vocabulary is written as the bytes of its UTF-8 form. Without this **byte fallback** it
+# becomes *unknown* and is lost. We compare the two on a text that our training never met.
 
 # %%
 without = train(300, byte_fallback=False)
@@ -140,38 +161,29 @@ strange = "un chien noir 😀"
 for name, one in (("with bytes", trained[500]), ("without", without)):
     print(f"{name:10} {one.EncodeAsPieces(strange)}")
     print(f"{'':10} back as text: {one.DecodeIds(one.EncodeAsIds(strange))!r}")
-
-# %%
-characters = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i <= 0xDFFF)
-lost = []
-for block in (characters[i : i + 256] for i in range(0, len(characters), 256)):
-    if processor.decode(processor.encode(block)) != block:
-        lost += [c for c in block if processor.decode(processor.encode(c)) != c]
-print(f"{len(characters):,} characters, {len(lost)} of them not the same: {lost}")
+reveal("tokens of an emoji", guess_tokens, len(trained[500].EncodeAsIds("😀")))
 
 # %% [markdown]
-# The emoji takes four bytes, so four tokens: the first answer of *Predict*. (Without bytes you see `😀`
-# too, but there it has the id of *unknown*, and reads back as `⁇`.) And of 1.1 million
-# characters one is lost: `▁` itself, which reads back as the space that it stands for. The code points
-# that we skipped are halves of pairs, no characters.
-#
-# To the model an unknown language is a long row of bytes. It can read it back, but it learned nothing
-# about it. Lossless is not the same as understood.
+# (Without bytes you see `😀` too, but there it has the id of *unknown*, and reads back as `⁇`.) An
+# unknown language is a long row of letters and bytes, of which the model learned nothing. To lose
+# nothing is not to understand.
 #
 # ## Build: tokens that are no text
 #
-# Some ids stand for no piece of text. PaliGemma puts them around SentencePiece's pieces:
+# Some ids stand for no text. SentencePiece has four of its own, with the ids 0 to 3: `<pad>`
+# (padding), `<eos>` (end), `<bos>` (begin) and `<unk>` (unknown). PaliGemma adds three kinds behind
+# all pieces:
 #
-# - `<pad>`, `<eos>`, `<bos>`, `<unk>`: the ids 0 to 3. Padding, end, begin, unknown.
 # - `<loc0000>` to `<loc1023>`: **places**. A box is four of them: top, left, bottom, right. An edge
-#   that lies at a part v of the picture's height or width is the number round(v · 1023).
-# - `<seg000>` to `<seg127>`: **shapes**. Sixteen of them describe a mask (lesson 15).
-# - `<image>`: keeps a place free for one patch of the picture.
+#   at a fraction v of the height or width, 0 to 1, is the number round(v · 1023).
+# - `<seg000>` to `<seg127>`: **shapes**, for the outlines of objects (lesson 16).
+# - `<image>`: an **image token** keeps a place free for one patch of the picture.
 #
-# SentencePiece knows nothing of places. Asked alone, it cuts `<loc0512>` into letters and digits, and
-# the model would read these as text. So the processor looks for such names first.
+# Alone, SentencePiece cuts `<loc0512>` into small pieces. So the processor looks for such
+# names first.
 
-# %%
+# %% tags=["nbval-check-output"]
+print("the first four:     ", [processor.sentencepiece.IdToPiece(i) for i in range(4)])
 print("SentencePiece alone:", processor.sentencepiece.EncodeAsPieces("<loc0512>"))
 print("processor:          ", processor.encode("<loc0512>"), "= 512 +", processor.first_location)
 box = (0.25, 0.1, 0.75, 0.9)  # top, left, bottom, right
@@ -181,18 +193,21 @@ print("a box:", places, "->", processor.encode(places + " dog"))
 # %% [markdown]
 # ## Build: the row
 #
-# The row of a question has four parts, in this order: **image tokens**, one for each patch; **bos**,
-# which begins the text; the **prompt**; and a **newline**.
+# The row of a question has four parts, in this order: **image tokens**, one for each patch;
+# **bos**, which begins the text; the **prompt**; and a **newline**. The newline marks where the
+# question ends and the answer begins. It occurs in none of PaliGemma's prompts, and the tokenizer
+# may not join it with a neighbour, or the mark would not always be the same token.
 #
-# Why the newline? The model must know where the question ends and its answer begins. PaliGemma's
-# authors mark this place with a newline, which occurs in none of their prompts. They also took care
-# that the tokenizer cannot join it with a neighbour, or the mark would not always be the same token.
-# In our tokenizer a newline never joins, so we may add it to the text. After the row is drawn, we ask
-# the model for its next token, once with the newline and once without.
+# **Write it now**: [exercise 06](../exercises/06_tokens.ipynb), `prompt_ids`. A prompt comes in,
+# and a function `encode` that makes a list of ids of a text; one list of ids goes out. Two results,
+# with an `encode` that gives each letter its number in Unicode (h 104, i 105, newline 10), image
+# token 9, two patches and bos 2: `"hi"` becomes [9, 9, 2, 104, 105, 10], and `""` becomes [9, 9, 2,
+# 10].
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def prompt_ids(prompt, encode, image_token, num_patches, bos):
+    """One row: the picture's places, bos, prompt, newline."""
     return [image_token] * num_patches + [bos] + encode(prompt + "\n")
 
 
@@ -202,32 +217,40 @@ special = (model.config.image_token_id, model.config.vision.num_patches, model.c
 ids = prompt_ids("answer en what is on the left?", processor.encode, *special)
 figures.tokens.row(ids, processor(picture, "")["pixel_values"][0], processor)
 
+# %% [markdown]
+# The image tokens all have one id. In lesson 11 the 36 vectors of the vision tower take their
+# places. The tokenizer gives **ids** and nothing more; text vectors come from the model's table.
+#
+# The model answers with one score for each id that may come next, its **logits**, and softmax makes
+# shares of them. With the newline, and without:
+
 # %%
 import torch
 
 view = processor(picture, "")["pixel_values"]
 for name, row in (("with the newline", ids), ("without it", ids[:-1])):
     best = model(torch.tensor([row]), pixel_values=view)[0, -1].softmax(dim=-1).topk(3)
-    pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    print(f"{name:17}", ", ".join(f"{processor.token(i)!r} {p:.3f}" for p, i in pairs))
+    likeliest = [processor.token(i) for i in best.indices.tolist()]
+    pairs = zip(likeliest, best.values.tolist(), strict=True)
+    print(f"{name:17}", ", ".join(f"{token!r} {share:.3f}" for token, share in pairs))
+reveal("likeliest without the newline", guess_token, likeliest[0])
 
 # %% [markdown]
-# Without the newline the likeliest next token is *end*, and the answer stays empty: the second answer
-# of *Predict*. In training, a text without a newline behind it was a finished answer, and so the model
-# finishes.
-#
-# The image tokens all have the same id. In lesson 11 the 36 vectors of the vision tower take their
-# places. Until then they only keep seats. The tokenizer gives **ids**, and nothing more: vectors come
-# from the model's table (lesson 10).
+# Without the newline the answer *ends* before it begins. In training, a text without a newline
+# behind it was a finished answer, and so the model finishes.
 #
 # ## Build: padding
 #
 # A batch is one tensor, so its rows must be equally long. The short ones get **padding**, and a
-# **mask** tells which tokens are real: 1 for real, 0 for padding. Pictures need none of this. Each
-# has the same number of image tokens.
+# **mask** tells which tokens are real: 1 for real, 0 for padding.
+#
+# **Write it now**: exercise 06, `pad_rows`. Lists of ids come in; ids and mask go out, each (b,
+# longest). Two results for the rows [5, 6, 7] and [8] and the filler 0: on the left, the second row
+# becomes [0, 0, 8] with the mask [0, 0, 1]; on the right, [8, 0, 0] with [1, 0, 0]. Make the mask
+# from the lengths, not from `ids != 0`: the filler may also be a real id.
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def pad_rows(rows, filler, side):
     """Lists of ids -> ids (b, longest) and mask (b, longest)."""
     longest = max(len(row) for row in rows)
@@ -247,24 +270,24 @@ sides = {f"padding on the {side}": pad_rows(rows, 0, side) for side in ("left", 
 figures.tokens.padded(sides, processor)
 
 # %% [markdown]
-# Both are right, as long as the mask goes along. Padding on the left is handy for answering: the last
-# column holds the newline of every row, and each new token is one more column. In training, where the
-# answers are known, either side will do.
-#
-# The mask is made from the lengths. Do not read it off the ids (`ids != 0`): the filler may also be a
-# real value.
+# Both are right, as long as the mask goes with the ids. On the left is handy for answering: the last
+# column holds the newline of every row, and each new token is one more column.
 #
 # ## Build: the picture
 #
-# Four steps: RGB, a square, a tensor, and a scale.
-#
-# - **RGB.** Some pictures are grey, some have a fourth channel that says how transparent a pixel is.
-#   We lay the picture over white, and then all have three channels.
+# - **RGB.** Some pictures are grey, some have a fourth channel that says how transparent a pixel
+#   is. We lay every picture over white.
 # - **A square.** The whole picture is squeezed into the model's square. Nothing is cut off.
-# - **The scale.** SigLIP was trained on numbers from -1 to 1: divide by 255, subtract 0.5, divide by
-#   0.5. On paper: what becomes of 0, of 51 and of 255?
+# - **The scale.** SigLIP was trained on numbers from -1 to 1: divide by 255, subtract 0.5, divide
+#   by 0.5.
+#
+# **Write it now**: exercise 06, `to_pixels`. A Pillow picture of any size and kind comes in,
+# float32 (3, side, side) goes out. Two results: a grey picture of the value 51 becomes -0.6
+# everywhere, because (51 / 255 - 0.5) / 0.5 = -0.6, and a wholly transparent one becomes 1, which
+# is white.
 
-# %%
+
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 import torch.nn.functional as F
 from PIL import Image
 
@@ -278,16 +301,18 @@ def to_pixels(picture, side):
     return (pixels.float() / 255 - 0.5) / 0.5
 
 
+# %% tags=["nbval-check-output"]
 print([round(to_pixels(Image.new("L", (5, 4), v), 2)[0, 0, 0].item(), 3) for v in (0, 51, 255)])
+print("transparent:", to_pixels(Image.new("RGBA", (5, 4), (0, 0, 0, 0)), 2).unique().tolist())
 
 # %% [markdown]
-# The resizing hides a decision. To make a picture eight times smaller, one new pixel stands for 64
-# old ones. Pillow averages over all of them and some around, with weights that fall off from the
-# middle. This is called **antialiasing**. torch's `F.interpolate` with `mode="bicubic"` does not do it
-# by default: it looks at 4 x 4 pixels, however far apart the new ones lie, and skips the rest.
+# ## See it: a photograph made small
 #
-# Here is a real photograph, which comes with matplotlib: Grace Hopper, who wrote one of the first
-# compilers (a portrait by the U.S. Navy, public domain). The lower row enlarges the framed part.
+# The resizing hides a decision. In a picture made eight times smaller, one new pixel stands for 64
+# old ones. Pillow averages over all of them and some around: **antialiasing**. torch's
+# `F.interpolate` with `mode="bicubic"` looks, by default, at 4 x 4 pixels and skips the rest. Here
+# is Grace Hopper, who wrote one of the first compilers (a portrait by the U.S. Navy, public domain,
+# which comes with matplotlib). The lower row enlarges the framed part.
 
 
 # %%
@@ -305,46 +330,14 @@ small = {"antialiased": to_pixels(photo, 72), "not antialiased": not_antialiased
 figures.tokens.shrunk(photo, small, part=(0.22, 0.28, 0.62, 0.78))
 
 # %% [markdown]
-# The specks on the right are not in the photograph. They are single pixels that happened to be kept.
-#
-# ## Break it: fine stripes
-#
-# Does the model mind? We draw 60 objects at eight times the size, by an artist whose drawings were
-# never trained on, and ask what they are. Then we print fine stripes over the same pictures, as in a
-# photograph of a screen or of a striped shirt: brighter and darker by turns, 7 pixels from one bright
-# stripe to the next. `swap` puts our function into a copy of the processor.
-
-# %%
-from minipali import generate
-from minipali.swap import swap
-
-rng = np.random.default_rng(3)
-large = [scenes.compose(rng, scenes.VALIDATION_ARTIST, 1, scale=8) for _ in range(60)]
-names = [scene.things[0].name for scene in large]
-stripes = 60 * np.sign(np.sin(2 * np.pi * np.arange(8 * 72) / 7))[:, None]  # (x, 1)
-ways = {"antialiased": processor, "not antialiased": swap(processor, to_pixels=not_antialiased)}
-for kind, added in (("plain", 0), ("striped", stripes)):
-    pictures = [(scene.pixels + added).clip(0, 255).astype(np.uint8) for scene in large]
-    pictures = [Image.fromarray(picture) for picture in pictures]
-    for way, one in ways.items():
-        told = generate(model, one, pictures, ["answer en what is this?"] * len(pictures))
-        right = sum(a == name for a, name in zip(told, names, strict=True))
-        print(f"{kind:8} {way:16} {right} of {len(names)} named right")
-shown = {way: one.pixel_values(pictures[:5]) for way, one in ways.items()}
-figures.tokens.stripes(shown, names[:5])
-
-# %% [markdown]
-# On plain drawings it makes no difference: they have almost nothing finer than a pixel of the small
-# picture. With stripes and without antialiasing the model is lost, and look at why: the bars in the
-# lower row are in no picture that we made. Fine stripes that are skipped through come back as broad
-# ones. This is **aliasing**, and the last answer of *Predict*. A mistake in resizing can sleep through
-# all your tests and wake up at the first striped shirt.
+# The specks on the right are not in the photograph. They are single pixels that happened to be
+# kept.
 #
 # ## Break it: nine ways to ask wrongly
 #
-# Now the others. We ask 160 questions, 20 of each task, about new pictures by the same artist. Then we
-# ask the *same* questions again, with one mistake at a time in the processor. Read the list before you
-# go on. Which of these will you notice?
+# We ask 160 questions, 20 of each task, about pictures by an artist whose drawings were never
+# trained on. Then the *same* questions again, with one mistake at a time in the processor (`put`
+# sets a function of ours into a copy of it). Read the list `tried` first. Which will you notice?
 
 
 # %%
@@ -387,35 +380,141 @@ tried = {
 }
 
 # %%
+from minipali import generate
 from minipali.evaluation import evaluation_set, score
-from minipali.swap import put  # as `swap`, without the comparison
+from minipali.swap import put
 
 asked, table = evaluation_set(scenes.VALIDATION_ARTIST, each=20, seed=7), {}
 pictures, prompts = [scene.picture for scene, _ in asked], [q.prompt for _, q in asked]
 for name, pieces in tried.items():
     told = generate(model, put(processor, **pieces), pictures, prompts, max_new_tokens=24)
     right = [score(question, a) for (_, question), a in zip(asked, told, strict=True)]
-    table[name] = np.reshape(right, (len(scenes.TASKS), -1)).mean(axis=1).tolist()
-figures.tokens.mistakes(table, scenes.TASKS)
+    table[name] = np.reshape(right, (len(scenes.TASKS), -1)).mean(axis=1)
+figures.tokens.mistakes({name: row.tolist() for name, row in table.items()}, scenes.TASKS)
+lost = table["as it should be"] - table["bos missing"]
+reveal("suffers most without bos", guess_task, scenes.TASKS[lost.argmax()])
 
 # %% [markdown]
-# With 20 questions in a cell, one question is 5 points. Small differences mean nothing; the large
-# ones tell five stories.
+# One question is 5 points here, so small differences mean nothing. The large ones tell five stories
+# about this small model:
 #
 # - **Newline missing: loud.** Almost all answers are empty.
-# - **bos missing, twice, or before the picture: quiet.** Most tasks hardly notice, but the boxes are
-#   wrong. Whoever tests with captions alone will not know.
-# - **Wrong scale: in between.** With ImageNet's numbers the model still sees *something*. It names the
-#   background in three of four pictures, and loses about half of what it knew elsewhere.
-# - **Red and blue exchanged**, as some libraries read pictures: a loss in every task, in none a total
-#   one.
-# - **Padding read as text**: no harm on the left, here. On the right it depends on the *company*: only
-#   the longest rows have no padding, and only they are answered well.
+# - **bos missing, twice, or before the picture: quiet.** Most tasks hardly notice, but the boxes
+#   are wrong. Whoever tests with captions alone will not know.
+# - **Wrong scale: in between.** With ImageNet's numbers or with pixels from 0 to 1 the model still
+#   sees *something*, and loses a part of every task.
+# - **Red and blue exchanged**, as some libraries read pictures: worse in most tasks, in none lost.
+# - **Padding read as text**: no harm on the left, here. On the right it depends on the *company*:
+#   only the longest rows of a batch have no padding.
 #
-# ## See it: bos moves the boxes
+# ## Check
 #
-# Why do the boxes mind? We look at *how* they are wrong. For each question with one box in the true
-# answer and one in the model's, we take the distance between the two centres, in patches.
+# Our first eleven joins against SentencePiece's, in any order, and our three functions against the
+# package. (The package is held against the processor of Hugging Face's transformers, in
+# `tests/test_tokens.py`.)
+
+# %% tags=["nbval-check-output"]
+from minipali import tokens
+
+lines = [line.split(" ") for line in text]
+words = Counter(tuple("▁" * (i > 0) + w) for line in lines for i, w in enumerate(line))
+joins = []
+for _ in range(11):
+    pair, _ = next_pair(words)
+    joins.append("".join(pair))
+    words = {merge(word, pair): n for word, n in words.items()}
+theirs = [trained[400].IdToPiece(260 + i) for i in range(11)]
+print("joins: ", sorted(joins) == sorted(theirs), joins)
+theirs = tokens.prompt_ids("answer en what is on the left?", processor.encode, *special)
+print("row:   ", ids == theirs)
+for side in ("left", "right"):
+    both = zip(pad_rows(rows, 0, side), tokens.pad_rows(rows, 0, side), strict=True)
+    print("padded:", side, all(torch.equal(ours, theirs) for ours, theirs in both))
+sprite = scenes.sprites()["noto", "cat"]
+print("pixels:", sprite.mode, torch.allclose(to_pixels(sprite, 72), tokens.to_pixels(sprite, 72)))
+
+# %% [markdown]
+# ## In the real model
+#
+# The vocabulary of PaliGemma 3B, and what a picture costs beside a question: two FLOP for each
+# weight of the decoder's layers and each token (the scores of attention come on top).
+
+# %% tags=["nbval-check-output"]
+from minipali.config import preset
+
+for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"):
+    config = preset(name)
+    t, n, image_id = config.text, config.vision.num_patches, config.image_token_id
+    table = t.vocab_size * t.hidden_size
+    heads = (2 * t.num_attention_heads + 2 * t.num_key_value_heads) * t.head_dim
+    layers = t.num_hidden_layers * t.hidden_size * (heads + 3 * t.intermediate_size)
+    print(f"{name:16} loc {image_id - 1152:,}, seg {image_id - 128:,}, image {image_id:,}")
+    print(f"   table {table:,} numbers, {2 * table / 1e6:,.1f} MB at 2 bytes")
+    print(f"   picture {n} tokens, {2 * layers * n / 1e9:,.2f} GFLOP;"
+          f" question of 10 tokens, {2 * layers * 10 / 1e9:,.2f} GFLOP")  # fmt: skip
+
+# %% [markdown]
+# The picture is the long part of the row, at 896 pixels 4,096 tokens beside ten. And each new
+# special token costs one row of the table, no more: 1,024 places and 128 shapes were cheap to add.
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: every character of Unicode
+#
+# Two more minutes. The package's own tokenizer (trained in the same way, with 640 pieces) shall
+# encode and decode every character that there is. (The code points that we skip are halves of
+# pairs, no characters.)
+
+# %% tags=["nbval-check-output"]
+characters = "".join(chr(i) for i in range(0x110000) if not 0xD800 <= i <= 0xDFFF)
+lost = []
+for block in (characters[i : i + 256] for i in range(0, len(characters), 256)):
+    if processor.decode(processor.encode(block)) != block:
+        lost += [c for c in block if processor.decode(processor.encode(c)) != c]
+print(f"{len(characters):,} characters, {len(lost)} of them not the same: {lost}")
+
+# %% [markdown]
+# One is lost: `▁` itself, which reads back as the space that it stands for.
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: fine stripes
+#
+# Five more minutes. Does the model mind a picture that is not antialiased? We draw 60 objects at
+# eight times the size, by an artist whose drawings were never trained on, and ask what they are.
+# Then we print fine stripes over the same pictures, as in a photograph of a screen or of a striped
+# shirt: brighter and darker by turns, 7 pixels from one bright stripe to the next. `swap` is `put`
+# with a comparison.
+
+# %%
+from minipali.swap import swap
+
+rng = np.random.default_rng(3)
+large = [scenes.compose(rng, scenes.VALIDATION_ARTIST, 1, scale=8) for _ in range(60)]
+names = [scene.things[0].name for scene in large]
+stripes = 60 * np.sign(np.sin(2 * np.pi * np.arange(8 * 72) / 7))[:, None]  # (x, 1)
+ways = {"antialiased": processor, "not antialiased": swap(processor, to_pixels=not_antialiased)}
+for kind, added in (("plain", 0), ("striped", stripes)):
+    pictures = [(scene.pixels + added).clip(0, 255).astype(np.uint8) for scene in large]
+    pictures = [Image.fromarray(picture) for picture in pictures]
+    for way, one in ways.items():
+        told = generate(model, one, pictures, ["answer en what is this?"] * len(pictures))
+        right = sum(a == name for a, name in zip(told, names, strict=True))
+        print(f"{kind:8} {way:16} {right} of {len(names)} named right")
+shown = {way: one.pixel_values(pictures[:5]) for way, one in ways.items()}
+figures.tokens.stripes(shown, names[:5])
+
+# %% [markdown]
+# On plain drawings it makes no difference: they have almost nothing finer than a pixel of the small
+# picture. With stripes and without antialiasing the model is lost, and look at why: the bars in the
+# lower row are in no picture that we made. Fine stripes that are skipped through come back as broad
+# ones. This is **aliasing**. A mistake in resizing can pass all your tests, and fail at the first
+# striped shirt.
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: bos moves the boxes
+#
+# Five more minutes. Why do the boxes mind a missing bos? We look at *how* they are wrong. For each
+# question with one box in the true answer and one in the model's, we take the distance between the
+# two centres, in patches.
 
 # %%
 from minipali.locations import read_boxes
@@ -447,72 +546,22 @@ figures.tokens.moved_boxes(pictures[chosen], told, side=6)
 # picture does not help, because it is not in between. With one before and one after, the steps are
 # right, and so are the boxes. How positions get into attention is the subject of the next lesson.
 #
-# This is our small model. The published one is larger and has seen more, but it was trained with one
-# format too, and nobody promises you what it does with another.
+# This is our small model. The published one is larger and has seen more, but it was trained with
+# one format too, and nobody promises you what it does with another.
 #
-# ## Check
-#
-# Our four pieces: our joins against SentencePiece's first eleven, the row and the padding against the
-# package, and the pixels against the package on a transparent picture. (The package itself is held
-# against the processor of Hugging Face's transformers, in `tests/test_tokens.py`.)
-
-# %% tags=["nbval-check-output"]
-from minipali import tokens
-
-lines = [line.split(" ") for line in text]
-words = Counter(tuple("▁" * (i > 0) + w) for line in lines for i, w in enumerate(line))
-joins = []
-for _ in range(11):
-    pair, _ = next_pair(words)
-    joins.append("".join(pair))
-    words = {merge(word, pair): n for word, n in words.items()}
-theirs = [trained[400].IdToPiece(260 + i) for i in range(11)]
-print("joins: ", sorted(joins) == sorted(theirs), joins)
-theirs = tokens.prompt_ids("answer en what is on the left?", processor.encode, *special)
-print("row:   ", ids == theirs)
-for side in ("left", "right"):
-    both = zip(pad_rows(rows, 0, side), tokens.pad_rows(rows, 0, side), strict=True)
-    print("padded:", side, all(torch.equal(ours, theirs) for ours, theirs in both))
-sprite = scenes.sprites()["noto", "cat"]
-print("pixels:", sprite.mode, torch.allclose(to_pixels(sprite, 72), tokens.to_pixels(sprite, 72)))
-
 # %% [markdown]
-# ## In the real model
-#
-# The vocabulary of PaliGemma 3B, and what a picture costs beside a question. The table has a vector
-# for each id. We count two FLOP for each weight of the decoder's layers and each token (the scores of
-# attention come on top).
-
-# %% tags=["nbval-check-output"]
-from minipali.config import preset
-
-for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"):
-    config = preset(name)
-    t, n, image_id = config.text, config.vision.num_patches, config.image_token_id
-    table = t.vocab_size * t.hidden_size
-    heads = (2 * t.num_attention_heads + 2 * t.num_key_value_heads) * t.head_dim
-    layers = t.num_hidden_layers * t.hidden_size * (heads + 3 * t.intermediate_size)
-    print(f"{name:16} loc {image_id - 1152:,}, seg {image_id - 128:,}, image {image_id:,}")
-    print(f"   table {table:,} numbers, {2 * table / 1e6:,.1f} MB at 2 bytes")
-    print(f"   picture {n} tokens, {2 * layers * n / 1e9:,.2f} GFLOP;"
-          f" question of 10 tokens, {2 * layers * 10 / 1e9:,.2f} GFLOP")  # fmt: skip
-
-# %% [markdown]
-# The picture is the long part of the row, at 896 pixels by a factor of four hundred. And each new
-# special token costs one row of the table, no more: 1,024 places and 128 shapes were cheap to add.
-#
 # ## Your turn
 #
-# Open [the exercise](../exercises/06_tokens.ipynb). You write `to_pixels`, `prompt_ids` and
-# `pad_rows`, and at the end the trained model answers what your processor asks.
+# If you have not yet: [the exercise](../exercises/06_tokens.ipynb). At its end the trained model
+# answers what your processor asks. It has one piece more that no cell of this lesson shows.
 #
 # ## Take away
 #
-# - A tokenizer joins what often stands together, and falls back to bytes: text goes in and comes back,
-#   known or not.
+# - A tokenizer joins what often stands together, and falls back to bytes: text goes in and comes
+#   back, known or not.
 # - The row is image tokens, bos, prompt, newline. Padding fills rows up, and the mask says so.
-# - Pictures are squeezed to a square with antialiasing and scaled to -1 to 1. Mistakes here are often
-#   quiet, so compare numbers, not only answers.
+# - Pictures are squeezed to a square with antialiasing and scaled to -1 to 1. Mistakes here are
+#   often quiet, so compare numbers, not only answers.
 #
 # **Self-test**
 #
@@ -524,8 +573,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # <details><summary>You ask one question at a time, and the padding is read as text. When do you
 # notice?</summary>
 #
-# Never: a single row has no padding. The mistake waits for the first batch with prompts of different
-# length.
+# Never: a single row has no padding. The mistake waits for the first batch with prompts of
+# different length.
 # </details>
 #
 # <details><summary>Your model's captions are fine, but all boxes are a little too far to the right.
@@ -535,10 +584,11 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # </details>
 #
 # **Sources.** The row, the newline and the fixed square: Beyer et al. 2024 (PaliGemma), arXiv
-# 2407.07726, section 3.1; its tasks, section 3.2.5. SentencePiece: Kudo and Richardson 2018, arXiv
-# 1808.06226. BPE for text: Sennrich et al. 2016, arXiv 1508.07909. Gemma's tokenizer (digits are
-# split, whitespace stays, bytes for the unknown): Gemma Team 2024, arXiv 2403.08295, on training
-# data. `<loc>` split into characters: huggingface/transformers issue 30918.
+# 2407.07726, its sections on the architecture and on the tasks of pretraining. SentencePiece: Kudo
+# and Richardson 2018, arXiv 1808.06226. BPE for text: Sennrich et al. 2016, arXiv 1508.07909.
+# Gemma's tokenizer (digits are split, whitespace stays, bytes for the unknown): Gemma Team 2024,
+# arXiv 2403.08295, on training data. `<loc>` split into characters: huggingface/transformers issue
+# 30824.
 #
 # ### What the notes say, and what is true
 #

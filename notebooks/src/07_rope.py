@@ -1,11 +1,33 @@
 # %% [markdown]
 # # 07 · RoPE: a place is an angle
 #
-# Attention knows no places: shuffle its vectors, and the same vectors come out, shuffled (lesson 03).
-# The vision tower has a table of positions for that (lesson 01). The decoder has no such table, and
-# nothing is added to its vectors. Still it knows what is on the left. The trick is called **rotary
-# position embedding**, RoPE. It has no parameters at all. In the middle of this lesson you will move
-# a dog to the other side of a picture without touching a pixel or a weight.
+# Attention knows no places: shuffle its vectors, and the same vectors come out, shuffled. The
+# vision tower has a table of positions. The decoder has none, and nothing is added to its vectors.
+# Still it knows what is on the left. The trick is called **rotary position embedding**, **RoPE**,
+# and has no parameters at all. You write it, and then you move a dog to the other side of a picture
+# without touching a pixel or a weight.
+#
+# ## Do you remember?
+#
+# <details><summary>A row of the small model holds a picture and the prompt <code>caption en</code>, two
+# tokens. Which ids come in which order, and how many are there?</summary>
+#
+# 36 image tokens, bos, 2 tokens, and the newline: 40 (lesson 06).
+# </details>
+#
+# <details><summary>Queries are (b, h, t, k), keys are (b, h, s, k). What is the shape of the scores, and
+# over which axis goes the softmax?</summary>
+#
+# (b, h, t, s), over the last axis: each query shares out one whole among the keys (lesson 03).
+# </details>
+#
+# <details><summary>Which line gives two equal patches in different places different vectors:
+# <code>patches @ weight.T + bias</code>, <code>+ positions</code>, or
+# <code>(x - mean) / sd</code>?</summary>
+#
+# <code>+ positions</code>: the tower adds a learned vector for each place, once, before its first
+# layer (lesson 01).
+# </details>
 #
 # ## Where we are
 
@@ -13,6 +35,7 @@
 import torch
 
 from minipali import detect, figures, generate, load, scenes
+from minipali.checks import reveal
 
 model, processor = load("small")
 figures.model_map("decoder", model.config)
@@ -24,38 +47,45 @@ figures.model_map("decoder", model.config)
 #
 # 1. **turn** queries and keys by their positions, by hand and in a few lines of code,
 # 2. **show** that scores then depend on distances alone, and what that is good for,
-# 3. **find** the three mistakes that load and run without a word: layout, offset, precision.
+# 3. **find** mistakes that load and run without any error.
 #
-# Time: 40 minutes. You need: attention and heads (lesson 03), and that a full circle has 2π = 6.28
+# Time: 50 minutes. You need: attention and heads (lesson 03), and that a full circle has 2π = 6.28
 # radians.
 #
 # ## Predict
 #
-# The decoder reads 36 image tokens, row by row, and then the question. They have the positions 1, 2,
-# 3 and so on. Write down what happens to the answers if you
+# The decoder reads 36 image tokens, row by row, and then the question, at the positions 1, 2, 3 and
+# so on. We ask 240 questions, and 60 of them ask for a box. The model finds 48 of the 60.
 #
-# - give all tokens position 0. Which questions suffer: *what is this?*, *what is on the left?*, or
-#   *detect dog* (a box)?
-# - add 1,000 to every position.
-# - number each row of patches from right to left, and leave the picture as it is.
-#
+# 1. All tokens get position 0. How many of the 60 boxes does the model still find?
+# 2. Instead, every position grows by 1,000. How many of the 240 answers change?
+# 3. Instead, you number each row of patches from right to left. The picture stays as it is: a dog
+#    on the left, a car on the right. What does the model say is on the left?
+
+# %%
+guess_boxes, guess_changed, guess_left = ..., ..., ...
+
+# %% [markdown]
 # ## By hand: one pair
 #
 # Take a query of two numbers, (2, 1), and a key, (1, 0). Draw them as arrows. The rule of RoPE is:
-# **an arrow at position p is turned p times by the same angle.** For sums on paper, let the angle be
-# a quarter of a circle, against the clock. A quarter turn makes (-y, x) of (x, y).
+# **an arrow at position p is turned p times by the same angle.** For sums on paper, let the angle
+# be a quarter of a circle, against the clock. A quarter turn makes (-y, x) of (x, y).
 #
 # | position | 0 | 1 | 2 | 3 | 4 |
 # |---|---|---|---|---|---|
 # | query | (2, 1) | (-1, 2) | (-2, -1) | (1, -2) | (2, 1) |
 # | key | (1, 0) | (0, 1) | (-1, 0) | (0, -1) | (1, 0) |
 #
-# Now the scores, on paper: the query at 3 with the key at 1 gives 1·0 + (-2)·1 = -2. Move both by
-# one: the query at 4 with the key at 2. And by one more: the query at 5 (as at 1) with the key at 3.
+# On paper: the query at 3 with the key at 1 gives the score 1·0 + (-2)·1 = -2. Move both by one:
+# the query at 4 with the key at 2. And by one more: the query at 5 (as at 1) with the key at 3. For
+# any angle $\varphi$, turning an arrow is the product
 #
-# For any angle, the first number x goes along the arrow (cos, sin), to which (1, 0) has been turned,
-# and the second along (-sin, cos), to which (0, 1) has been turned. The second cell prints the
-# score of each query position (row) with each key position (column). Find your three scores in it.
+# $$R_\varphi \begin{pmatrix} x \\ y \end{pmatrix} =
+# \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix}
+# \begin{pmatrix} x \\ y \end{pmatrix}$$
+#
+# The second cell below prints the score of each query position (row) with each key position (column).
 
 
 # %%
@@ -73,27 +103,36 @@ for q in angles:
     print(" ".join(f"{turn(query, q) @ turn(key, k):3.0f}" for k in angles))
 
 # %% [markdown]
-# Read along the diagonals, from the upper left to the lower right: every diagonal has **one** number.
-# Only the distance counts.
+# Find your three scores. Every diagonal has **one** number: only the distance counts. Why? Turn two
+# arrows by the same angle, and neither their lengths nor the angle between them change, so their
+# dot product does not change. Let the query stand at $p$ and the key at $s$, and let $R_p$ turn an
+# arrow $p$ times. Turn both back by $p$, and only the difference of the positions is left:
 #
-# Why? Turn two arrows by the same angle, and neither their lengths nor the angle between them change.
-# So their dot product does not change either. Of the two positions only the difference is left.
+# $$(R_{p}\,\vec q) \cdot (R_{s}\,\vec k) = \vec q \cdot (R_{s - p}\,\vec k)$$
+#
 # **Each vector is turned by its own place, and the score sees their distance.**
 #
 # ## Build: fast and slow hands
 #
-# One pair is not enough. With quarter turns, position 4 looks like position 0: the first row and the
-# fifth are equal. A clock has the same trouble with its second hand, and the cure is more hands: a
-# fast one that tells seconds apart, and slow ones for minutes and hours. A head of `k` numbers has
-# `k / 2` pairs. Pair 0 turns by 1 radian a step. The others turn more and more slowly, pair `i` by
+# With quarter turns, position 4 looks like position 0. A clock has the same trouble with its second
+# hand, and the cure is more hands: a fast one that tells seconds apart, and slow ones for minutes
+# and hours. A head of $k$ numbers has $k/2$ pairs. Pair 0 turns by 1 radian a step, the others more
+# and more slowly. At position $p$ the angle of pair $i$ is
 #
-# speed of pair i = theta^(-2i / k), with theta = 10,000 in Gemma.
+# $$\varphi_i = p \cdot \theta^{-2i/k},\qquad i = 0, 1, \dots, k/2 - 1$$
 #
-# The exponent runs from 0 to almost -1, so the speeds run from 1 to almost 1 / theta. Angle is
-# position times speed. Tokens of a batch may have different positions, so positions are (b, t).
+# with $\theta$ = 10,000 in Gemma. So the speeds run from 1 to almost $1/\theta$.
+#
+# **Write it now**: [exercise 07](../exercises/07_rope.ipynb), part 1, `rope_angles`. Positions come
+# in, (b, t), whole numbers, each row with its own. Cosine and sine go out, (b, t, k/2) each. Two
+# results for k = 4 and $\theta$ = 10,000, where the speeds are 1 and 0.01: at position 0 the
+# cosines are 1, 1 and the sines 0, 0; at position 3 the angles are 3 and 0.03, so the cosines are
+# -0.990, 1.000 and the sines 0.141, 0.030. Compute in float32. (Large models keep their numbers in
+# **bfloat16**, where whole numbers are exact only up to 256. An optional part shows the damage.)
+# Then open the cell.
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def rope_angles(positions, head_dim, theta):
     """(b, t) -> cos and sin of the angles, (b, t, k/2) each."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim  # 2 i / k
@@ -102,16 +141,17 @@ def rope_angles(positions, head_dim, theta):
 
 
 # %%
+cos, sin = rope_angles(torch.tensor([[0, 3]]), 4, 10000.0)
+print([[round(x, 3) for x in y[0, 1].tolist()] for y in (cos, sin)])
 figures.rope.dials([0, 6, 12, 18, 23], [0, 1, 2, 3, 4, 5, 6, 12, 36, 512], 48, 10000.0)
 
 # %% [markdown]
-# Read a column from top to bottom: it is the face of a clock with five of the 24 hands of our small
-# model (k = 48), and it tells the position. Between neighbours only the upper hands move. The lower
-# ones tell the beginning of a long text from its end.
+# A column is the face of a clock with five of the 24 hands of our small model (k = 48), and it
+# tells the position. Between neighbours only the upper hands move. The lower ones tell the
+# beginning of a long text from its end.
 #
 # How many tokens does one turn take? A full circle is 2π, so 2π / speed: the **wavelength**. On the
-# left, all 24 hands as stripes. On the right the wavelengths, for our model and for PaliGemma 3B
-# (k = 256), beside some lengths that matter.
+# left, all 24 hands as stripes. On the right the wavelengths, beside some lengths that matter.
 
 # %%
 figures.rope.wavelengths(
@@ -121,17 +161,22 @@ figures.rope.wavelengths(
 )
 
 # %% [markdown]
-# The slowest hands hardly move in any text. They leave numbers as they are, so a head can use them
-# to compare *what* is there, and the fast ones to compare *where*.
+# The slowest hands hardly move in any text. A head can use them to compare *what* is there, and the
+# fast ones to compare *where*.
 #
 # ## Build: turn a head
 #
-# Which numbers of a head are a pair? In Gemma, number `i` of the **first half** goes with number `i`
-# of the **second half**: for k = 8 these are 0 with 4, 1 with 5, 2 with 6, 3 with 7. This is the
-# *half-split* layout.
+# Which numbers of a head are a pair? In Gemma, number `i` of the **first half** goes with number
+# `i` of the **second half**: for k = 8 these are 0 with 4, 1 with 5, 2 with 6, 3 with 7. This
+# layout is called *half-split*.
+#
+# **Write it now**: exercise 07, part 2, `apply_rope`. In: x (b, h, t, k), and cos and sin, (b, t,
+# k/2). Out: x, turned. Two results for the head (1, 2, 3, 4), whose pairs are (1, 3) and (2, 4): a
+# quarter turn of the first pair alone gives (-3, 2, 1, 4), and half a turn of both gives (-1, -2,
+# -3, -4).
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def apply_rope(x, cos, sin):
     """x: (b, h, t, k); cos, sin: (b, t, k/2) -> (b, h, t, k)."""
     cos, sin = cos[:, None], sin[:, None]  # (b, 1, t, k/2): the same for all heads
@@ -139,48 +184,28 @@ def apply_rope(x, cos, sin):
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
-# %%
-x = torch.zeros(1, 1, 3, 8)
-x[..., 1] = 1.0  # only number 1 of 8, at positions 0, 1, 2
-print(apply_rope(x, *rope_angles(torch.tensor([[0, 1, 2]]), 8, 10000.0))[0, 0])
+# %% tags=["nbval-check-output"]
+head = torch.tensor([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+for cos, sin in (([0.0, 1.0], [1.0, 0.0]), ([-1.0, -1.0], [0.0, 0.0])):
+    print(apply_rope(head, torch.tensor([[cos]]), torch.tensor([[sin]])).flatten().tolist())
 
 # %% [markdown]
-# Number 1 and number 5 share what number 1 had. The length stays 1.
-#
 # Where in the model does that happen? Three rules:
 #
-# - **In every layer, on queries and keys.** Nothing is added to the vectors before the decoder. Each
-#   layer makes its queries and keys, turns them, and compares them. What flows on to the next layer
-#   is not turned.
+# - **In every layer, on queries and keys.** Each layer makes its queries and keys, turns them, and
+#   compares them. What flows on to the next layer is not turned.
 # - **After the heads are split.** The hands start anew in each head: k is the width of one head.
-#   Turn the undivided vector, and numbers of different heads become pairs.
-# - **Never the values.** In a score two turns meet, and only their difference is left. A value meets
-#   no second turned vector. Its turn would stay in the result, and what a layer hands on would
-#   depend on where the text begins. Positions decide how much is taken from a token, not what.
+# - **Never the values.** In a score two turns meet, and their difference is left. A value meets no
+#   second turn, so its own would stay in the result. Positions decide how much is taken from a
+#   token, not what.
 #
-# ## See it: only distances count
+# Part 3 of the exercise asks for these rules in code, which this lesson does not show.
 #
-# Now the second question of *Predict*. `swap` puts a function into the trained model and compares
-# every layer, and whole answers. We hand it our `rope_angles`, and add 1,000 to each position. The
-# model has never met such positions; its configuration ends at 512.
-
-# %%
-from minipali.swap import swap
-
-far = swap(model, rope_angles=lambda p, k, theta: rope_angles(p + 1000, k, theta))
-picture = scenes.examples()["dog_and_car_test_artist"]
-print(generate(far, processor, picture, "caption en"))
-
-# %% [markdown]
-# Every layer agrees. There is no beginning of the text for this model, there are only distances. (So
-# it does not matter that our positions start at 1, as in transformers, and those of PaliGemma's
-# authors at 0.)
+# ## See it: other numbers for the same patches
 #
-# ## Break it: other numbers for the same patches
-#
-# If a patch's place is only in its number, we can move it by changing the number. We swap in angles
-# that we can change later: first `renumber` changes the positions, then `make_angles` makes angles
-# of them.
+# If only its position tells where a patch is, we can move it by changing that number. `swap` puts a
+# function of ours into the trained model: first `renumber` changes the positions, then
+# `make_angles` makes angles.
 
 
 # %%
@@ -190,6 +215,10 @@ def as_they_are(positions):
 
 def all_zero(positions):
     return torch.zeros_like(positions)
+
+
+def a_thousand_more(positions):
+    return positions + 1000
 
 
 def right_to_left(positions):
@@ -202,11 +231,10 @@ def columns_first(positions):
     return torch.where(positions <= 36, 6 * column + row + 1, positions)
 
 
-def a_thousand_more(positions):
-    return positions + 1000
-
-
 # %%
+from minipali.swap import swap
+
+picture = scenes.examples()["dog_and_car_test_artist"]
 renumber, make_angles = as_they_are, rope_angles
 other = swap(model, rope_angles=lambda p, k, theta: make_angles(renumber(p), k, theta))
 found, told = {}, {}
@@ -219,71 +247,67 @@ for renumber in (as_they_are, right_to_left, columns_first):
     )
     told[title] = f"on the left: {left}\nat the top: {top}"
 figures.rope.boxes_by_numbering(picture, found, told)
+left = told["right to left"].split("\n")[0].removeprefix("on the left: ")
+reveal("on the left, numbered from right to left", guess_left, left)
 
 # %% [markdown]
 # Same pixels, same weights, same 36 vectors. Numbered from right to left, the dog is on the right,
-# and so is its box. With rows and columns exchanged, left is top and top is left, and the boxes
-# have changed their shape. What an image token holds is *what* is there. RoPE says *where*.
+# and so is its box. With rows and columns exchanged, left is top and top is left. What an image
+# token holds is *what* is there. RoPE says *where*.
 #
-# Is that luck? We ask 60 new questions of each kind about pictures by an artist who was never
-# trained on. In the last two lines the model sees each picture in a mirror, first with the usual
-# numbers, then with numbers from right to left.
+# Is that luck? We ask 60 questions of each kind about pictures by an artist who was never trained
+# on. In the last two lines the model sees each picture in a mirror.
 
 # %%
 from dataclasses import replace
-
-import numpy as np
 
 from minipali.evaluation import answers, evaluation_set, score
 
 KINDS = ("naming", "background", "places", "detection")
 asked = {kind: evaluation_set(scenes.VALIDATION_ARTIST, 60, 3, (kind,)) for kind in KINDS}
-
-
-def examine(name, one, asked=asked):
-    right = []
-    for questions in asked.values():
-        pairs = zip(questions, answers(one, processor, questions), strict=True)
-        right.append(sum(score(question, told) for (_, question), told in pairs))
-    print(f"{name:26}", *(f"{number:10.0f}" for number in right))
-
-
-luck = [np.mean([thing.name == q.answer for thing in s.things]) for s, q in asked["places"]]
-print(f"places, if one of the objects is chosen blindly: {np.sum(luck):.0f} of 60")
-
-
-# %%
 in_a_mirror = {
     kind: [(replace(s, pixels=s.pixels[:, ::-1].copy()), q) for s, q in questions]
     for kind, questions in asked.items()
 }
+
+
+def examine(name, one, asked=asked):
+    told = [answers(one, processor, questions) for questions in asked.values()]
+    right = [
+        sum(score(question, a) for (_, question), a in zip(questions, answered, strict=True))
+        for questions, answered in zip(asked.values(), told, strict=True)
+    ]
+    print(f"{name:26}", *(f"{number:10.0f}" for number in right))
+    return right, sum(told, [])
+
+
+# %%
 print(f"{'right of 60':26}", *(f"{kind:>10}" for kind in KINDS))
-for renumber in (as_they_are, all_zero, right_to_left):
-    examine(renumber.__name__, other)
+ways, results = (as_they_are, a_thousand_more, all_zero, right_to_left), {}
+for renumber in ways:
+    results[renumber] = examine(renumber.__name__, other)
 for renumber in (as_they_are, right_to_left):
-    examine(f"{renumber.__name__}, a mirror", other, in_a_mirror)
+    _ = examine(f"{renumber.__name__}, a mirror", other, in_a_mirror)
+luck = [[t.name == q.answer for t in s.things] for s, q in asked["places"]]  # any object
+print("places, by luck:", round(sum(sum(x) / len(x) for x in luck)), "of 60")
+reveal("boxes found, all zero", guess_boxes, round(results[all_zero][0][3]))
+before, after = (results[way][1] for way in ways[:2])
+reveal("answers changed", guess_changed, sum(a != b for a, b in zip(before, after, strict=True)))
 
 # %% [markdown]
-# All three predictions, answered:
-#
-# - Without positions (all zero) the model still knows *what* there is. It does not know *where*:
-#   boxes are lost, and for "what is on the left" it would do better to pick one of the objects
-#   blindly. (The background suffers too. The words of the *question* have lost their order as well.)
-# - 1,000 more changes nothing: `swap` found every layer equal.
-# - Numbers from right to left break places and boxes, because these questions ask for the picture as
-#   it is. A mirror alone does the same. **Both together cancel**: the last line is as good as the
-#   first.
-#
-# So we know where this model keeps its sense of place: in the positions. Turn one thing around, then
-# the other, and it is as if you had done nothing.
+# - **1,000 more changes nothing.** For this model there are only distances. (So it does not matter
+#   that our positions start at 1, as in transformers, and those of PaliGemma's authors at 0.)
+# - **Without positions** (all zero) the model still knows *what* there is. It does not know
+#   *where*: boxes are lost, and for "what is on the left" it would do better to pick one of the
+#   objects blindly. (The background suffers too: the words of the *question* have lost their order
+#   as well.)
+# - **Numbers from right to left** break places and boxes. A mirror alone does the same. **Both
+#   together cancel**: the last line is about as good as the first.
 #
 # ## Break it: the other layout
 #
-# The paper pairs **neighbours**: 0 with 1, 2 with 3. This is the *interleaved* layout. Its formula
-# 34 adds to x · cos the vector (-x2, x1, -x4, x3, ...) · sin. In the half-split layout, for k = 8
-# and counted from 1 as there, the second vector is (-x5, -x6, -x7, -x8, x1, x2, x3, x4). Both turn
-# four pairs by four speeds, and both are fine to train with. But here are weights that were trained
-# with halves, under code that takes neighbours:
+# The paper pairs **neighbours**: 0 with 1, 2 with 3, the *interleaved* layout. Both are fine to
+# train with. But here are weights that were trained with halves, under code that takes neighbours:
 
 
 # %%
@@ -298,16 +322,72 @@ def interleaved(x, cos, sin):
 
 
 neighbours = swap(model, apply_rope=interleaved)
-examine("interleaved", neighbours)
+_ = examine("interleaved", neighbours)
 
 # %% [markdown]
-# Compare with the first line above. No error: all shapes fit, all weights load, words come out. And
-# the model has lost its way, down to the colour of the background.
+# Compare with the first line above. No error: all shapes fit, all weights load, words come out. The
+# model still names things. But places, boxes and even the colour of the background are lost.
 #
-# There is a cure, and it is pretty. A score is a **sum** over the k numbers of a head, and a sum does
-# not care about order. So we may reorder the numbers of queries and keys, if we do it to both. The
-# number `i` of half `two` moves to place `(i two)`. Numbers come from rows of `q_proj` and `k_proj`,
-# so we reorder these rows, once, in the weights:
+# So two files with the same names and shapes may need different code, and no loader can see it.
+# Meta's Llama weights are interleaved; the script that made the files for transformers reorders
+# their rows into halves. PaliGemma's own training code splits in halves.
+#
+# ## Check
+#
+# Against the package, against complex numbers (a turn is a multiplication by a number of length 1),
+# and against the formula that transformers and the notes use, where cos and sin are k wide.
+
+# %% tags=["nbval-check-output"]
+from minipali import rope
+
+torch.manual_seed(0)
+positions = torch.tensor([[0, 1, 2, 3, 4], [7, 9, 100, 300, 511]])
+x, (cos, sin) = torch.randn(2, 3, 5, 48), rope_angles(positions, 48, 10000.0)
+ours = apply_rope(x, cos, sin)
+theirs = rope.apply_rope(x, *rope.rope_angles(positions, 48, 10000.0))
+print("package:  ", torch.allclose(ours, theirs, atol=1e-4))
+
+first, second = x.chunk(2, dim=-1)
+number = torch.complex(first, second) * torch.complex(cos, sin)[:, None]
+print("complex:  ", torch.allclose(ours, torch.cat((number.real, number.imag), -1), atol=1e-5))
+
+wide_cos, wide_sin = (torch.cat((y, y), dim=-1)[:, None] for y in (cos, sin))
+half_turned = torch.cat((-second, first), dim=-1)  # what rotate_half returns
+print("two terms:", torch.allclose(ours, x * wide_cos + half_turned * wide_sin, atol=1e-5))
+print("lengths:  ", torch.allclose(ours.norm(dim=-1), x.norm(dim=-1), atol=1e-4))
+
+# %% [markdown]
+# The package is held against transformers' Gemma in `tests/test_rope.py`.
+#
+# ## In the real model
+#
+# What RoPE costs in PaliGemma 3B, per token, beside the matrices that make queries and keys (8
+# heads and 1: lesson 09), and beside a table of positions as the vision tower has.
+
+# %% tags=["nbval-check-output"]
+from minipali.config import preset
+
+t = preset("paligemma-3b-224").text
+k, heads = t.head_dim, t.num_attention_heads + t.num_key_value_heads  # 8 of queries, 1 of keys
+turns = 2 * torch.pi * t.rope_theta ** (torch.arange(0, k, 2) / k)  # tokens a turn
+most = t.max_position_embeddings
+print(f"{k // 2} pairs, from {turns[0]:.2f} to {turns[-1]:,.0f} tokens a turn")
+print(f"{int((turns > most).sum())} of them never get once around in {most:,} tokens")
+turning, making = 3 * heads * k, 2 * t.hidden_size * heads * k
+print(f"work in a layer: {turning:,} FLOP to turn, {making:,} to make queries and keys")
+print(f"parameters: 0; a table for {most:,} positions would have {most * t.hidden_size:,}")
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: the cure for the wrong layout
+#
+# Five more minutes. The paper's formula 34 adds to x · cos the vector (-x2, x1, -x4, x3, ...) ·
+# sin. In the half-split layout, for k = 8 and counted from 1 as there, the second vector is (-x5,
+# -x6, -x7, -x8, x1, x2, x3, x4).
+#
+# A score is a **sum** over the k numbers of a head, and a sum does not care about order. So we may
+# reorder the numbers of queries and keys, if we do it to both. The number `i` of half `two` moves
+# to place `(i two)`. Numbers come from rows of `q_proj` and `k_proj`, so we reorder these rows,
+# once, in the weights:
 
 # %%
 import copy
@@ -321,21 +401,19 @@ for layer in fitted.language_model.layers:
 batch = processor(picture, "caption en")
 for name, one in (("weights as they were", neighbours), ("weights reordered", fitted)):
     print(f"{name:20} logits differ by {(one(**batch) - model(**batch)).abs().max():.5f}")
-examine("interleaved, reordered", fitted)
+_ = examine("interleaved, reordered", fitted)
 
 # %% [markdown]
 # The answers are back. Values and the output matrix stay as they were, because nothing turns there.
 #
-# This is why checkpoints care. Two files with the same names and shapes may need different code,
-# and no loader can see it. Meta's Llama weights are interleaved, and the script that made the files
-# for transformers reorders their rows into halves. GPT-J and GLM are interleaved in transformers,
-# GPT-NeoX and Gemma are half-split. Gemma's weights were never reordered: PaliGemma's own
-# training code splits in halves.
+# In transformers, GPT-J and GLM are interleaved, GPT-NeoX and Gemma are half-split. Gemma's weights
+# were never reordered.
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: no offset when writing
 #
-# ## Break it: no offset when writing
-#
-# When the model writes, it gets one new token at a time (lesson 08 builds this). If the
-# tokens of each call are numbered from 0, every new token gets position 0.
+# Two more minutes. When the model writes, it gets one new token at a time (lesson 08 builds this).
+# If the tokens of each call are numbered from 0, every new token gets position 0.
 
 
 # %%
@@ -352,17 +430,18 @@ for renumber in (as_they_are, restart):
 # question. All that follows is written as if the new token stood in front of the picture. A test
 # with answers of one token would not notice. So the inputs of the exercise have rows that start far
 # from 0, each somewhere else.
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: angles in bfloat16
 #
-# ## Break it: angles in bfloat16
-#
-# Large models store their numbers in bfloat16. Of its 16 bits, 8 go to the exponent and only 7 to the
+# Ten more minutes. Of the 16 bits of bfloat16, one is the sign, 8 go to the exponent and 7 to the
 # digits, so whole numbers are exact only up to 256. At 224 pixels PaliGemma's picture has the
 # positions 1 to 256, and the text begins at 257. Here are our 36 patches, moved by 1,000.
 #
-# Then two versions of the mistake. In `coarse_speeds` only the speeds are rounded. This happens where
-# a module keeps them as a buffer, as in the notes behind this course: `model.bfloat16()` casts buffers
-# too, and a later `.float()` brings nothing back. In `coarse_angles` all is bfloat16. How wrong are
-# the cosines of the 128 pairs of PaliGemma 3B, near position 1,000?
+# Then two versions of the mistake. In `coarse_speeds` only the speeds are rounded. This happens
+# where a module keeps them as a buffer, as in the notes behind this course: `model.bfloat16()`
+# casts buffers too, and a later `.float()` brings nothing back. In `coarse_angles` all is bfloat16.
+# How wrong are the cosines of the 128 pairs of PaliGemma 3B, near position 1,000?
 
 # %%
 moved = torch.arange(1001, 1037)
@@ -394,23 +473,24 @@ for name, way in WAYS.items():
 
 # %% [markdown]
 # A cosine lies between -1 and 1, so an error of 2 is the worst there is. Both look like a disaster.
-# Which one will hurt the answers? Guess. Then look at the trained model, with all positions moved by
-# 1,000. (The first line is the worse version with the positions not moved.)
+# Which one will hurt the answers? Guess. Then look at the trained model, with all positions moved
+# by 1,000, which changed nothing in float32. (The first line is the worse version with the
+# positions not moved.)
 
 
 # %%
 renumber, make_angles = as_they_are, coarse_angles
-examine("all bfloat16, not moved", other)
+_ = examine("all bfloat16, not moved", other)
 renumber = a_thousand_more
-for name in WAYS:
+for name in ("speeds bfloat16", "all bfloat16"):
     make_angles = WAYS[name]
-    examine(f"{name}, + 1,000", other)
+    _ = examine(f"{name}, + 1,000", other)
 
 # %% [markdown]
-# The rounded speeds do no harm here. Query and key are turned by the *same* wrong speed, so the score
-# still sees a distance, on a clock that runs a little wrong. That error grows with the distance, and
-# ours are short. Rounded *angles* are another matter: neighbours fall together, and the distance
-# itself is lost.
+# The rounded speeds do no harm here. Query and key are turned by the *same* wrong speed, so the
+# score still sees a distance, on a clock that runs a little wrong. That error grows with the
+# distance, and ours are short. Rounded *angles* are another matter: neighbours fall together, and
+# the distance itself is lost.
 #
 # See it. Query and key are all ones, so the score is a sum of cosines. The line is the score by
 # distance, with the key at position 0. The marks are the same query and key, moved by 1,000.
@@ -432,8 +512,8 @@ for name, way in WAYS.items():
 figures.rope.score_by_distance(distances[0], curves)
 
 # %% [markdown]
-# Circles and plus signs lie on the line or close to it. The crosses come in steps: several distances
-# share one score.
+# Circles and plus signs lie on the line or close to it. The crosses come in steps: several
+# distances share one score.
 #
 # The line tells one thing more. It is highest at distance 0 and falls, with waves. The paper calls
 # this *long-term decay*. Our arrows all point the same way. A query that points elsewhere can have
@@ -443,58 +523,11 @@ figures.rope.score_by_distance(distances[0], curves)
 # pull request forced float32 in early 2024 (#29285). **So: positions, speeds, angles in float32;
 # only then cast cos and sin.**
 #
-# ## Check
-#
-# Against the package, against complex numbers (a turn is a multiplication by a number of length 1),
-# and against the formula that transformers and the notes use, where cos and sin are k wide.
-
-# %% tags=["nbval-check-output"]
-from minipali import rope
-
-torch.manual_seed(0)
-positions = torch.tensor([[0, 1, 2, 3, 4], [7, 9, 100, 300, 511]])
-x, (cos, sin) = torch.randn(2, 3, 5, 48), rope_angles(positions, 48, 10000.0)
-ours = apply_rope(x, cos, sin)
-theirs = rope.apply_rope(x, *rope.rope_angles(positions, 48, 10000.0))
-print("package:  ", torch.allclose(ours, theirs, atol=1e-4))
-
-first, second = x.chunk(2, dim=-1)
-number = torch.complex(first, second) * torch.complex(cos, sin)[:, None]
-print("complex:  ", torch.allclose(ours, torch.cat((number.real, number.imag), -1), atol=1e-5))
-
-wide_cos, wide_sin = (torch.cat((y, y), dim=-1)[:, None] for y in (cos, sin))
-half_turned = torch.cat((-second, first), dim=-1)  # what rotate_half returns
-print("two terms:", torch.allclose(ours, x * wide_cos + half_turned * wide_sin, atol=1e-5))
-print("lengths:  ", torch.allclose(ours.norm(dim=-1), x.norm(dim=-1), atol=1e-4))
-
 # %% [markdown]
-# The package is held against transformers' Gemma in `tests/test_rope.py`.
-#
-# ## In the real model
-#
-# What RoPE costs in PaliGemma 3B, per token, beside the matrices that make queries and keys, and
-# beside a table of learned positions as the vision tower has.
-
-# %% tags=["nbval-check-output"]
-from minipali.config import preset
-
-t = preset("paligemma-3b-224").text
-k, heads = t.head_dim, t.num_attention_heads + t.num_key_value_heads  # 8 of queries, 1 of keys
-turns = 2 * torch.pi * t.rope_theta ** (torch.arange(0, k, 2) / k)  # tokens a turn
-most = t.max_position_embeddings
-print(f"{k // 2} pairs, from {turns[0]:.2f} to {turns[-1]:,.0f} tokens a turn")
-print(f"{int((turns > most).sum())} of them never get once around in {most:,} tokens")
-turning, making = 3 * heads * k, 2 * t.hidden_size * heads * k
-print(f"work in a layer: {turning:,} FLOP to turn, {making:,} to make queries and keys")
-print(f"parameters: 0; a table for {most:,} positions would have {most * t.hidden_size:,}")
-
-# %% [markdown]
-# Turning costs next to nothing. Cos and sin are computed once for each call and serve all 18 layers.
-#
 # ## Your turn
 #
-# Open [the exercise](../exercises/07_rope.ipynb). You write `rope_angles`, `apply_rope` and
-# `rotate_heads`, and at the end the trained model finds its places with your code.
+# If you have not yet: [the exercise](../exercises/07_rope.ipynb). At its end the trained model
+# finds its places with your code. It has one piece more that no cell of this lesson shows.
 #
 # ## Take away
 #
@@ -502,8 +535,8 @@ print(f"parameters: 0; a table for {most:,} positions would have {most * t.hidde
 #   the distance alone.
 # - It happens in every layer, after the split into heads, and never to values; nothing is added to
 #   the vectors, and no parameters are needed.
-# - Layout, offset and precision can be wrong without any error: compare numbers with a reference, at
-#   positions far from 0.
+# - Layout, offset and precision can be wrong without any error: compare numbers with a reference,
+#   at positions far from 0.
 #
 # **Self-test**
 #
@@ -522,8 +555,9 @@ print(f"parameters: 0; a table for {most:,} positions would have {most * t.hidde
 # <details><summary>A loader reorders the rows of q_proj for the other layout and forgets k_proj. What
 # happens?</summary>
 #
-# The products in a score pair numbers that do not belong together, even at distance 0. Try it: leave
-# `k_proj` out of the loop above, and compare the answers with those of the wrong layout.
+# The products in a score pair numbers that do not belong together, even at distance 0. Try it:
+# leave `k_proj` out of the loop in the optional part on the cure, and compare the answers with
+# those of the wrong layout.
 # </details>
 #
 # <details><summary>Positions are shifted by 1,000, angles are float32, and cos and sin are then cast
@@ -534,10 +568,11 @@ print(f"parameters: 0; a table for {most:,} positions would have {most * t.hidde
 # </details>
 #
 # **Sources.** RoFormer: Su et al. 2021, arXiv 2104.09864: turning and speeds, equations 14 and 15;
-# relative positions, equation 16; the formula with two terms, equation 34 in section 3.4.2; decay,
-# section 3.4.3. Halves in PaliGemma's training code: `_apply_rope` in big_vision,
-# `models/ppp/gemma.py`. Reordering of Llama: `permute` in transformers' `convert_llama_weights_to_hf.py`.
-# Precision: transformers pull request 29285.
+# relative positions, equation 16; the formula with two terms, equation 34, in its section on a
+# computationally efficient realization; decay, in its section on long-term decay. Halves in
+# PaliGemma's training code: `_apply_rope` in big_vision, `models/ppp/gemma.py`. Reordering of
+# Llama: `permute` in transformers' `convert_llama_weights_to_hf.py`. Precision: transformers pull
+# request 29285.
 #
 # ### What the notes say, and what is true
 #
