@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 
 import torch
 from PIL.Image import Image
@@ -219,6 +219,7 @@ def _result(
     finished: set[ModuleType] = frozenset(),
     banned: tuple[str, ...] = (),
     largest: int | None = None,
+    watch: bool = True,
 ) -> tuple[object, str]:
     """What the function makes of arguments, or its gradients, and the forbidden thing it did.
 
@@ -228,11 +229,11 @@ def _result(
     if exercise.asked:
         function = exercise.asked(function)
     if not backward:
-        return call(function, given, finished, banned, largest)
+        return call(function, given, finished, banned, largest, watch)
     places = [exercise.parameters.index(name) for name in exercise.gradients]
     for place in places:
         given[place] = given[place].detach().clone().requires_grad_()
-    result, ran = call(function, given, finished, banned, largest)
+    result, ran = call(function, given, finished, banned, largest, watch)
     parts = result if isinstance(result, (tuple, list)) else (result,)
     parts = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
     random = torch.Generator().manual_seed(0)
@@ -291,14 +292,27 @@ def answers(exercise: Exercise, function: Callable, number: int | None = None) -
     return list(_answers(exercise, function, tries))
 
 
-def _answers(exercise: Exercise, function: Callable, tries: Iterable[int]) -> Iterator:
-    """One after the other. Of cases of its own: some hand over functions that remember."""
-    own = _tries(exercise)
+def _answers(
+    exercise: Exercise,
+    function: Callable,
+    tries: Iterable[int],
+    own: list[tuple[tuple, bool]] | None = None,
+    watch: bool = True,
+) -> Iterator:
+    """One after the other. Of cases of its own, or of those given."""
+    own = own or _tries(exercise)
     for one in tries:
         arguments, backward = own[one]
         given = list(arguments)
-        result, _ = _result(exercise, function, given, backward)
+        result, _ = _result(exercise, function, given, backward, watch=watch)
         yield _whole(exercise, result, given)
+
+
+def _lasting(exercise: Exercise) -> list[tuple[tuple, bool]] | None:
+    """The tries, if they are the same after use: some hand over objects that remember."""
+    tries, plain = _tries(exercise), (Tensor, int, float, str, tuple, NoneType)
+    kept = all(isinstance(one, plain) for arguments, _ in tries for one in arguments)
+    return tries if kept and not exercise.in_place else None
 
 
 def diagnose(exercise: Exercise, results: list, number: int) -> str:
@@ -308,18 +322,24 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     `number`, the first wrong one.
     """
     single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
+    own = _lasting(exercise)
 
     def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
-            pairs = zip(tries, _answers(exercise, wrong, tries), strict=True)
+            found = _answers(exercise, wrong, tries, own, watch=False)
+            pairs = zip(tries, found, strict=True)
             return all(same(results[one], other, exercise.tolerance) for one, other in pairs)
         except Exception:
             return False
 
     # The first wrong result first: most candidates fail there.
     all_tries = [number - 1, *(one for one in range(len(results)) if one != number - 1)]
-    pairs = {}
-    for (a, first), (b, second) in itertools.combinations(single.items(), 2):
+    pairs, kinds = {}, {}
+    # Where all values are right and a gradient is not, no two mistakes can be the reason. Of a
+    # mistake's variants the first stands for all.
+    for wrong, says in single.items() if number <= len(exercise.cases()) else ():
+        kinds.setdefault(says, wrong)
+    for (first, a), (second, b) in itertools.combinations(kinds.items(), 2):
         if both := _both(a, b):
             pairs[both] = f"Two things at once. {first} And: {second}"
     for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, all_tries[:1])):

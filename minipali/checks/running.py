@@ -5,7 +5,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import CodeType, FunctionType, ModuleType
 
 import torch
@@ -98,17 +98,22 @@ def call(
     finished: set[ModuleType],
     banned: tuple[str, ...] = (),
     largest: int | None = None,
+    watch: bool = True,
 ) -> tuple[object, str]:
     """What a function makes of arguments, and the forbidden thing that it did, in words, or "".
 
     finished: the modules whose functions must not run; banned: names of torch's functions that must
     not; largest: how many numbers a tensor may have that torch makes. None of them counts inside
-    functions of `given`.
+    functions of `given`. watch: without it nothing is forbidden, and it is quick.
     Raises RuntimeError if what it returns goes on yielding without end. What one of torch's
     functions raises carries what that was given, as `of_torch`: its name and its tensors' shapes.
     """
     handed = {getattr(one, "__code__", None) for one in given} - {None}
-    with plain_torch(), _watched(finished, handed) as ran, _Observed(banned, largest, handed, ran):
+    with ExitStack() as around:
+        around.enter_context(plain_torch())
+        ran = around.enter_context(_watched(finished, handed)) if watch else []
+        if watch:
+            around.enter_context(_Observed(banned, largest, handed, ran))
         result = function(*given)
         if isinstance(result, Iterator):  # a generator runs when it is asked
             result = list(itertools.islice(result, LONGEST + 1))
@@ -159,8 +164,9 @@ class _Observed(TorchFunctionMode):
         made = result.numel() if isinstance(result, Tensor) else 0
         if self.largest is not None and made > self.largest and not _inside(self.handed):
             self.ran.append(
-                f"makes a tensor of the shape {tuple(result.shape)}, by torch's {name}. That is the"
-                " whole table, or as much: work on one block at a time and keep less."
+                f"makes a tensor of the shape {tuple(result.shape)}, by torch's {name}. Here none"
+                f" may have more than {self.largest} numbers: work on one block at a time and keep"
+                " less."
             )
         return result
 
