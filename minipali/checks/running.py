@@ -129,8 +129,13 @@ class _Observed(TorchFunctionMode):
         given = [*args, *(kwargs or {}).values()]
         if name in ("view", "to") and any(isinstance(one, torch.dtype) for one in given):
             name = f"{name}(dtype)"
-        if name in self.banned and not _inside(self.handed):
-            self.ran.append(f"torch's {name}")
+        if not _inside(self.handed):
+            if name in self.banned:
+                self.ran.append(f"torch's {name}")
+            for one in given:
+                kind = one.dtype if isinstance(one, Tensor) else one
+                if isinstance(kind, torch.dtype) and str(kind) in self.banned:
+                    self.ran.append(f"torch's {name} with {kind}")
         try:
             return function(*args, **(kwargs or {}))
         except Exception as error:
