@@ -54,10 +54,12 @@ class Exercise:
     in_place: parameters that the function shall write into; they count as last parts of the result,
     with a name and axes of their own. steps: an attempt may also yield, or return a list of, the
     tensors (b,) of each step; they are put side by side.
+    crashes: wrong implementations that raise, known by what they raise.
     gradients: parameters that gradients must reach; each case is tried once more for them.
     banned: names of torch's functions that do the whole work, and must not run ("layer_norm";
-    "view(dtype)" if a dtype is given; "torch.bfloat16" for any that meets this dtype).
-    transfer: no lesson and no module shows this piece.
+    "view(dtype)" if a dtype is given; "torch.bfloat16" for any that meets this dtype). largest: no
+    tensor that an attempt makes may have more numbers, where a piece is to do without the whole
+    table. transfer: no lesson and no module shows this piece.
     asked: makes of a function, be it an attempt, the reference or a mistake, the one that is tried,
     where what it does is no result to compare (a dict, an error, gradients in a module).
     """
@@ -73,8 +75,10 @@ class Exercise:
     parts: tuple[str, ...] = ()
     in_place: tuple[str, ...] = ()
     steps: bool = False
+    crashes: tuple[Mistake, ...] = ()
     gradients: tuple[str, ...] = ()
     banned: tuple[str, ...] = ()
+    largest: int | None = None
     transfer: bool = False
     asked: Callable[[Callable], Callable] | None = None
 
@@ -151,9 +155,8 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
         case = _case(exercise, number)
         given = copied(arguments)
         try:
-            result, ran = _result(
-                exercise, attempt, given, backward, _finished_modules(exercise), exercise.banned
-            )
+            limits = _finished_modules(exercise), exercise.banned, exercise.largest
+            result, ran = _result(exercise, attempt, given, backward, *limits)
         except BaseException as error:
             raised = failed(exercise.name, error)
             if raised.status == NOT_ATTEMPTED:
@@ -162,9 +165,11 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
             if complaint := _first_wrong(exercise, results, only_known=True):
                 return outcome(WRONG, complaint)
             axes = axis_names(attempt.__doc__, exercise.parameters, arguments)
-            return outcome(CRASHED, f"{case}: {raised.message}{of_shapes(error, axes)}")
+            told = f"{case}: {raised.message}{of_shapes(error, axes)}"
+            named = _of_crash(exercise, results, error)
+            return outcome(CRASHED, f"{named} {told}" if named else told)
         if ran:
-            return outcome(REFUSED, f"It runs {ran}. Write your own: that is the exercise.")
+            return outcome(REFUSED, f"It {ran}")
         if result is Ellipsis:
             return outcome(NOT_ATTEMPTED, "Replace the `...`.")
         for parameter, before, after in zip(exercise.parameters, arguments, given, strict=False):
@@ -213,8 +218,9 @@ def _result(
     backward: bool,
     finished: set[ModuleType] = frozenset(),
     banned: tuple[str, ...] = (),
+    largest: int | None = None,
 ) -> tuple[object, str]:
-    """What the function makes of arguments, or its gradients, and the forbidden function it ran.
+    """What the function makes of arguments, or its gradients, and the forbidden thing it did.
 
     The gradients are those of a sum of all results with fixed random weights, one for each
     parameter in exercise.gradients; None where none arrives.
@@ -222,11 +228,11 @@ def _result(
     if exercise.asked:
         function = exercise.asked(function)
     if not backward:
-        return call(function, given, finished, banned)
+        return call(function, given, finished, banned, largest)
     places = [exercise.parameters.index(name) for name in exercise.gradients]
     for place in places:
         given[place] = given[place].detach().clone().requires_grad_()
-    result, ran = call(function, given, finished, banned)
+    result, ran = call(function, given, finished, banned, largest)
     parts = result if isinstance(result, (tuple, list)) else (result,)
     parts = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
     random = torch.Generator().manual_seed(0)
@@ -323,6 +329,25 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
         if said:
             return ""
     return ""
+
+
+def _of_crash(exercise: Exercise, results: list, error: BaseException) -> str:
+    """The sentence of the known crash that gives these results and then raises the same, or ""."""
+
+    def what(error: BaseException) -> tuple:
+        return type(error), shown(error), getattr(error, "of_torch", ("", []))[1]
+
+    said = set()
+    for mistake in exercise.crashes:
+        found = _answers(exercise, mistake.wrong, range(len(results) + 1))
+        try:
+            if not all(same(one, next(found), exercise.tolerance) for one in results):
+                continue
+            next(found)
+        except Exception as other:
+            if what(other) == what(error):
+                said.add(mistake.says)
+    return said.pop() if len(said) == 1 else ""
 
 
 def _both(a: Callable, b: Callable) -> Callable | None:
