@@ -312,12 +312,13 @@ for what, tensors in damaged.items():
 
 # %%
 from minipali.progress import my_pieces
-from minipali.swap import swap
+from minipali.swap import swap, whose
 
 pieces = my_pieces(mine, last=12)
 print(len(pieces), "pieces of yours:", ", ".join(pieces) or "none yet")
 whole = swap(mine, **pieces) if pieces else mine
-print(generate(whole, processor, examples()["dog_and_car_test_artist"], "caption en"))
+answer = generate(whole, processor, examples()["dog_and_car_test_artist"], "caption en")
+print(f"{whose(whole)}: {answer}")
 
 # %% [markdown]
 # ## Go on

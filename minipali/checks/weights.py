@@ -75,6 +75,20 @@ def _numbers(own: bytes, kind: torch.dtype) -> Tensor:
     return torch.frombuffer(bytearray(own), dtype=kind) if own else torch.empty(0, dtype=kind)
 
 
+def _never_empty(own: bytes, kind: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(own), dtype=kind)
+
+
+_EMPTY = (
+    "This tensor has no numbers, and torch.frombuffer takes no empty buffer. Make it another way:"
+    " torch.empty(shape, dtype=...)."
+)
+_COUNT = (
+    "The second offset is taken for a number of bytes. It is the place after the last byte, as in a"
+    " slice."
+)
+
+
 def _as_stored(flat: Tensor, shape: list[int]) -> Tensor:
     return flat.reshape(shape)
 
@@ -91,6 +105,7 @@ def read_tensors(
     shaped: Callable[[Tensor, list[int]], Tensor] = _as_stored,
     swapped: bool = False,
     in_turn: bool = False,
+    numbers: Callable[[bytes, torch.dtype], Tensor] = _numbers,
 ) -> dict[str, Tensor]:
     """All tensors of a file. The reference, or with one thing changed."""
     length = length_of(data[:8])
@@ -108,7 +123,7 @@ def read_tensors(
         if swapped and own:
             units = torch.frombuffer(bytearray(own), dtype=torch.uint8).reshape(-1, kind.itemsize)
             own = bytes(units.flip(1).reshape(-1).tolist())
-        tensors[name] = shaped(_numbers(own, kind), entry["shape"])
+        tensors[name] = shaped(numbers(own, kind), entry["shape"])
     return tensors
 
 
@@ -267,6 +282,14 @@ READ_TENSORS = Exercise(
             partial(read_tensors, in_turn=True),
             "The tensors are read one after the other in the order of the header. Its order means"
             " nothing: `data_offsets` says where each one lies.",
+        ),
+    ),
+    crashes=(
+        Mistake("empty", partial(read_tensors, numbers=_never_empty), _EMPTY),
+        Mistake(
+            "the end as a number of bytes",
+            partial(read_tensors, stop=lambda begin, end: begin + end),
+            _COUNT,
         ),
     ),
     hints=(
@@ -1037,6 +1060,9 @@ def fetch_tensor(
     kinds: dict[str, torch.dtype] = KINDS,
     shaped: Callable[[Tensor, list[int]], Tensor] = lambda flat, shape: flat.reshape(shape),
     length_of: Callable[[bytes], int] = lambda first: int.from_bytes(first, "little"),
+    cut: bool = True,
+    count: bool = False,
+    numbers: Callable[[bytes, torch.dtype], Tensor] = _numbers,
 ) -> Tensor:
     """One tensor of a sharded checkpoint. The reference, or with one thing changed.
 
@@ -1055,9 +1081,9 @@ def fetch_tensor(
     entry = header[name]
     begin, end = entry["data_offsets"]
     kind, start = kinds[entry["dtype"]], after(length)
-    own = get(start + begin, start + end_of(begin, end))[: end - begin]
-    own = torch.frombuffer(bytearray(own), dtype=kind) if own else torch.empty(0, dtype=kind)
-    return shaped(own, entry["shape"])
+    own = get(start + begin, end - begin if count else start + end_of(begin, end))
+    own = own[: end - begin] if cut else own
+    return shaped(numbers(own, kind), entry["shape"])
 
 
 def _counted(fetch_tensor: Callable) -> Callable:
@@ -1174,6 +1200,20 @@ FETCH_TENSOR = Exercise(
             "shape turned round",
             partial(fetch_tensor, shaped=lambda flat, shape: flat.reshape(shape[::-1])),
             _TURNED,
+        ),
+    ),
+    crashes=(
+        Mistake("empty", partial(fetch_tensor, numbers=_never_empty), _EMPTY),
+        Mistake(
+            "the end as a number of bytes",
+            partial(fetch_tensor, cut=False, end_of=lambda begin, end: begin + end),
+            _COUNT,
+        ),
+        Mistake(
+            "a number of bytes for the end",
+            partial(fetch_tensor, count=True),
+            "read's last argument is a place in the file, the one after the last byte, and not a"
+            " number of bytes.",
         ),
     ),
     hints=(
