@@ -174,11 +174,11 @@ sure = try_precision(model, processor, tokens_to_box, overlap, average_precision
 
 # %%
 from minipali.progress import my_pieces
-from minipali.swap import swap
+from minipali.swap import swap, whose
 
 pieces = my_pieces(model, last=12)
 yours = swap(model, **pieces) if pieces else model
-print(f"{len(pieces)} pieces are yours: {', '.join(pieces)}")
+print(f"{len(pieces)} pieces are yours: {', '.join(pieces) or 'none yet'}. Model: {whose(yours)}")
 
 # %%
 picture, found = scenes.examples()["two_frogs_and_pizza_test_artist"].resize((540, 300)), []

@@ -93,7 +93,7 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
         return f"the result must be an ordinary tensor with all its numbers, found a {kind} one."
     if result.ndim != expected.ndim:
         return (
-            f"the result must have {expected.ndim} axes ({' '.join(axes)}), shape"
+            f"the result must have {expected.ndim} axes ({' '.join(axes[: expected.ndim])}), shape"
             f" {tuple(expected.shape)}; found {result.ndim} axes, shape {tuple(result.shape)}."
         )
     if result.shape != expected.shape:

@@ -57,9 +57,9 @@ class Exercise:
     crashes: wrong implementations that raise, known by what they raise.
     gradients: parameters that gradients must reach; each case is tried once more for them.
     banned: names of torch's functions that do the whole work, and must not run ("layer_norm";
-    "view(dtype)" if a dtype is given). largest: no tensor that an attempt makes may have more
-    numbers, where a piece is to do without the whole table. transfer: no lesson and no module shows
-    this piece.
+    "view(dtype)" if a dtype is given; "torch.bfloat16" for any that meets this dtype). largest: no
+    tensor that an attempt makes may have more numbers, where a piece is to do without the whole
+    table. transfer: no lesson and no module shows this piece.
     asked: makes of a function, be it an attempt, the reference or a mistake, the one that is tried,
     where what it does is no result to compare (a dict, an error, gradients in a module).
     """

@@ -489,6 +489,7 @@ def _overlap(
     finish: Callable[[float], float] = lambda value: value,
     read: Callable[[Sequence[float]], Sequence[float]] = lambda box: box,
     empty: Callable[[Sequence[float], Sequence[float]], float] = lambda a, b: 0.0,
+    guard: bool = True,
 ) -> float:
     """overlap with one thing changed. divide: (shared area, a, b) -> result; more: per side."""
     a, b = read(a), read(b)
@@ -496,7 +497,7 @@ def _overlap(
     shared = clamp(height, width)
     if more:
         a, b = ([y0, x0, y1 + more, x1 + more] for y0, x0, y1, x1 in (a, b))
-    return finish(divide(shared, a, b)) if shared else empty(a, b)
+    return finish(divide(shared, a, b)) if shared or not guard else empty(a, b)
 
 
 def _sides(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -671,6 +672,14 @@ OVERLAP = Exercise(
             " both. Boxes that share nothing have an overlap of 0.0 here.",
         ),
     ),
+    crashes=(
+        Mistake(
+            "0 / 0",
+            partial(_overlap, guard=False),
+            "Two boxes without any area have the union 0, and 0 / 0 is no number. If nothing is"
+            " shared, return 0.0 before you divide.",
+        ),
+    ),
     hints=(
         "First the part that both share: its top is the lower of the two tops, max(a[0], b[0]), and"
         " its bottom the upper of the two bottoms.",
@@ -706,6 +715,8 @@ def average_precision(
     places_of: str = "all",
     smooth: str = "",
     divisor: Callable[[int, int, int, int], float] = lambda truths, hits, found, pictures: truths,
+    least: int = 1,
+    zero: float = 0.0,
 ) -> float:
     """From 0.0 to 1.0. The reference, or with one thing changed.
 
@@ -713,7 +724,8 @@ def average_precision(
     free", "best" (a miss if it is taken) or "first free"; everywhere: true boxes of all pictures
     are tried; gain: from hits so far, rank and overlap; of_misses: misses gain, too; places_of:
     "all" boxes, or of each "picture"; smooth: "later" (each precision is made the best one from
-    there on) or "11" (the mean of the best ones at 11 recalls); divisor: of the sum.
+    there on) or "11" (the mean of the best ones at 11 recalls); divisor: of the sum; least: in
+    place of a divisor of 0; zero: what the sum starts with.
     """
     taken, hits, gains, number = set(), 0, [], sum(map(len, truths))
     seen: dict[int, list[int]] = {}
@@ -746,7 +758,7 @@ def average_precision(
         recalls = [math.ceil(number * tenth / 10 - 1e-9) for tenth in range(11)]
         best = [gains[max(need - 1, 0)] for need in recalls if len(gains) >= max(need, 1)]
         return sum(best) / 11
-    return sum(gains) / (divisor(number, hits, len(found), len(truths)) or 1)
+    return sum(gains, zero) / (divisor(number, hits, len(found), len(truths)) or least)
 
 
 def _by_picture(found: list[Found], truths: list, measure: Callable, limit: float) -> float:
@@ -1022,6 +1034,20 @@ AVERAGE_PRECISION = Exercise(
             )
             for name, least in (("below the limit", None), ("below 0.5", 0.5))
         ),
+    ),
+    crashes=tuple(
+        Mistake(
+            f"divided by 0 {what}, from {zero}",
+            partial(average_precision, least=0, zero=zero, divisor=divisor),
+            f"The sum is divided by the number of {what}, which is 0 where nothing was found."
+            f" Divide"
+            " by the number of all true boxes.",
+        )
+        for zero in (0, 0.0)
+        for what, divisor in (
+            ("hits", lambda truths, hits, found, pictures: hits),
+            ("boxes that were said", lambda truths, hits, found, pictures: found),
+        )
     ),
     hints=(
         "Sort by score first. Then go through the list once, with two things in your memory: how"

@@ -191,6 +191,15 @@ NEAREST_CODE = Exercise(
             " of min (or amin).",
         ),
     ),
+    crashes=(
+        Mistake(
+            "every vector minus the whole codebook",
+            lambda vectors, codebook: nearest_code(vectors, codebook, choose=vectors - codebook),
+            "vectors - codebook sets n against m, vector by entry in turn. Every vector must meet"
+            " every entry: give the vectors one more axis, vectors[:, :, None], and the difference"
+            " is (b, n, m, d).",
+        ),
+    ),
     hints=(
         "For one vector and one entry: subtract, square, add up. For all at once the difference"
         " needs four axes, (b, n, m, d).",
@@ -374,6 +383,7 @@ def paste_mask(
     whole: Callable[[list[float]], list[int]] = lambda edges: [round(edge) for edge in edges],
     read: Callable[[Sequence[float]], Sequence[float]] = lambda box: box,
     give: Callable[[Tensor], Tensor] = lambda picture: picture,
+    also_empty: bool = False,
 ) -> Tensor:
     """(s, s) -> bool (height, width). `masks.place_mask`, or with one thing changed.
 
@@ -382,7 +392,7 @@ def paste_mask(
     """
     y0, x0, y1, x1 = whole(read(box))
     picture = torch.zeros(height, width, dtype=torch.bool)
-    if y1 > y0 and x1 > x0:
+    if also_empty or (y1 > y0 and x1 > x0):
         made = inside(resize(first(mask), y1 - y0, x1 - x0))
         picture[y0:y1, x0:x1] = made[: height - y0, : width - x0]
     return give(picture)
@@ -406,6 +416,20 @@ _ROUND = (
 
 def _numbers_of(inside: Tensor) -> Tensor:
     return (inside > 0).float()
+
+
+def _turned(mask: Tensor, box: list[float], height: int, width: int) -> Tensor:
+    y0, x0, y1, x1 = map(round, box)
+    picture = torch.zeros(height, width, dtype=torch.bool)
+    picture[y0:y1, x0:x1] = _bilinear(mask, x1 - x0, y1 - y0) > 0
+    return picture
+
+
+def _turned_in_numpy(mask: Tensor, box: list[float], height: int, width: int) -> Tensor:
+    y0, x0, y1, x1 = map(round, box)
+    picture = np.zeros((height, width), bool)
+    picture[y0:y1, x0:x1] = _bilinear(mask, x1 - x0, y1 - y0).numpy() > 0
+    return torch.from_numpy(picture)
 
 
 PASTE_MASK = Exercise(
@@ -608,6 +632,29 @@ PASTE_MASK = Exercise(
             "upside down",
             partial(paste_mask, first=lambda mask: mask.flip(0)),
             "The mask stands on its head: its first row is the top one.",
+        ),
+    ),
+    crashes=(
+        *(
+            Mistake(
+                f"no rows, {name}",
+                partial(paste_mask, also_empty=True, resize=resize),
+                "After rounding this box has no rows, and nothing can be resized to that. Look"
+                " first: if it has no rows or no columns, the picture stays False.",
+            )
+            for name, resize in (
+                ("Pillow", _bilinear),
+                ("torch", _by_torch(mode="bilinear", antialias=True)),
+            )
+        ),
+        *(
+            Mistake(
+                f"width and height exchanged, {name}",
+                turned,
+                "The resized mask has its height and width exchanged. Pillow's resize takes (width,"
+                " height), torch's interpolate (height, width).",
+            )
+            for name, turned in (("torch", _turned), ("NumPy", _turned_in_numpy))
         ),
     ),
     hints=(
@@ -856,6 +903,14 @@ FOLLOW = Exercise(
             "The numbers are right, but they hang on autograd's graph: a gradient flows from the"
             " codebook back into the vectors, and each step would hold on to all steps before it."
             " Use vectors.detach(), or torch.no_grad().",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "entries that nobody chose",
+            partial(follow, chose=lambda codes, m: torch.bincount(codes)),
+            "There are fewer counts than entries: nobody chose the last one, and bincount stops at"
+            " the largest code it meets. Tell it how many there are: minlength=len(counts).",
         ),
     ),
     hints=(

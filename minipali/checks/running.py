@@ -149,8 +149,13 @@ class _Observed(TorchFunctionMode):
         given = [*args, *(kwargs or {}).values()]
         if name in ("view", "to") and any(isinstance(one, torch.dtype) for one in given):
             name = f"{name}(dtype)"
-        if name in self.banned and not _inside(self.handed):
-            self.ran.append(f"runs torch's {name}. {OWN}")
+        if not _inside(self.handed):
+            if name in self.banned:
+                self.ran.append(f"runs torch's {name}. {OWN}")
+            for one in given:
+                kind = one.dtype if isinstance(one, Tensor) else one
+                if isinstance(kind, torch.dtype) and str(kind) in self.banned:
+                    self.ran.append(f"runs torch's {name} with {kind}. {OWN}")
         try:
             result = function(*args, **(kwargs or {}))
         except Exception as error:
