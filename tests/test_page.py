@@ -464,7 +464,7 @@ def test_asked_by_another_page(browser, page, small):
     """`minipali.ask` gives torch's answers for examples, data URLs and ImageData."""
     model, processor = small
     visit(browser, page)
-    asked = questions(40)
+    asked = questions(20)
     pictures, prompts = zip(*asked, strict=True)
     told = minipali.generate(model, processor, list(pictures), list(prompts))
     for (picture, prompt), text in zip(asked, told, strict=True):
@@ -479,8 +479,10 @@ def test_asked_by_another_page(browser, page, small):
     answer = minipali.generate(model, processor, scenes.examples()["three_apples"], "caption en")
     assert ask(browser, image="three_apples", prompt="caption en")["text"] == answer
     grey = Image.new("RGB", (50, 40), (128, 128, 128))
-    script = """minipali.ask({ prompt: "caption en",
-        image: new ImageData(new Uint8ClampedArray(8000).map((_, i) => i % 4 < 3 ? 128 : 255), 50) })"""
+    script = """(() => {
+      const numbers = new Uint8ClampedArray(50 * 40 * 4).map((_, i) => (i % 4 === 3 ? 255 : 128));
+      return minipali.ask({ image: new ImageData(numbers, 50), prompt: "caption en" });
+    })()"""
     assert browser.run(script)["text"] == minipali.generate(model, processor, grey, "caption en")
     drawn = [ask(browser, image="three_apples", prompt="caption en", temperature=2, seed=7)["text"]
              for _ in range(2)]  # fmt: skip

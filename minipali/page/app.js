@@ -4,7 +4,8 @@
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const MOST_SIDE = 2048; // pixels: larger pictures are made smaller first, as a phone's memory asks
-const SCENE = 288, GRID = 12; // side of a composed scene, and the steps in which things move
+const SCENE = 288; // side of a composed scene in pixels
+const GRID = 12; // pixels of it in which things move
 const RIVALS = 6; // tokens that are shown for a place in the answer
 
 // --- the model -----------------------------------------------------------------------------------
@@ -15,14 +16,20 @@ async function unpack(text) {
   if (typeof DecompressionStream === "undefined")
     throw new Error("the browser must be of 2023 or later, and this one is older: update it");
   const stream = new Blob([bytesOf(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const planes = new Uint8Array(await new Response(stream).arrayBuffer()), half = planes.length / 2;
+  const planes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const half = planes.length / 2;
   const file = new Uint8Array(planes.length);
-  for (let i = 0; i < half; i++) [file[2 * i], file[2 * i + 1]] = [planes[i], planes[half + i]];
+  for (let i = 0; i < half; i++) {
+    file[2 * i] = planes[i];
+    file[2 * i + 1] = planes[half + i];
+  }
   return file;
 }
 
 function bytesOf(base64) {
-  const text = atob(base64), bytes = new Uint8Array(text.length);
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64); // faster, in newer browsers
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
   for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
   return bytes;
 }
@@ -38,17 +45,21 @@ const loading = (async () => {
 
 // An example's name, a data URL, a file or an ImageData -> a canvas, and the size that was given.
 async function openPicture(image) {
-  const canvas = document.createElement("canvas"), context = canvas.getContext("2d", { willReadFrequently: true });
+  const canvas = document.createElement("canvas");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   if (image instanceof ImageData) {
     [canvas.width, canvas.height] = [image.width, image.height];
     context.putImageData(image, 0, 0);
     return { canvas, width: image.width, height: image.height };
   }
-  const named = typeof image === "string" && Object.hasOwn(data.examples, image);
-  const address = named ? data.examples[image] : image instanceof Blob ? URL.createObjectURL(image) : image;
+  let address = image;
+  if (image instanceof Blob) address = URL.createObjectURL(image);
+  else if (Object.hasOwn(data.examples, image)) address = data.examples[image];
   if (typeof address !== "string" || !/^(data|blob):/.test(address)) {
     const names = Object.keys(data.examples).join(", ");
-    throw new Error(`image must be ImageData, a data URL or one of ${names}; found ${String(image).slice(0, 80)}`);
+    throw new Error(
+      `image must be ImageData, a data URL or one of ${names}; found ${String(image).slice(0, 80)}`,
+    );
   }
   const drawn = new Image();
   drawn.src = address;
@@ -60,7 +71,8 @@ async function openPicture(image) {
   } finally {
     if (image instanceof Blob) URL.revokeObjectURL(address);
   }
-  const [width, height] = [drawn.naturalWidth || SCENE, drawn.naturalHeight || SCENE]; // an SVG may have no size
+  const width = drawn.naturalWidth || SCENE; // an SVG may have no size
+  const height = drawn.naturalHeight || SCENE;
   const scale = Math.min(1, MOST_SIDE / Math.max(width, height));
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
@@ -78,17 +90,30 @@ function pixelsOf(canvas) {
 // ready: a promise of the model's name and sizes. ask: a promise of {text, tokens, boxes}; tokens
 // have id, token and probability; boxes are {name, box: [y0, x0, y1, x1]} in pixels of the image.
 window.minipali = {
-  ready: loading.then(({ model }) => ({ name: data.name, config: data.config, examples: Object.keys(data.examples), parameters: count(model) })),
+  ready: loading.then(({ model }) => ({
+    name: data.name,
+    config: data.config,
+    examples: Object.keys(data.examples),
+    parameters: count(model),
+  })),
 
   async ask({ image, prompt, temperature = 0, topP = 1, seed = 0, maxNewTokens = 64 }) {
     if (typeof prompt !== "string") throw new Error(`prompt must be text, found ${typeof prompt}`);
-    if (!(temperature >= 0 && temperature < Infinity)) throw new Error(`temperature must be a number, 0 or above, found ${temperature}`);
-    if (!(topP > 0 && topP <= 1)) throw new Error(`topP must be a number above 0 and at most 1, found ${topP}`);
+    if (!(temperature >= 0 && temperature < Infinity))
+      throw new Error(`temperature must be a number, 0 or above, found ${temperature}`);
+    if (!(topP > 0 && topP <= 1))
+      throw new Error(`topP must be a number above 0 and at most 1, found ${topP}`);
     const { model, tokenizer } = await loading;
     const { canvas, width, height } = await openPicture(image);
-    const features = model.imageFeatures(pixelsOf(canvas)), tokens = [];
-    for (const step of tokenSteps(model, features, tokenizer.promptIds(prompt), { maxNewTokens, temperature, topP, seed }))
-      tokens.push({ id: step.id, token: tokenizer.token(step.id), probability: distribution(step.logits, temperature, topP)[step.id] });
+    const features = model.imageFeatures(pixelsOf(canvas));
+    const tokens = [];
+    const options = { maxNewTokens, temperature, topP, seed };
+    for (const step of tokenSteps(model, features, tokenizer.promptIds(prompt), options))
+      tokens.push({
+        id: step.id,
+        token: tokenizer.token(step.id),
+        probability: distribution(step.logits, temperature, topP)[step.id],
+      });
     const text = tokenizer.decode(tokens.map((token) => token.id));
     return { text, tokens, boxes: readBoxes(text, height, width) };
   },
@@ -100,13 +125,17 @@ function count(model) {
 
 // --- the picture on the page ---------------------------------------------------------------------
 
-const picture = $("picture"), pen = picture.getContext("2d", { willReadFrequently: true });
+const picture = $("picture");
+const pen = picture.getContext("2d", { willReadFrequently: true });
 const drawings = {}; // name -> an image that is ready to be drawn
 let features = null; // of the picture that is shown, until it changes
 let scene = null; // {background, things: [{name, x, y, size}]} while composing
+let touched = null; // the thing of the scene that was touched last
 
-// Show a canvas as the picture; label: what a screen reader says of it.
+// Show a canvas as the picture; label: what a screen reader says of it. Ends an answer that is
+// under way: it would be about another picture.
 function show(canvas, label) {
+  run++;
   if (canvas !== picture) {
     [picture.width, picture.height] = [canvas.width, canvas.height];
     pen.drawImage(canvas, 0, 0);
@@ -121,7 +150,8 @@ async function take(image, label, example = null) {
     const { canvas } = await openPicture(image);
     stopTools();
     show(canvas, label);
-    for (const button of $("examples").children) button.setAttribute("aria-pressed", button.dataset.name === example);
+    for (const button of $("examples").children)
+      button.setAttribute("aria-pressed", button.dataset.name === example);
     await answer();
   } catch (error) {
     report(error);
@@ -129,21 +159,26 @@ async function take(image, label, example = null) {
 }
 
 function drawBoxes(boxes) {
-  const svg = $("boxes"), { width, height } = picture;
+  const svg = $("boxes");
+  const { width, height } = picture;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.replaceChildren();
-  for (const { name, box: [y0, x0, y1, x1] } of boxes) {
+  const scale = Math.max(width / (svg.clientWidth || width), height / (svg.clientHeight || height));
+  const draw = (kind, attributes, text = "") => {
+    const made = document.createElementNS(svg.namespaceURI, kind);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.textContent = text;
+    svg.append(made);
+  };
+  for (const { name, box } of boxes) {
+    const [y0, x0, y1, x1] = box;
+    const [x, y] = [Math.min(x0, x1), Math.min(y0, y1)];
+    const place = { x, y, width: Math.abs(x1 - x0), height: Math.abs(y1 - y0) };
     // White on black shows on every background.
-    for (const [colour, line] of [["#000", 6], ["#fff", 2.5]]) {
-      const rect = document.createElementNS(svg.namespaceURI, "rect");
-      const place = { x: Math.min(x0, x1), y: Math.min(y0, y1), width: Math.abs(x1 - x0), height: Math.abs(y1 - y0) };
-      for (const [key, value] of Object.entries({ ...place, stroke: colour, "stroke-width": line })) rect.setAttribute(key, value);
-      svg.append(rect);
-    }
-    const text = document.createElementNS(svg.namespaceURI, "text"), scale = width / (svg.clientWidth || width);
-    text.setAttribute("transform", `translate(${x0 + 6 * scale} ${y0 + 19 * scale}) scale(${scale})`);
-    text.textContent = name;
-    svg.append(text);
+    draw("rect", { ...place, stroke: "#000", "stroke-width": 6 });
+    draw("rect", { ...place, stroke: "#fff", "stroke-width": 2.5 });
+    const at = `translate(${x + 6 * scale} ${y + 19 * scale}) scale(${scale})`;
+    draw("text", { transform: at }, name);
   }
 }
 
@@ -159,69 +194,104 @@ function drawScene() {
   for (const { name, x, y, size } of scene.things) pen.drawImage(drawings[name], x, y, size, size);
   const names = scene.things.map((thing) => data.names[thing.name]);
   show(picture, `A composed scene: ${names.join(", ") || "nothing"} on ${scene.background}`);
-  for (const button of $("backgrounds").children) button.setAttribute("aria-pressed", button.dataset.name === scene.background);
+  for (const button of $("backgrounds").children)
+    button.setAttribute("aria-pressed", button.dataset.name === scene.background);
   scene.things.forEach(({ name, x, y, size }, i) => {
-    const handle = $("things").children[i], percent = (pixels) => `${(100 * pixels) / SCENE}%`;
-    Object.assign(handle.style, { left: percent(x), top: percent(y), width: percent(size), height: percent(size) });
-    handle.setAttribute("aria-label", `${name}, ${Math.round((100 * x) / SCENE)} % from the left, ${Math.round((100 * y) / SCENE)} % from the top`);
+    const handle = $("things").children[i];
+    const percent = (pixels) => `${(100 * pixels) / SCENE}%`;
+    Object.assign(handle.style, {
+      left: percent(x),
+      top: percent(y),
+      width: percent(size),
+      height: percent(size),
+    });
+    const rounded = (pixels) => `${Math.round((100 * pixels) / SCENE)} %`;
+    const where = `${rounded(x)} from the left, ${rounded(y)} from the top`;
+    handle.setAttribute("aria-label", `${name}, ${where}`);
+    handle.classList.toggle("touched", scene.things[i] === touched);
   });
 }
 
 function addThing(name) {
   if (scene.things.length === 3) removeThing(scene.things[0]);
-  const size = scene.things.length ? 108 : 132, taken = (x, y) =>
-    scene.things.some((t) => x < t.x + t.size && t.x < x + size && y < t.y + t.size && t.y < y + size);
+  const size = scene.things.length ? 108 : 132;
+  const taken = (x, y) =>
+    scene.things.some(
+      (t) => x < t.x + t.size && t.x < x + size && y < t.y + t.size && t.y < y + size,
+    );
   for (const thing of scene.things) thing.size = Math.min(thing.size, 120);
   const places = [];
-  for (let y = 0; y <= SCENE - size; y += GRID) for (let x = 0; x <= SCENE - size; x += GRID) if (!taken(x, y)) places.push([x, y]);
-  const [x, y] = places.length ? places[Math.floor(Math.random() * places.length)] : [(SCENE - size) / 2, (SCENE - size) / 2];
-  const thing = { name, x, y, size }, handle = document.createElement("button");
+  for (let y = 0; y <= SCENE - size; y += GRID)
+    for (let x = 0; x <= SCENE - size; x += GRID) if (!taken(x, y)) places.push([x, y]);
+  const [x, y] = places.length
+    ? places[Math.floor(Math.random() * places.length)]
+    : [(SCENE - size) / 2, (SCENE - size) / 2];
+  const thing = { name, x, y, size };
+  touched = thing;
+  const handle = document.createElement("button");
   handle.type = "button";
   scene.things.push(thing);
   $("things").append(handle);
 
-  const change = (by) => {
-    thing.size = Math.min(252, Math.max(60, thing.size + (by.size ?? 0)));
-    thing.x = Math.min(SCENE - thing.size, Math.max(0, thing.x + (by.x ?? 0)));
-    thing.y = Math.min(SCENE - thing.size, Math.max(0, thing.y + (by.y ?? 0)));
+  handle.addEventListener("focus", () => {
+    touched = thing;
     drawScene();
-  };
+    answerSoon();
+  });
   handle.addEventListener("keydown", (event) => {
     const by = {
-      ArrowLeft: { x: -GRID }, ArrowRight: { x: GRID }, ArrowUp: { y: -GRID }, ArrowDown: { y: GRID },
-      "+": { size: GRID }, "=": { size: GRID }, "-": { size: -GRID },
+      ArrowLeft: { x: -GRID },
+      ArrowRight: { x: GRID },
+      ArrowUp: { y: -GRID },
+      ArrowDown: { y: GRID },
+      "+": { size: GRID },
+      "=": { size: GRID },
+      "-": { size: -GRID },
     }[event.key];
-    if (by) change(by);
-    else if (event.key === "Delete" || event.key === "Backspace") removeThing(thing);
-    else return;
+    if (by) changeThing(thing, by);
+    else if (event.key === "Delete" || event.key === "Backspace") {
+      removeThing(thing);
+      $("things").children[0]?.focus();
+    } else return;
     event.preventDefault();
     answerSoon();
   });
   let last = null;
   handle.addEventListener("pointerdown", (event) => {
     handle.setPointerCapture(event.pointerId);
+    handle.focus(); // not every browser does
     last = [event.clientX, event.clientY];
   });
   handle.addEventListener("pointermove", (event) => {
     if (!last) return;
     const scale = SCENE / picture.clientWidth;
-    change({ x: (event.clientX - last[0]) * scale, y: (event.clientY - last[1]) * scale });
+    const by = { x: (event.clientX - last[0]) * scale, y: (event.clientY - last[1]) * scale };
+    changeThing(thing, by);
     last = [event.clientX, event.clientY];
   });
-  handle.addEventListener("pointerup", () => {
-    last = null;
-    answerSoon();
-  });
+  for (const kind of ["pointerup", "pointercancel"])
+    handle.addEventListener(kind, () => {
+      last = null;
+      answerSoon();
+    });
   drawScene();
   answerSoon();
+}
+
+// by: {x, y, size}, how much more; it stays within the picture.
+function changeThing(thing, by) {
+  thing.size = Math.min(252, Math.max(60, thing.size + (by.size ?? 0)));
+  thing.x = Math.min(SCENE - thing.size, Math.max(0, thing.x + (by.x ?? 0)));
+  thing.y = Math.min(SCENE - thing.size, Math.max(0, thing.y + (by.y ?? 0)));
+  drawScene();
 }
 
 function removeThing(thing) {
   const i = scene.things.indexOf(thing);
   scene.things.splice(i, 1);
   $("things").children[i].remove();
+  touched = scene.things[0] ?? null;
   drawScene();
-  $("things").children[0]?.focus();
 }
 
 // --- drawing by hand -----------------------------------------------------------------------------
@@ -253,7 +323,11 @@ for (const kind of ["pointerup", "pointercancel"])
 
 function drawTo(event) {
   const [x, y, scale] = penAt(event);
-  Object.assign(pen, { strokeStyle: $("pen-colour").value, lineWidth: $("pen-width").value * scale, lineCap: "round" });
+  Object.assign(pen, {
+    strokeStyle: $("pen-colour").value,
+    lineWidth: $("pen-width").value * scale,
+    lineCap: "round",
+  });
   pen.beginPath();
   pen.moveTo(stroke[0], stroke[1]);
   pen.lineTo(x, y);
@@ -289,7 +363,10 @@ let chosen = 0; // which step is looked at
 let seed = 0;
 let timer = 0;
 
-const settings = () => ({ temperature: Number($("temperature").value), topP: Number($("top-p").value) });
+const settings = () => ({
+  temperature: Number($("temperature").value),
+  topP: Number($("top-p").value),
+});
 const pause = () => new Promise((done) => setTimeout(done));
 
 function answerSoon() {
@@ -299,7 +376,9 @@ function answerSoon() {
 
 async function answer() {
   clearTimeout(timer);
-  const mine = ++run, prompt = $("prompt").value, output = $("answer");
+  const mine = ++run;
+  const prompt = $("prompt").value;
+  const output = $("answer");
   try {
     const { model, tokenizer } = await loading;
     if (mine !== run) return;
@@ -314,8 +393,8 @@ async function answer() {
     let text = "";
     for (const step of tokenSteps(model, features, ids, { ...settings(), seed })) {
       steps.push({ ...step, ids: [...ids, ...steps.map((one) => one.id)] });
-      const told = tokenizer.decode(steps.map((one) => one.id));
-      if (!told.endsWith("\uFFFD")) text = told; // not in the middle of a character
+      const soFar = tokenizer.decode(steps.map((one) => one.id));
+      if (!soFar.endsWith("\uFFFD")) text = soFar; // not in the middle of a character
       output.textContent = text || "...";
       addToken(tokenizer, steps.length - 1);
       await pause();
@@ -330,34 +409,49 @@ async function answer() {
   }
 }
 
+function told({ name, box }) {
+  const [y0, x0, y1, x1] = box.map(Math.round);
+  return `${name}: x ${x0} to ${x1}, y ${y0} to ${y1}`;
+}
+
 // The whole answer in words, with its boxes and what can be said about it.
 function finish(tokenizer, prompt, text) {
-  const boxes = readBoxes(text, picture.height, picture.width), counts = new Map();
+  const boxes = readBoxes(text, picture.height, picture.width);
+  const counts = new Map();
   for (const { name } of boxes) counts.set(name, (counts.get(name) ?? 0) + 1);
-  const found = [...counts].map(([name, times]) => (times > 1 ? `${name} (${times} boxes)` : name)).join(", ");
+  const found = [...counts]
+    .map(([name, times]) => (times > 1 ? `${name} (${times} boxes)` : name))
+    .join(", ");
   $("answer").textContent = boxes.length ? found : text || "(nothing)";
   const notes = [];
-  if (boxes.length) notes.push(boxes.map(({ name, box: [y0, x0, y1, x1] }) => `${name}: x ${Math.round(x0)} to ${Math.round(x1)}, y ${Math.round(y0)} to ${Math.round(y1)}`).join("; ") + " (pixels of the picture).");
-  else if (prompt.startsWith("detect ")) notes.push("No box: the model sees none, or the question is not one that it knows.");
-  if (/<seg/.test(text)) notes.push("The answer holds masks, as <seg> tokens: to draw them takes the published mask decoder, which is not in this page.");
-  if (steps.at(-1).id !== data.config.eos_token_id) notes.push("Cut off: the answer is longer than the page lets it be.");
+  if (boxes.length) notes.push(`${boxes.map(told).join("; ")} (pixels of the picture).`);
+  else if (prompt.startsWith("detect "))
+    notes.push("No box: the model sees none, or the question is not one that it knows.");
+  if (/<seg/.test(text))
+    notes.push(
+      "The answer holds masks, as <seg> tokens. To draw them takes the published mask decoder," +
+        " which is not in this page.",
+    );
+  if (steps.at(-1).id !== data.config.eos_token_id)
+    notes.push("Cut off: the answer is longer than the page lets it be.");
   $("told").textContent = notes.join(" ");
   drawBoxes(boxes);
   lookAt(tokenizer, 0);
 }
 
 function report(error) {
-  $("problem").textContent = `${error.message}`;
+  $("problem").textContent = error.message;
   $("problem").hidden = false;
 }
 
 // --- tokens, their rivals, attention -------------------------------------------------------------
 
 const readable = (token) => token.replaceAll("▁", "·").replaceAll("\n", "⏎");
-const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.1 ? `${(100 * p).toFixed(0)} %` : p >= 0.0005 ? `${(100 * p).toFixed(1)} %` : "0 %");
+const percent = (p) => `${(100 * p).toFixed(p >= 0.1 || p < 0.0005 ? 0 : 1)} %`;
 
 function addToken(tokenizer, i) {
-  const button = document.createElement("button"), probability = document.createElement("small");
+  const button = document.createElement("button");
+  const probability = document.createElement("small");
   button.type = "button";
   button.append(readable(tokenizer.token(steps[i].id)), probability);
   button.addEventListener("click", () => lookAt(tokenizer, i));
@@ -366,8 +460,11 @@ function addToken(tokenizer, i) {
 }
 
 function showProbability(i) {
-  const { temperature, topP } = settings(), p = distribution(steps[i].logits, temperature, topP)[steps[i].id];
-  $("tokens").children[i].querySelector("small").textContent = percent(p);
+  const { temperature, topP } = settings();
+  const p = distribution(steps[i].logits, temperature, topP)[steps[i].id];
+  const shown = $("tokens").children[i];
+  shown.querySelector("small").textContent = percent(p);
+  shown.setAttribute("aria-label", `${shown.firstChild.textContent}, probability ${percent(p)}`);
 }
 
 function lookAt(tokenizer, i) {
@@ -379,59 +476,86 @@ function lookAt(tokenizer, i) {
 
 function showRivals(tokenizer) {
   if (!steps[chosen]) return;
-  const { temperature, topP } = settings(), { logits, id } = steps[chosen];
+  const { temperature, topP } = settings();
+  const { logits, id } = steps[chosen];
   const probabilities = distribution(logits, temperature, topP);
   const shown = ranked(logits).slice(0, RIVALS);
   if (!shown.includes(id)) shown[RIVALS - 1] = id;
   const rows = shown.map((rival) => {
-    const row = document.createElement("tr"), bar = document.createElement("i");
-    const cells = [readable(tokenizer.token(rival)), bar, percent(probabilities[rival])].map((content) => {
-      const cell = document.createElement("td");
-      cell.append(content);
-      return cell;
-    });
+    const row = document.createElement("tr");
+    const bar = document.createElement("i");
+    const cells = [readable(tokenizer.token(rival)), bar, percent(probabilities[rival])].map(
+      (content) => {
+        const cell = document.createElement("td");
+        cell.append(content);
+        return cell;
+      },
+    );
     bar.style.width = `${100 * probabilities[rival]}%`;
     row.className = rival === id ? "chosen" : "";
     row.append(...cells);
     return row;
   });
   $("rivals").tBodies[0].replaceChildren(...rows);
-  $("rivals").caption.textContent = `What might have come in the place of ${readable(tokenizer.token(id))}, token ${chosen + 1} of ${steps.length}:`;
+  const token = readable(tokenizer.token(id));
+  $("rivals").caption.textContent =
+    `What might have come in the place of ${token}, token ${chosen + 1} of ${steps.length}:`;
 }
 
 function showAttention(tokenizer) {
   if (!steps[chosen]) return;
-  const { seen, ids } = steps[chosen], s = ids.length, { vision_config } = data.config;
-  const across = vision_config.image_size / vision_config.patch_size, n = across ** 2;
-  const layer = seen[$("layer").value], heads = layer.length / s, head = $("head").value;
+  const { seen, ids } = steps[chosen];
+  const s = ids.length;
+  const { vision_config } = data.config;
+  const across = vision_config.image_size / vision_config.patch_size;
+  const n = across ** 2;
+  const layer = seen[$("layer").value];
+  const heads = layer.length / s;
+  const head = $("head").value;
   // The weights of one head, or the mean of all: (s)
   const weights = Array.from({ length: s }, (_, j) => {
     if (head !== "mean") return layer[head * s + j];
-    return Array.from({ length: heads }, (_, h) => layer[h * s + j]).reduce((a, b) => a + b) / heads;
+    let sum = 0;
+    for (let h = 0; h < heads; h++) sum += layer[h * s + j];
+    return sum / heads;
   });
-  const patches = weights.slice(0, n), brightest = Math.max(...patches);
-  const canvas = $("spotlight"), context = canvas.getContext("2d"), cell = 48;
+  const patches = weights.slice(0, n);
+  const brightest = Math.max(...patches);
+  const canvas = $("spotlight");
+  const context = canvas.getContext("2d");
+  const cell = 48;
   [canvas.width, canvas.height] = [across * cell, across * cell];
-  context.drawImage(picture, 0, 0, canvas.width, canvas.height); // squeezed into a square, as the model sees it
+  // Squeezed into a square, as the model sees it.
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   patches.forEach((weight, i) => {
     context.fillStyle = `rgb(0 0 0 / ${0.82 * (1 - weight / brightest)})`;
     context.fillRect((i % across) * cell, Math.floor(i / across) * cell, cell, cell);
   });
 
-  const words = ids.slice(n).map((id) => tokenizer.token(id)), ofWords = weights.slice(n), most = Math.max(...ofWords);
-  $("words").replaceChildren(...words.map((word, i) => {
-    const span = document.createElement("span");
-    span.textContent = readable(word);
-    span.title = percent(ofWords[i]);
-    span.style.background = `color-mix(in srgb, var(--accent) ${Math.round((70 * ofWords[i]) / most)}%, transparent)`;
-    return span;
-  }));
-  const onPicture = patches.reduce((a, b) => a + b, 0), place = patches.indexOf(brightest);
-  $("looked").textContent =
-    `Before ${readable(tokenizer.token(steps[chosen].id))}: ${percent(onPicture)} of the weight is on the picture, most of it on row ` +
-    `${Math.floor(place / across) + 1}, column ${(place % across) + 1} of ${across}; ${percent(1 - onPicture)} is on the words, most of it on ` +
-    `${readable(words[ofWords.indexOf(most)])}.`;
-  canvas.setAttribute("aria-label", `The picture, bright where the model looked. ${$("looked").textContent}`);
+  const words = ids.slice(n).map((id) => tokenizer.token(id));
+  const ofWords = weights.slice(n);
+  const most = Math.max(...ofWords);
+  $("words").replaceChildren(
+    ...words.map((word, i) => {
+      const span = document.createElement("span");
+      span.textContent = readable(word);
+      span.title = percent(ofWords[i]);
+      const strength = Math.round((45 * ofWords[i]) / most);
+      span.style.background = `color-mix(in srgb, var(--accent) ${strength}%, transparent)`;
+      return span;
+    }),
+  );
+  const onPicture = patches.reduce((a, b) => a + b, 0);
+  const place = patches.indexOf(brightest);
+  const token = readable(tokenizer.token(steps[chosen].id));
+  const [row, column] = [Math.floor(place / across) + 1, (place % across) + 1];
+  const word = readable(words[ofWords.indexOf(most)]);
+  const looked =
+    `Before ${token}: ${percent(onPicture)} of the weight is on the picture, most of it on row` +
+    ` ${row}, column ${column} of ${across}; ${percent(1 - onPicture)} is on the words, most of` +
+    ` it on ${word}.`;
+  $("looked").textContent = looked;
+  canvas.setAttribute("aria-label", `The picture, bright where the model looked. ${looked}`);
 }
 
 // --- what is on the page -------------------------------------------------------------------------
@@ -448,33 +572,51 @@ function button(parent, text, press, more = {}) {
   return made;
 }
 
-function ask(prompt) {
-  $("prompt").value = prompt;
-  answer();
-}
-
 function fillPrompts() {
   const name = $("name").value;
   $("prompts").replaceChildren();
   for (const template of data.prompts) {
     const prompt = template.replace("{name}", name).replace("{a name}", data.names[name]);
-    button($("prompts"), prompt, () => ask(prompt));
+    button($("prompts"), prompt, () => {
+      $("prompt").value = prompt;
+      answer();
+    });
   }
 }
 
 const titled = (name) => name.replace("_test_artist", "").replaceAll("_", " ");
 for (const [name, url] of Object.entries(data.examples))
-  button($("examples"), titled(name), () => take(name, `Example: ${titled(name)}`, name), { image: url, name });
+  button($("examples"), titled(name), () => take(name, `Example: ${titled(name)}`, name), {
+    image: url,
+    name,
+  });
 for (const [name, url] of Object.entries(data.drawings)) {
   const made = button($("drawings"), name, () => addThing(name), { image: url, name });
   drawings[name] = made.firstChild;
   $("name").add(new Option(name));
 }
 for (const name of Object.keys(data.backgrounds)) {
-  const made = button($("backgrounds"), "", () => ((scene.background = name), drawScene(), answerSoon()), { name, label: name });
+  const paint = () => {
+    scene.background = name;
+    drawScene();
+    answerSoon();
+  };
+  const made = button($("backgrounds"), "", paint, { name, label: name });
   [made.style.background, made.title] = [colour(name), name];
 }
-for (const limit of data.limits) $("limits").append(Object.assign(document.createElement("li"), { textContent: limit }));
+for (const [text, by] of [
+  ["Larger", { size: GRID }],
+  ["Smaller", { size: -GRID }],
+  ["Remove", null],
+])
+  button($("touched"), text, () => {
+    if (!touched) return;
+    if (by) changeThing(touched, by);
+    else removeThing(touched);
+    answerSoon();
+  });
+for (const limit of data.limits)
+  $("limits").append(Object.assign(document.createElement("li"), { textContent: limit }));
 const { num_hidden_layers: layers, num_attention_heads: heads } = data.config.text_config;
 for (let i = 0; i < layers; i++) $("layer").add(new Option(`${i + 1} of ${layers}`, i));
 $("head").add(new Option("mean of all", "mean"));
@@ -497,11 +639,13 @@ $("file").addEventListener("change", () => {
 $("compose").addEventListener("click", () => {
   if (scene) return stopTools();
   openTool("compose");
-  scene = { background: "yellow", things: [] };
+  scene = { background: "blue", things: [] };
   drawScene();
   for (const name of ["cat", "apple"]) addThing(name);
 });
-$("draw").addEventListener("click", () => ($("draw-tools").hidden ? openTool("draw") : stopTools()));
+$("draw").addEventListener("click", () =>
+  $("draw-tools").hidden ? openTool("draw") : stopTools(),
+);
 $("blank").addEventListener("click", () => {
   [picture.width, picture.height] = [SCENE, SCENE];
   pen.fillStyle = "#fff";
@@ -524,7 +668,10 @@ addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
   if (file) take(file, "Your picture, pasted");
 });
-for (const [slider, after] of [["temperature", "temperature-value"], ["top-p", "top-p-value"]]) {
+for (const [slider, after] of [
+  ["temperature", "temperature-value"],
+  ["top-p", "top-p-value"],
+]) {
   $(slider).addEventListener("input", async () => {
     $(after).textContent = Number($(slider).value);
     const { tokenizer } = await loading;
@@ -541,11 +688,16 @@ $("again").addEventListener("click", () => {
   seed++;
   answer();
 });
-for (const id of ["layer", "head"]) $(id).addEventListener("change", async () => showAttention((await loading).tokenizer));
+for (const id of ["layer", "head"])
+  $(id).addEventListener("change", async () => showAttention((await loading).tokenizer));
 
 window.minipali.ready.then(({ name, parameters }) => {
-  const size = parameters >= 1e6 ? `${(parameters / 1e6).toFixed(1)} million` : parameters.toLocaleString("en");
-  $("about-model").textContent = `${name[0].toUpperCase()}${name.slice(1)}, a vision-language model of ${size} parameters,`;
+  const size =
+    parameters >= 1e6
+      ? `${(parameters / 1e6).toFixed(1)} million`
+      : parameters.toLocaleString("en");
+  $("about-model").textContent =
+    `${name[0].toUpperCase()}${name.slice(1)}, a vision-language model of ${size} parameters,`;
 }, report);
 const first = Object.keys(data.examples)[0];
 take(first, `Example: ${titled(first)}`, first);

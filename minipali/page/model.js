@@ -10,10 +10,12 @@
 
 // pixels: (c, side, side) -> (n, c * size * size), in reading order; a patch as a Conv2d weight is.
 function patchify(pixels, side, size) {
-  const across = side / size, patches = new Float32Array(pixels.length);
+  const across = side / size;
+  const patches = new Float32Array(pixels.length);
   let i = 0;
   for (let n = 0; n < across * across; n++) {
-    const top = Math.floor(n / across) * size, left = (n % across) * size;
+    const top = Math.floor(n / across) * size;
+    const left = (n % across) * size;
     for (let c = 0; c < pixels.length / (side * side); c++)
       for (let y = top; y < top + size; y++)
         for (let x = left; x < left + size; x++) patches[i++] = pixels[(c * side + y) * side + x];
@@ -22,38 +24,51 @@ function patchify(pixels, side, size) {
 }
 
 // x: (t, d), weight: (o, d), bias: (o) or none -> x W^T + b: (t, o). Nearly all time is spent here,
-// so each number of the weight is read once for four rows.
+// so four rows share each number of the weight, and none is converted more than once.
 function linear(x, weight, bias) {
-  const outputs = weight.shape[0], w = weight.data, d = w.length / outputs, rows = x.length / d;
+  const outputs = weight.shape[0];
+  const d = weight.data.length / outputs;
+  const rows = x.length / d;
+  const fours = rows - (rows % 4);
   const y = new Float32Array(rows * outputs);
-  let t = 0;
-  for (; t + 4 <= rows; t += 4) {
-    const x0 = x.subarray(t * d, (t + 1) * d), x1 = x.subarray((t + 1) * d, (t + 2) * d);
-    const x2 = x.subarray((t + 2) * d, (t + 3) * d), x3 = x.subarray((t + 3) * d, (t + 4) * d);
-    for (let o = 0; o < outputs; o++) {
-      let a = 0, b = 0, c = 0, e = 0;
-      for (let i = 0, j = o * d; i < d; i++, j++) {
-        const value = w[j];
-        a += value * x0[i];
-        b += value * x1[i];
-        c += value * x2[i];
-        e += value * x3[i];
+  const x64 = Float64Array.from(x);
+  const w = new Float64Array(d);
+  for (let o = 0; o < outputs; o++) {
+    const start = bias ? bias.data[o] : 0;
+    if (fours) w.set(weight.data.subarray(o * d, (o + 1) * d));
+    for (let t = 0; t < fours; t += 4) {
+      const t0 = t * d;
+      const t1 = t0 + d;
+      const t2 = t1 + d;
+      const t3 = t2 + d;
+      const at = t * outputs + o;
+      let y0 = start;
+      let y1 = start;
+      let y2 = start;
+      let y3 = start;
+      for (let i = 0; i < d; i++) {
+        y0 += w[i] * x64[t0 + i];
+        y1 += w[i] * x64[t1 + i];
+        y2 += w[i] * x64[t2 + i];
+        y3 += w[i] * x64[t3 + i];
       }
-      const at = t * outputs + o, start = bias ? bias.data[o] : 0;
-      y[at] = a + start;
-      y[at + outputs] = b + start;
-      y[at + 2 * outputs] = c + start;
-      y[at + 3 * outputs] = e + start;
+      y[at] = y0;
+      y[at + outputs] = y1;
+      y[at + 2 * outputs] = y2;
+      y[at + 3 * outputs] = y3;
     }
+    for (let t = fours; t < rows; t++)
+      y[t * outputs + o] = start + dot(x, t * d, weight.data, o * d, d);
   }
-  for (; t < rows; t++)
-    for (let o = 0; o < outputs; o++) y[t * outputs + o] = dot(x, t * d, w, o * d, d) + (bias ? bias.data[o] : 0);
   return y;
 }
 
 // The product of two stretches of length d; four sums at a time, which do not wait for each other.
 function dot(x, i, w, j, d) {
-  let a = 0, b = 0, c = 0, e = 0;
+  let a = 0;
+  let b = 0;
+  let c = 0;
+  let e = 0;
   const end = i + d;
   for (; i + 4 <= end; i += 4, j += 4) {
     a += x[i] * w[j];
@@ -75,20 +90,24 @@ function add(x, y) {
 
 // Each token (row) to mean 0 and variance 1 over its d features: (t, d) -> (t, d).
 function layerNorm(x, weight, bias, eps) {
-  const d = weight.data.length, y = new Float32Array(x.length);
+  const d = weight.data.length;
+  const y = new Float32Array(x.length);
   for (let row = 0; row < x.length; row += d) {
-    let mean = 0, variance = 0;
+    let mean = 0;
+    let variance = 0;
     for (let i = 0; i < d; i++) mean += x[row + i] / d;
     for (let i = 0; i < d; i++) variance += (x[row + i] - mean) ** 2 / d;
     const scale = 1 / Math.sqrt(variance + eps);
-    for (let i = 0; i < d; i++) y[row + i] = (x[row + i] - mean) * scale * weight.data[i] + bias.data[i];
+    for (let i = 0; i < d; i++)
+      y[row + i] = (x[row + i] - mean) * scale * weight.data[i] + bias.data[i];
   }
   return y;
 }
 
 // Each token divided by the root mean square of its features, times 1 + weight: (t, d) -> (t, d).
 function rmsNorm(x, weight, eps) {
-  const d = weight.data.length, y = new Float32Array(x.length);
+  const d = weight.data.length;
+  const y = new Float32Array(x.length);
   for (let row = 0; row < x.length; row += d) {
     let square = 0;
     for (let i = 0; i < d; i++) square += x[row + i] ** 2 / d;
@@ -102,7 +121,8 @@ function rmsNorm(x, weight, eps) {
 
 // In place: scores -> exp(score - largest) / their sum.
 function softmax(scores) {
-  let largest = -Infinity, sum = 0;
+  let largest = -Infinity;
+  let sum = 0;
   for (const score of scores) largest = Math.max(largest, score);
   for (let i = 0; i < scores.length; i++) sum += scores[i] = Math.exp(scores[i] - largest);
   for (let i = 0; i < scores.length; i++) scores[i] /= sum;
@@ -115,16 +135,20 @@ function softmax(scores) {
 // No mask is needed. The prefix (picture and prompt) comes in one call, and all of it sees all of
 // it. Answer tokens come one by one, and each sees everything before it.
 function attend(query, keys, values, heads, kvHeads, k, seen) {
-  const t = query.length / (heads * k), s = keys.length / (kvHeads * k);
-  const mixed = new Float32Array(query.length), scores = new Float32Array(s);
+  const t = query.length / (heads * k);
+  const s = keys.length / (kvHeads * k);
+  const mixed = new Float32Array(query.length);
+  const scores = new Float32Array(s);
   for (let row = 0; row < t; row++)
     for (let head = 0; head < heads; head++) {
-      const from = (row * heads + head) * k, shared = Math.floor((head * kvHeads) / heads) * k;
+      const from = (row * heads + head) * k;
+      const shared = Math.floor((head * kvHeads) / heads) * k;
       for (let j = 0; j < s; j++)
         scores[j] = dot(query, from, keys, j * kvHeads * k + shared, k) / Math.sqrt(k);
       softmax(scores);
       for (let j = 0; j < s; j++)
-        for (let i = 0; i < k; i++) mixed[from + i] += scores[j] * values[j * kvHeads * k + shared + i];
+        for (let i = 0; i < k; i++)
+          mixed[from + i] += scores[j] * values[j * kvHeads * k + shared + i];
       if (seen && row === t - 1) seen.set(scores, head * s);
     }
   return mixed;
@@ -133,7 +157,8 @@ function attend(query, keys, values, heads, kvHeads, k, seen) {
 // --- 04 the vision tower -------------------------------------------------------------------------
 
 function geluTanh(x) {
-  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+  const inner = Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x);
+  return x - x / (1 + Math.exp(2 * inner)); // 0.5 x (1 + tanh(inner)), by the faster exp
 }
 
 // pixels: (c, y, x) in [-1, 1] -> one vector a patch, (n, d). w(name): a weight of the tower.
@@ -164,8 +189,11 @@ function applyRope(x, start, heads, k, theta) {
   for (let at = 0; at < x.length; at += k) {
     const position = start + Math.floor(at / (heads * k));
     for (let i = 0; i < k / 2; i++) {
-      const angle = position * theta ** ((-2 * i) / k), cos = Math.cos(angle), sin = Math.sin(angle);
-      const first = x[at + i], second = x[at + i + k / 2];
+      const angle = position * theta ** ((-2 * i) / k);
+      const cos = Math.cos(angle);
+      const sin = Math.sin(angle);
+      const first = x[at + i];
+      const second = x[at + i + k / 2];
       x[at + i] = first * cos - second * sin;
       x[at + i + k / 2] = second * cos + first * sin;
     }
@@ -179,14 +207,18 @@ function applyRope(x, start, heads, k, theta) {
 class KVCache {
   constructor({ num_hidden_layers, num_key_value_heads, head_dim }, longest) {
     const empty = () => new Float32Array(longest * num_key_value_heads * head_dim);
-    this.layers = Array.from({ length: num_hidden_layers }, () => ({ keys: empty(), values: empty() }));
+    this.layers = Array.from({ length: num_hidden_layers }, () => ({
+      keys: empty(),
+      values: empty(),
+    }));
     this.width = num_key_value_heads * head_dim;
     this.length = 0;
   }
 
   // Store those of new tokens, (t, g k) -> all so far, (s, g k) each.
   update(layer, keys, values) {
-    const stored = this.layers[layer], end = this.length * this.width + keys.length;
+    const stored = this.layers[layer];
+    const end = this.length * this.width + keys.length;
     stored.keys.set(keys, this.length * this.width);
     stored.values.set(values, this.length * this.width);
     return [stored.keys.subarray(0, end), stored.values.subarray(0, end)];
@@ -198,12 +230,19 @@ class KVCache {
 // x: (t, d), new tokens behind those in the cache -> (t, d). Fills the cache. seen: for each layer,
 // what the last token looks at, (h, s).
 function gemma(x, w, config, cache, seen = []) {
-  const { num_attention_heads: heads, num_key_value_heads: kvHeads, head_dim: k, rope_theta: theta } = config;
+  const {
+    num_attention_heads: heads,
+    num_key_value_heads: kvHeads,
+    head_dim: k,
+    rope_theta: theta,
+  } = config;
   const project = (x, name) => linear(x, w(`${name}.weight`));
   const norm = (x, name) => rmsNorm(x, w(`${name}.weight`), config.rms_norm_eps);
-  const t = x.length / config.hidden_size, position = cache.length + 1; // counted from 1
+  const t = x.length / config.hidden_size;
+  const position = cache.length + 1; // counted from 1
   for (let i = 0; i < config.num_hidden_layers; i++) {
-    const attention = `layers.${i}.self_attn`, mlp = `layers.${i}.mlp`;
+    const attention = `layers.${i}.self_attn`;
+    const mlp = `layers.${i}.mlp`;
     let normed = norm(x, `layers.${i}.input_layernorm`);
     const query = applyRope(project(normed, `${attention}.q_proj`), position, heads, k, theta);
     const key = applyRope(project(normed, `${attention}.k_proj`), position, kvHeads, k, theta);
@@ -212,8 +251,10 @@ function gemma(x, w, config, cache, seen = []) {
     const mixed = attend(query, keys, values, heads, kvHeads, k, seen[i]);
     x = add(x, project(mixed, `${attention}.o_proj`));
     normed = norm(x, `layers.${i}.post_attention_layernorm`);
-    const hidden = project(normed, `${mlp}.gate_proj`).map(geluTanh), up = project(normed, `${mlp}.up_proj`);
-    x = add(x, project(hidden.map((gate, j) => gate * up[j]), `${mlp}.down_proj`));
+    const hidden = project(normed, `${mlp}.gate_proj`).map(geluTanh);
+    const up = project(normed, `${mlp}.up_proj`);
+    const gated = hidden.map((gate, j) => gate * up[j]);
+    x = add(x, project(gated, `${mlp}.down_proj`));
   }
   cache.length += t;
   return norm(x, "norm");
@@ -228,7 +269,8 @@ class PaliGemma {
     this.weights = weights;
     this.part = (part) => (name) => {
       const weight = weights.get(`${part}.${name}`);
-      if (!weight) throw new Error(`the weights must hold ${part}.${name}: they are another model's`);
+      if (!weight)
+        throw new Error(`the weights must hold ${part}.${name}: they are another model's`);
       return weight;
     };
   }
@@ -242,23 +284,29 @@ class PaliGemma {
 
   // ids: (t), features: (n, d) where the ids are image tokens -> (t, d).
   embed(ids, features) {
-    const d = this.config.text_config.hidden_size, table = this.part("language_model")("embed_tokens.weight").data;
+    const d = this.config.text_config.hidden_size;
+    const table = this.part("language_model")("embed_tokens.weight").data;
     const x = new Float32Array(ids.length * d);
     let patch = 0;
     ids.forEach((id, t) => {
       const isImage = id === this.config.image_token_index;
-      const row = isImage ? features.subarray(patch * d, ++patch * d) : table.subarray(id * d, (id + 1) * d);
-      for (let i = 0; i < d; i++) x[t * d + i] = isImage ? row[i] : row[i] * Math.fround(Math.sqrt(d));
+      const row = isImage
+        ? features.subarray(patch * d, ++patch * d)
+        : table.subarray(id * d, (id + 1) * d);
+      for (let i = 0; i < d; i++)
+        x[t * d + i] = isImage ? row[i] : row[i] * Math.fround(Math.sqrt(d));
     });
     return x;
   }
 
   // New ids behind those in the cache -> {logits: (v) for what follows the last of them, seen}.
   next(ids, features, cache) {
-    const w = this.part("language_model"), { text_config } = this.config, seen = [];
+    const w = this.part("language_model");
+    const { text_config } = this.config;
+    const seen = [];
     const x = gemma(this.embed(ids, features), w, text_config, cache, seen);
-    const logits = linear(x.subarray(x.length - text_config.hidden_size), w("embed_tokens.weight")); // the tied head
-    return { logits, seen };
+    const last = x.subarray(x.length - text_config.hidden_size);
+    return { logits: linear(last, w("embed_tokens.weight")), seen }; // the table is also the head
   }
 }
 
@@ -286,7 +334,8 @@ function ranked(values) {
 function choose(logits, temperature, topP, random) {
   if (!temperature) return logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
   const probabilities = distribution(logits, temperature, topP);
-  let left = random(), last = 0;
+  let left = random();
+  let last = 0;
   for (let id = 0; id < probabilities.length; id++) {
     if (probabilities[id] > 0) last = id;
     left -= probabilities[id];
@@ -307,17 +356,21 @@ function randomFrom(seed) {
 }
 
 // Yields {id, logits: (v), seen: (h, s) of each layer} for each token, eos included.
-function* tokenSteps(model, features, ids, { maxNewTokens = 64, temperature = 0, topP = 1, seed = 0 } = {}) {
-  const { config } = model, longest = Math.min(config.text_config.max_position_embeddings, ids.length + maxNewTokens);
-  const cache = new KVCache(config.text_config, longest), random = randomFrom(seed);
-  for (let next = ids; cache.length + next.length < longest; ) {
+function* tokenSteps(model, features, ids, options) {
+  const { maxNewTokens = 64, temperature = 0, topP = 1, seed = 0 } = options;
+  const { config } = model;
+  const longest = Math.min(config.text_config.max_position_embeddings, ids.length + maxNewTokens);
+  const cache = new KVCache(config.text_config, longest);
+  const random = randomFrom(seed);
+  for (let next = ids; cache.length + next.length < longest;) {
     const { logits, seen } = model.next(next, features, cache);
-    logits.fill(-Infinity, config.image_token_index); // the image token and what fills up the table are no text
+    // The image token and the rows that fill up the table are no text.
+    logits.fill(-Infinity, config.image_token_index);
     const id = choose(logits, temperature, topP, random);
-    if (!Number.isFinite(logits[id])) throw new Error("the model's logits must be numbers: its weights are damaged");
+    if (!Number.isFinite(logits[id]))
+      throw new Error("the model's logits must be numbers: its weights are damaged");
     yield { id, logits, seen };
     if (id === config.eos_token_id) return;
     next = [id];
   }
 }
-

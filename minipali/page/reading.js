@@ -4,15 +4,22 @@
 
 // --- 06 tokens and pixels ------------------------------------------------------------------------
 
-const LOCATIONS = 1024, SEGMENTS = 128;
-const SPECIAL = /(<image>|<bos>|<eos>|<pad>|<unk>|<loc(?:0[0-9]{3}|10[01][0-9]|102[0-3])>|<seg(?:0[0-9]{2}|1[01][0-9]|12[0-7])>)/;
-const NORMAL = 1, UNKNOWN = 2, USER_DEFINED = 4, BYTE = 6; // kinds of a piece in the file
+const LOCATIONS = 1024;
+const SEGMENTS = 128;
+const LOCATION = "<loc(?:0[0-9]{3}|10[01][0-9]|102[0-3])>";
+const SEGMENT = "<seg(?:0[0-9]{2}|1[01][0-9]|12[0-7])>";
+const SPECIAL = new RegExp(`(<image>|<bos>|<eos>|<pad>|<unk>|${LOCATION}|${SEGMENT})`);
+const NORMAL = 1;
+const UNKNOWN = 2;
+const USER_DEFINED = 4;
+const BYTE = 6; // kinds of a piece in the file
 
 // The fields of a protobuf message: [number, value] each; a value is a number or bytes.
 function* fields(bytes) {
   let at = 0;
   const varint = () => {
-    let value = 0, factor = 1;
+    let value = 0;
+    let factor = 1;
     for (; ; factor *= 128) {
       const byte = bytes[at++];
       value += (byte & 127) * factor;
@@ -20,7 +27,8 @@ function* fields(bytes) {
     }
   };
   while (at < bytes.length) {
-    const tag = varint(), kind = tag & 7;
+    const tag = varint();
+    const kind = tag & 7;
     const size = kind === 0 ? 0 : kind === 1 ? 8 : kind === 5 ? 4 : varint();
     yield [tag >> 3, kind === 0 ? varint() : bytes.subarray(at, (at += size))];
   }
@@ -35,7 +43,11 @@ class Tokenizer {
       if (number !== 1) continue;
       const found = Object.fromEntries(fields(message));
       const score = found[2] ? new DataView(found[2].slice().buffer).getFloat32(0, true) : 0;
-      this.pieces.push({ text: new TextDecoder().decode(found[1]), score, kind: found[3] ?? NORMAL });
+      this.pieces.push({
+        text: new TextDecoder().decode(found[1]),
+        score,
+        kind: found[3] ?? NORMAL,
+      });
     }
     this.firstSegment = config.image_token_index - SEGMENTS;
     this.firstLocation = this.firstSegment - LOCATIONS;
@@ -49,17 +61,24 @@ class Tokenizer {
 
   // Text -> token ids. `<loc0000>` and its kin are one token.
   encode(text) {
-    if (/\p{Surrogate}/u.test(text)) throw new Error("a prompt must be text, found half a character");
-    return text.split(SPECIAL).flatMap((part, i) => (i % 2 ? [this.specialId(part)] : this.encodePlain(part)));
+    if (/\p{Surrogate}/u.test(text))
+      throw new Error("a prompt must be text, found half a character");
+    return text
+      .split(SPECIAL)
+      .flatMap((part, i) => (i % 2 ? [this.specialId(part)] : this.encodePlain(part)));
   }
 
   specialId(token) {
-    const { config } = this, number = Number(token.slice(4, -1));
+    const { config } = this;
+    const number = Number(token.slice(4, -1));
     if (token.startsWith("<loc")) return this.firstLocation + number;
     if (token.startsWith("<seg")) return this.firstSegment + number;
     return {
-      "<image>": config.image_token_index, "<bos>": config.bos_token_id, "<eos>": config.eos_token_id,
-      "<pad>": config.pad_token_id, "<unk>": this.unknown,
+      "<image>": config.image_token_index,
+      "<bos>": config.bos_token_id,
+      "<eos>": config.eos_token_id,
+      "<pad>": config.pad_token_id,
+      "<unk>": this.unknown,
     }[token];
   }
 
@@ -67,7 +86,7 @@ class Tokenizer {
   // score, the leftmost of equal ones, until no pair is left.
   encodePlain(text) {
     const symbols = [];
-    for (let rest = text.replaceAll(" ", "▁"); rest; ) {
+    for (let rest = text.replaceAll(" ", "▁"); rest;) {
       const whole = this.whole.find((piece) => rest.startsWith(piece));
       const symbol = whole ?? String.fromCodePoint(rest.codePointAt(0));
       symbols.push({ text: symbol, fixed: whole !== undefined });
@@ -78,7 +97,8 @@ class Tokenizer {
       return left.fixed || right.fixed || piece?.kind !== NORMAL ? -Infinity : piece.score;
     };
     for (;;) {
-      let best = -1, highest = -Infinity;
+      let best = -1;
+      let highest = -Infinity;
       for (let i = 0; i + 1 < symbols.length; i++) {
         const found = score(symbols[i], symbols[i + 1]);
         if (found > highest) [best, highest] = [i, found];
@@ -111,7 +131,8 @@ class Tokenizer {
   decode(ids) {
     const { config } = this;
     const silent = [config.bos_token_id, config.eos_token_id, config.pad_token_id, this.unknown];
-    let text = "", bytes = [];
+    let text = "";
+    let bytes = [];
     for (const id of ids) {
       if (silent.includes(id)) continue;
       if (this.pieces[id]?.kind === BYTE) {
@@ -120,18 +141,28 @@ class Tokenizer {
       }
       text += readBytes(bytes);
       bytes = [];
-      if (id !== config.image_token_index) text += this.pieces[id] ? this.token(id).replaceAll("▁", " ") : this.token(id);
+      if (id !== config.image_token_index)
+        text += this.pieces[id] ? this.token(id).replaceAll("▁", " ") : this.token(id);
     }
     return text + readBytes(bytes);
   }
 
   // Image tokens, bos, prompt, newline.
   promptIds(prompt) {
-    if (prompt.includes("<image>")) throw new Error("a prompt must not contain '<image>': it is added by itself");
-    const { config } = this, n = (config.vision_config.image_size / config.vision_config.patch_size) ** 2;
-    const ids = [...Array(n).fill(config.image_token_index), config.bos_token_id, ...this.encode(`${prompt}\n`)];
+    if (prompt.includes("<image>"))
+      throw new Error("a prompt must not contain '<image>': it is added by itself");
+    const { config } = this;
+    const n = (config.vision_config.image_size / config.vision_config.patch_size) ** 2;
+    const ids = [
+      ...Array(n).fill(config.image_token_index),
+      config.bos_token_id,
+      ...this.encode(`${prompt}\n`),
+    ];
     const most = config.text_config.max_position_embeddings;
-    if (ids.length >= most) throw new Error(`a prompt must leave room in ${most} tokens, found ${ids.length}: shorten it`);
+    if (ids.length >= most)
+      throw new Error(
+        `a prompt must leave room in ${most} tokens, found ${ids.length}: shorten it`,
+      );
     return ids;
   }
 }
@@ -139,11 +170,14 @@ class Tokenizer {
 // UTF-8 to text; each byte that is no part of a character becomes U+FFFD.
 function readBytes(bytes) {
   let text = "";
-  for (let at = 0; at < bytes.length; ) {
-    let size = 4, character = null;
+  for (let at = 0; at < bytes.length;) {
+    let size = 4;
+    let character = null;
     for (; size > 0 && character === null; size--) {
       try {
-        const read = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(Uint8Array.from(bytes.slice(at, at + size)));
+        const read = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(
+          Uint8Array.from(bytes.slice(at, at + size)),
+        );
         if ([...read].length === 1) [character, at] = [read, at + size];
       } catch {} // no character of this size
     }
@@ -156,19 +190,26 @@ function readBytes(bytes) {
 // Bicubic, antialiased, to the bit as Pillow does it: one axis after the other, whole numbers with
 // 22 bits behind the point. pixels: (rows, from, c) of bytes -> (rows, to, c).
 function resizeAxis(pixels, rows, from, to) {
-  const ONE = 2 ** 22, scale = from / to, wide = Math.max(scale, 1), resized = new Uint8Array(rows * to * 3);
-  const cubic = (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0);
+  const ONE = 2 ** 22;
+  const scale = from / to;
+  const wide = Math.max(scale, 1);
+  const resized = new Uint8Array(rows * to * 3);
+  const cubic = (x) =>
+    x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
   for (let place = 0; place < to; place++) {
     const centre = (place + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - 2 * wide + 0.5)), last = Math.min(from, Math.trunc(centre + 2 * wide + 0.5));
+    const first = Math.max(0, Math.trunc(centre - 2 * wide + 0.5));
+    const last = Math.min(from, Math.trunc(centre + 2 * wide + 0.5));
     let weights = [];
-    for (let i = first; i < last; i++) weights.push(cubic(Math.abs((i - centre + 0.5) * (1 / wide))));
+    for (let i = first; i < last; i++)
+      weights.push(cubic(Math.abs((i - centre + 0.5) * (1 / wide))));
     const sum = weights.reduce((a, b) => a + b);
     weights = weights.map((weight) => Math.trunc((weight / sum) * ONE + (weight < 0 ? -0.5 : 0.5)));
     for (let row = 0; row < rows; row++)
       for (let c = 0; c < 3; c++) {
         let value = ONE / 2; // rounds
-        for (let i = first; i < last; i++) value += pixels[(row * from + i) * 3 + c] * weights[i - first];
+        for (let i = first; i < last; i++)
+          value += pixels[(row * from + i) * 3 + c] * weights[i - first];
         resized[(row * to + place) * 3 + c] = Math.min(255, Math.max(0, Math.floor(value / ONE)));
       }
   }
@@ -180,7 +221,8 @@ function turn(pixels, rows, columns) {
   const turned = new Uint8Array(pixels.length);
   for (let row = 0; row < rows; row++)
     for (let column = 0; column < columns; column++)
-      for (let c = 0; c < 3; c++) turned[(column * rows + row) * 3 + c] = pixels[(row * columns + column) * 3 + c];
+      for (let c = 0; c < 3; c++)
+        turned[(column * rows + row) * 3 + c] = pixels[(row * columns + column) * 3 + c];
   return turned;
 }
 
@@ -190,14 +232,18 @@ function toPixels({ data, width, height }, side) {
   for (let i = 0, j = 0; i < data.length; i += 4)
     for (let c = 0; c < 3; c++) {
       // What is transparent becomes white, rounded as Pillow does.
-      const alpha = data[i + 3], sum = data[i + c] * alpha + 255 * (255 - alpha) + 128;
+      const alpha = data[i + 3];
+      const sum = data[i + c] * alpha + 255 * (255 - alpha) + 128;
       rgb[j++] = ((sum >> 8) + sum) >> 8;
     }
   // The width first; since Pillow 13 the height, where it shrinks by much more.
   const tall = height - side > 2 * Math.max(0, width - side);
   const resizeWidth = (yxc, rows) => resizeAxis(yxc, rows, width, side);
-  const resizeHeight = (yxc, columns) => turn(resizeAxis(turn(yxc, height, columns), columns, height, side), columns, side);
-  const square = tall ? resizeWidth(resizeHeight(rgb, width), side) : resizeHeight(resizeWidth(rgb, height), side);
+  const resizeHeight = (yxc, columns) =>
+    turn(resizeAxis(turn(yxc, height, columns), columns, height, side), columns, side);
+  const square = tall
+    ? resizeWidth(resizeHeight(rgb, width), side)
+    : resizeHeight(resizeWidth(rgb, height), side);
   const pixels = new Float32Array(square.length);
   for (let i = 0; i < square.length; i++)
     pixels[(i % 3) * side * side + Math.floor(i / 3)] = Math.fround(square[i] / 255) * 2 - 1;
@@ -208,12 +254,15 @@ function toPixels({ data, width, height }, side) {
 
 // The bytes of a safetensors file -> Map of our name -> {data: Float32Array, shape}.
 function readSafetensors(file) {
-  const view = new DataView(file.buffer, file.byteOffset), size = Number(view.getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(file.subarray(8, 8 + size))), weights = new Map();
+  const view = new DataView(file.buffer, file.byteOffset);
+  const size = Number(view.getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(file.subarray(8, 8 + size)));
+  const weights = new Map();
   for (const [key, { dtype, shape, data_offsets: place }] of Object.entries(header)) {
     if (key === "__metadata__") continue;
     const bytes = file.slice(8 + size + place[0], 8 + size + place[1]).buffer;
-    if (dtype !== "F32" && dtype !== "F16") throw new Error(`${key} must be of dtype F32 or F16, found ${dtype}`);
+    if (dtype !== "F32" && dtype !== "F16")
+      throw new Error(`${key} must be of dtype F32 or F16, found ${dtype}`);
     const data = dtype === "F32" ? new Float32Array(bytes) : fromHalf(new Uint16Array(bytes));
     weights.set(ourName(key), { data, shape });
   }
@@ -222,17 +271,27 @@ function readSafetensors(file) {
 
 // The key of a weight in any of the published layouts -> its name in the Python model.
 function ourName(key) {
-  return key.replace(/^model\./, "").replace(/^language_model\.model\./, "language_model.")
-    .replace(/^vision_tower\.(vision_model\.)?(encoder\.)?/, "vision_tower.").replace("projector.linear.", "projector.");
+  return key
+    .replace(/^model\./, "")
+    .replace(/^language_model\.model\./, "language_model.")
+    .replace(/^vision_tower\.(vision_model\.)?(encoder\.)?/, "vision_tower.")
+    .replace("projector.linear.", "projector.");
 }
 
-// float16 as bits: sign 1, exponent 5, fraction 10 -> float32.
+// float16 as bits: sign 1, exponent 5, fraction 10 -> float32. There are 65,536 of them.
+const HALVES = Float32Array.from({ length: 2 ** 16 }, (_, half) => {
+  const sign = half & 0x8000 ? -1 : 1;
+  const exponent = (half >> 10) & 31;
+  const fraction = half & 1023;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (1024 + fraction) * 2 ** (exponent - 25);
+});
+
 function fromHalf(halves) {
-  return Float32Array.from(halves, (half) => {
-    const sign = half & 0x8000 ? -1 : 1, exponent = (half >> 10) & 31, fraction = half & 1023;
-    if (exponent === 0) return sign * fraction * 2 ** -24;
-    return exponent === 31 ? (fraction ? NaN : sign * Infinity) : sign * (1024 + fraction) * 2 ** (exponent - 25);
-  });
+  const floats = new Float32Array(halves.length);
+  for (let i = 0; i < halves.length; i++) floats[i] = HALVES[halves[i]];
+  return floats;
 }
 
 // --- 15 locations --------------------------------------------------------------------------------
@@ -240,10 +299,16 @@ function fromHalf(halves) {
 // All complete boxes of an answer, in pixels of a picture: [{name, box: [y0, x0, y1, x1]}].
 function readBoxes(answer, height, width) {
   const found = [];
-  for (const match of answer.matchAll(/<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*(?:<seg\d{3}>\s*)*([^;<]*)/g)) {
-    const places = match.slice(1, 5).map(Number), sides = [height, width, height, width];
+  for (const match of answer.matchAll(
+    /<loc(\d{4})><loc(\d{4})><loc(\d{4})><loc(\d{4})>\s*(?:<seg\d{3}>\s*)*([^;<]*)/g,
+  )) {
+    const places = match.slice(1, 5).map(Number);
+    const sides = [height, width, height, width];
     if (Math.max(...places) < LOCATIONS)
-      found.push({ name: match[5].trim(), box: places.map((place, i) => (place / (LOCATIONS - 1)) * sides[i]) });
+      found.push({
+        name: match[5].trim(),
+        box: places.map((place, i) => (place / (LOCATIONS - 1)) * sides[i]),
+      });
   }
   return found;
 }
