@@ -75,7 +75,7 @@ def make_page(source: str | Path = "small") -> str:
         raise PageError(f"all weights of {source} must be at most 65,504 for a page, in float16")
     of_the_course = _tokenizer(processor) == (SMALL / "tokenizer.model").read_bytes()
     data = {
-        "name": "the small model" if source == "small" else Path(source).name,
+        "name": "the small model" if source == "small" else Path(source).resolve().name,
         "config": configs.to_dict(model.config, "float16"),
         "tokenizer": _text(_tokenizer(processor)),
         "examples": {name: _url(_asset(f"pictures/{name}.png")) for name in EXAMPLES},
