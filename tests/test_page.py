@@ -460,6 +460,42 @@ def test_a_scene_composed_with_the_keyboard(browser, page):
     wait_for(lambda: browser.run(TEXT) == "a penguin on a blue background", seconds=30)
 
 
+def test_a_pointer_drags_and_draws(browser, page):
+    visit(browser, page)
+
+    def middle(selector):
+        return browser.run(f"""(() => {{
+          const place = document.querySelector({json.dumps(selector)}).getBoundingClientRect();
+          return [place.x + place.width / 2, place.y + place.height / 2];
+        }})()""")
+
+    def drag(selector, by):
+        x, y = middle(selector)
+        for kind, step in (("mousePressed", 0), ("mouseMoved", 0.5), ("mouseMoved", 1)):
+            at = {"x": x + by * step, "y": y, "button": "left", "buttons": 1, "clickCount": 1}
+            browser.call("Input.dispatchMouseEvent", type=kind, **at)
+        browser.call("Input.dispatchMouseEvent", type="mouseReleased", **at)
+
+    browser.run("""document.getElementById("compose").click()""")
+    x, _ = middle("#things button")
+    by = 40 if x < middle("#picture")[0] else -40
+    drag("#things button", by)
+    assert middle("#things button")[0] == pytest.approx(x + by, abs=1)
+
+    browser.run("""document.getElementById("draw").click()""")
+    browser.run("""document.getElementById("blank").click()""")
+    drag("#picture", 40)
+    label = """document.getElementById("picture").ariaLabel"""
+    assert browser.run(label) == "Your drawing"
+    assert browser.run("[...pen.getImageData(150, 144, 1, 1).data]") == [0xD6, 0x28, 0x28, 255]
+
+    browser.run("""take(new File(["abc"], "notes.txt"), "")""")
+    assert "notes.txt must be a picture" in browser.run(
+        """document.getElementById("problem").textContent"""
+    )
+    assert browser.run(label) == "Your drawing"  # which stays
+
+
 def test_asked_by_another_page(browser, page, small):
     """`minipali.ask` gives torch's answers for examples, data URLs and ImageData."""
     model, processor = small
@@ -509,6 +545,9 @@ def test_a_page_of_another_model(browser, saved, tmp_path):
     found = ask(browser, image="three_apples", prompt="caption en", maxNewTokens=8)
     assert found["text"] == text
     assert browser.run("""document.getElementById("layer").length""") == 3
+    assert browser.run("""document.getElementById("about-model").textContent""").startswith(
+        "Model,"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
