@@ -109,6 +109,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the picture with boxes goes (default: boxes.png)",
     )
+    verb = add(
+        "page",
+        page,
+        "Write a web page, one file, in which the model answers without a server or a network.",
+    )
+    verb.add_argument(
+        "model", nargs="?", default="small", help="small (default), a model folder, or a hub id"
+    )
+    verb.add_argument(
+        "--output", action=Once, type=Path, required=True, metavar="FILE.html", help="the page"
+    )
     add("doctor", doctor, "Look at the installation, and say what to do about what is wrong.")
     return top
 
@@ -245,6 +256,22 @@ def detect(options: argparse.Namespace) -> int:
     draw_boxes(picture, boxes).save(png, "PNG")
     replace(output, png.getvalue())
     print(f"written   {output}")
+    return 0
+
+
+def page(options: argparse.Namespace) -> int:
+    output = options.output
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output must end in .html, found {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output must be in a folder that exists, found {output}: make it first")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"--output must be a file, found a folder, pipe or device: {output}")
+    from minipali.page import make_page
+
+    content = make_page(options.model).encode()
+    replace(output, content)
+    print(f"written   {output}, {len(content) / 1e6:.1f} MB: open it in a browser")
     return 0
 
 

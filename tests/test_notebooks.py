@@ -446,6 +446,40 @@ def without_optional_parts(cells: list) -> list:
     return kept
 
 
+def words_for_everyone(path: Path) -> int:
+    """How many words all must read: no folded part, no sources, no table of the notes."""
+    cells = without_optional_parts(PLANS[path][0].cells)
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    prose = prose.split("### What the notes say")[0]
+    for left_out in (r"<details>.*?</details>", r"\*\*Sources\.\*\*.*?(?=\n\n|\Z)"):
+        prose = re.sub(left_out, "", prose, flags=re.DOTALL)
+    return len(prose.split())
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_is_about_1500_words_long(path):
+    assert words_for_everyone(path) <= 1720
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_asks_before_it_tells(path):
+    cells = without_optional_parts(PLANS[path][0].cells)
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    guesses = re.findall(r"^(guess_\w+(?:, guess_\w+)*) = \.\.\.", code, re.MULTILINE)
+    guesses = [name for found in guesses for name in found.split(", ")]
+    assert len(guesses) >= 2
+    for name in guesses:
+        assert re.search(rf"reveal\(.*\b{name}\b", code), f"{name} is never answered"
+    if path.stem[:2] >= "02":
+        prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        remembered = prose.split("## Do you remember?")[1].split("\n## ")[0]
+        assert remembered.count("<details>") == 3
+    if path.stem[:2] >= "01":
+        folded = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+        assert folded, "what the exercise asks for stands in folded cells"
+        assert all("hide-input" in cell.metadata.tags for cell in folded)
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_a_lesson_keeps_to_the_template(path):
     cells = without_optional_parts(PLANS[path][0].cells)

@@ -32,7 +32,7 @@ figures.model_map("all", model.config)
 # 2. **read** what goes into it and what comes out, token by token,
 # 3. **tell** whether it looks at the picture at all.
 #
-# Time: 20 minutes. You need: Python, and a first idea of what a tensor is.
+# Time: 30 minutes. You need: Python, and a first idea of what a tensor is.
 
 # %% [markdown]
 # ## Predict
@@ -293,6 +293,9 @@ for name in ("small", "paligemma-3b-224"):
 # ```python
 # generate(model, processor, "my_photo.jpg", "caption en")
 # ```
+#
+# Or play with it in a browser: `minipali page --output page.html` writes the whole model into one file
+# that opens without a server or a network, also on a phone. You can draw a picture there.
 #
 # It will answer with the few words it knows, whatever you show it. Why? Think about what it was
 # trained on, and go on with [01 patches](01_patches.ipynb).

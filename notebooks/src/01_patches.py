@@ -30,7 +30,7 @@ figures.model_map("patches", model.config)
 # 2. **embed** the patches with one affine map (a matrix product plus a bias), in two ways,
 # 3. **place** them with a table of position vectors, and show a model that fails without it.
 #
-# Time: 35 minutes. You need: what the shape of a tensor is, and what a matrix product is.
+# Time: 50 minutes. You need: what the shape of a tensor is, and what a matrix product is.
 #
 # ## Predict
 #

@@ -52,7 +52,7 @@ figures.model_map("vision", model.config)
 # 2. **compute** each of the three norms by hand, and say which axis it averages over,
 # 3. **explain** what BatchNorm does with a batch of one or two pictures, and in eval mode.
 #
-# Time: 45 minutes. You need: lesson 01, and what a mean is.
+# Time: 55 minutes. You need: lesson 01, and what a mean is.
 #
 # ## Predict
 #
@@ -158,8 +158,8 @@ figures.norms.sizes_by_layer(sizes)
 
 # %% [markdown]
 # With the small start nothing of the picture arrives. With the large one the numbers **explode**. In
-# between they stay about level. (He et al. calculated that start: the root of 2, 1.41, makes up for
-# what ReLU cuts off.) Does it matter for training? And the first question of *Predict*:
+# between they stay about level (He et al. calculated that start). Does it matter for training? And the
+# first question of *Predict*:
 
 # %%
 reveal("growth over 8 layers, each times 2", guess_growth, 2**8)
@@ -174,8 +174,6 @@ for name, norm in (("no norm", None), ("LayerNorm", nn.LayerNorm)):
 # %% [markdown]
 # In all three runs the small start stays at guessing, and the large one ends in `nan`, which is what
 # a computer makes of infinity minus infinity. With a norm between the layers every start learns.
-#
-# So what does a norm do?
 #
 # ## By hand: one token of four numbers
 #
@@ -329,8 +327,7 @@ lines = {"BatchNorm in eval mode": in_eval[0, 3].item(), "LayerNorm": of_layer[3
 figures.norms.batch_size_spread(outputs, lines)
 
 # %% [markdown]
-# The same picture, the same feature, and the number depends on who else is in the batch. LayerNorm
-# gives one value, always. Now the damage in the model: we give the vision tower statistics **over the
+# The number depends on who else is in the batch. LayerNorm gives one value, always. Now the damage in the model: we give the vision tower statistics **over the
 # batch**, and show it one picture at a time. (`swap` puts our code inside the trained model, and
 # reports what changes.)
 
@@ -349,7 +346,7 @@ for name in ("dog_and_car_test_artist", "rocket_moon_clock"):
     print(f"{name}\n   LayerNorm:      {right}\n   over the batch: {wrong}")
 
 # %% [markdown]
-# Both pictures get the same answer. The tower is blind, and it does not know it.
+# Both pictures get the same answer: the tower is blind.
 #
 # ## See it: norms at work
 #
@@ -364,7 +361,7 @@ figures.norms.scales(model, processor(picture, "caption en"))
 #   nothing holds the sum back. But each layer *reads* them through a norm, and so meets numbers of
 #   about one size, however deep it lies.
 # - **In the vision tower the mean of a token is almost 0.** A LayerNorm that forgets to subtract it
-#   would go unnoticed in every answer. So the checks of the exercise use numbers far from mean 0.
+#   would go unnoticed in every answer.
 #
 # ## Check
 #

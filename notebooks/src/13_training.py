@@ -55,7 +55,7 @@ figures.model_map("all", model.config)
 # 2. **train**: write the loop, learn one batch by heart first, and watch a model learn to see,
 # 3. **judge** a run by what it answers, not by its loss.
 #
-# Time: 45 minutes. You need: the whole model (lesson 11), greedy answers (12), loss and gradients
+# Time: 60 minutes. You need: the whole model (lesson 11), greedy answers (12), loss and gradients
 # (02). Some cells train for a minute: start with *Run All*, then read.
 #
 # ## Predict

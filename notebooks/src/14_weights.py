@@ -48,7 +48,7 @@ figures.model_map("all", model.config)
 #    for,
 # 3. **find** the first layer in which two models differ.
 #
-# Time: 45 minutes. You need: the whole model (lesson 11), the tied head (10), and patience with
+# Time: 60 minutes. You need: the whole model (lesson 11), the tied head (10), and patience with
 # bytes.
 #
 # ## Predict

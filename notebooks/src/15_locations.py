@@ -49,7 +49,7 @@ figures.model_map("head", model.config)
 # 2. **measure** how well two boxes agree,
 # 3. **tell** which mistakes that measure shows, and which it hides.
 #
-# Time: 40 minutes. You need: tokens (lesson 06) and generation (12).
+# Time: 45 minutes. You need: tokens (lesson 06) and generation (12).
 #
 # ## Predict
 #

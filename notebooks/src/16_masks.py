@@ -53,7 +53,7 @@ figures.model_map("head", model.config)
 # 2. **train** through a choice, with a gradient that goes straight through,
 # 3. **draw** the answer to `segment NAME` into a picture.
 #
-# Time: 45 minutes. You need: boxes (lesson 15), convolutions (01), a training loop (13).
+# Time: 60 minutes. You need: boxes (lesson 15), convolutions (01), a training loop (13).
 #
 # ## Predict
 #
