@@ -259,7 +259,7 @@ def _tools(earlier: tuple[Tensor, Tensor], t: int, g: int, k: int) -> tuple[Call
     wrong order of steps.
     """
     b, e, _ = earlier[0].shape
-    calls = []
+    calls: list[Tensor] = []
     positions = e + 1 + torch.arange(t) + 2 * torch.arange(b)[:, None]
 
     def rotate(y: Tensor) -> Tensor:
@@ -267,6 +267,12 @@ def _tools(earlier: tuple[Tensor, Tensor], t: int, g: int, k: int) -> tuple[Call
             raise ValueError(
                 f"rotate turns the {t} tokens of this call, (b, heads, {t}, k), before anything is"
                 f" remembered; found {tuple(y.shape)}."
+            )
+        if calls and y.shape[1] * y.shape[3] == g * k:
+            raise ValueError(
+                "rotate was given keys after remember was called. What is remembered must be"
+                " rotated already, and is not rotated again: each key turns once, by the position"
+                " of its own token. And remember is called once: key, value = remember(key, value)."
             )
         return apply_rope(y, *rope_angles(positions, y.shape[-1], 50.0))
 
@@ -638,6 +644,20 @@ def _every_nth(groups: list[list[int]]) -> list[list[int]]:
     return [list(range(i, heads, count)) for i in range(count)]
 
 
+def _in_turns(q_weight, k_weight, v_weight, o_weight, groups, columns: bool):
+    """The query heads as (r g), and the columns of o_weight with them or as they should be."""
+    right = share_heads(q_weight, k_weight, v_weight, o_weight, groups)
+    turns = [[head] for heads in zip(*groups, strict=True) for head in heads]
+    wrong = share_heads(q_weight, k_weight, v_weight, o_weight, turns)
+    return wrong[0], *right[1:3], wrong[3] if columns else right[3]
+
+
+def _columns_averaged(q_weight, k_weight, v_weight, o_weight, groups):
+    *three, o = share_heads(q_weight, k_weight, v_weight, o_weight, groups)
+    o = rearrange(o, "d (g r k) -> d g r k", g=len(groups), r=len(groups[0]))
+    return *three, o.mean(dim=2, keepdim=True).expand_as(o).flatten(1)
+
+
 def _where(order: list[int]) -> list[int]:
     """Where each head went: the other way round."""
     return sorted(range(len(order)), key=order.__getitem__)
@@ -756,6 +776,15 @@ SHARE_HEADS = Exercise(
             "Query heads and columns are in order, but keys and values are the means of neighbours,"
             " 0 1 | 2 3. Average the heads that a group lists (or reorder them first, too).",
         ),
+        *(
+            Mistake(
+                f"first of each group, then the second: {what}",
+                lambda *given, columns=columns: _in_turns(*given, columns),
+                "The query heads are put in turns: the first of each group, then the second of"
+                " each." + _KEEP_TOGETHER,
+            )
+            for what, columns in (("queries and columns", True), ("queries", False))
+        ),
         Mistake(
             "heads of a group sorted",
             partial(share_heads, read=lambda groups: [sorted(group) for group in groups]),
@@ -767,6 +796,19 @@ SHARE_HEADS = Exercise(
             partial(share_heads, read=sorted),
             "The groups are sorted. That computes the same, but the contract asks for the order of"
             " `groups`: the first group's head comes first.",
+        ),
+        Mistake(
+            "groups sorted by their smallest head",
+            partial(share_heads, read=lambda groups: sorted(groups, key=min)),
+            "The groups are sorted. That computes the same, but the contract asks for the order of"
+            " `groups`: the first group's head comes first.",
+        ),
+        Mistake(
+            "columns averaged, too",
+            _columns_averaged,
+            "The columns of o_weight are averaged over a group. Each query head still finds"
+            " something of its own, which goes out through its own columns: they are reordered, and"
+            " not averaged.",
         ),
         Mistake(
             "queries averaged, too",

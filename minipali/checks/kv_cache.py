@@ -70,6 +70,14 @@ def _cache_update(
     return order(tuple(both))
 
 
+def _in_front(keys, values, start, key, value):
+    """The new ones in front of the old ones, in the buffers too."""
+    end = start + key.shape[2]
+    for buffer, new in ((keys, key), (values, value)):
+        buffer[:, :, :end] = torch.cat((new, buffer[:, :, :start]), dim=2)
+    return keys[:, :, :end], values[:, :, :end]
+
+
 def _behind_the_buffer(keys, values, start, key, value):
     return torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
 
@@ -111,6 +119,16 @@ CACHE_UPDATE = Exercise(
         Mistake(
             "over the last token",
             partial(_cache_update, place=lambda start, new, longest: max(0, start - 1)),
+            "The first new token is written over the last old one. Places count from 0: the old"
+            " ones are 0 to start - 1, and `start` is the first free one.",
+        ),
+        Mistake(
+            "over the last token, and one less returned",
+            partial(
+                _cache_update,
+                place=lambda start, new, longest: max(0, start - 1),
+                read=lambda start, end, longest: (0, end - (start > 0)),
+            ),
             "The first new token is written over the last old one. Places count from 0: the old"
             " ones are 0 to start - 1, and `start` is the first free one.",
         ),
@@ -228,6 +246,12 @@ CACHE_UPDATE = Exercise(
             partial(_cache_update, new_first=True),
             "What you return begins with the new tokens. The old ones come first, as they are"
             " stored.",
+        ),
+        Mistake(
+            "stored in front",
+            _in_front,
+            "The new tokens are put in front of the old ones, which are moved back. Nothing is"
+            " moved: the new ones are written behind the old ones, from place `start` on.",
         ),
         Mistake(
             "appended behind the buffer",
@@ -447,6 +471,7 @@ def decode(
     advance: bool = True,
     turned: str = "qk",
     rotate_late: bool = False,
+    newest: bool = False,
     grow_mask: bool = True,
     shared: bool = False,
     prompt_twice: bool = False,
@@ -454,6 +479,7 @@ def decode(
     causal: bool = False,
     visible: Callable[[Tensor, int], Tensor] = lambda mask, prompt: mask,
     of_a_row: Callable[[Tensor], Tensor] = lambda positions: positions,
+    again: str = "",
     only_new: bool = False,
     exchanged: bool = False,
     forget: bool = False,
@@ -473,7 +499,7 @@ def decode(
     buffers: list = [None] * layers
     seen = is_real[:, :0]
     earlier = torch.zeros(len(prompt), 1, dtype=torch.long)
-    start, all_logits, chosen = 0, [], [prompt[:, -1:]]
+    start, all_logits, chosen, everywhere = 0, [], [prompt[:, -1:]], prompt
     longest = 2 * prompt.shape[1] + steps + more
     while len(all_logits) < steps + more:
         tokens, real = calls[-1]
@@ -481,6 +507,7 @@ def decode(
         if only_new and start:
             positions = torch.full_like(positions, len(all_logits))
         positions = of_a_row(positions + later * (start > 0))
+        everywhere = torch.cat((everywhere, positions), dim=1) if start else positions
         counted = torch.ones_like(real) if count_padding else real
         if advance or not start:
             earlier = earlier + counted.sum(dim=1, keepdim=True)
@@ -506,7 +533,10 @@ def decode(
             if forget:
                 keys, values = key, value
             if rotate_late:
-                keys = rotate(keys, positions)
+                keys = rotate(keys, positions[:, -1:] if newest else positions)
+            if again and start:
+                old = rotate(keys, everywhere if again == "own" else positions)
+                keys = keys.copy_(old) if again == "kept" else old
             if exchanged:
                 keys, values = values, keys
             x = finish(i, x if chained else embedded, attend(query, keys, values, mask))
@@ -657,6 +687,28 @@ _ALONE = (
         _alone(of_a_row=lambda positions: positions[:1].expand_as(positions)),
         "All rows got the positions of the first one. Rows have different padding, so their"
         " positions differ: (b, t).",
+    ),
+    Mistake(
+        "all keys by the newest position",
+        _alone(rotate_late=True, newest=True),
+        "The cache holds keys that are not rotated, and each call rotates all of them by the"
+        " newest position. A key keeps the position of its own token: rotate it once, before it is"
+        " stored.",
+    ),
+    *(
+        Mistake(
+            f"rotated again: {how}",
+            _alone(again=how),
+            "All keys of the cache are rotated once more in each call. A key is rotated once, by"
+            " the position of its own token, and stored so.",
+        )
+        for how in ("read", "kept", "own")
+    ),
+    Mistake(
+        "position stays",
+        _alone(advance=False, later=-1),
+        "All new tokens get the position of the prompt's last one. `earlier` is the number of all"
+        " real tokens before a call, and grows by one with each new token.",
     ),
     Mistake(
         "only new tokens counted",
@@ -991,6 +1043,13 @@ def _start_as_a_place(keys, values, start, key, value):
     return cache_update(keys, values, start, key[:, :, :room], value[:, :, :room])
 
 
+def _last_at_first(keys, values, start, key, value):
+    seen = ring_update(keys.clone(), values.clone(), start, key, value)
+    keys[:, :, start % keys.shape[2]] = key[:, :, -1]
+    values[:, :, start % keys.shape[2]] = value[:, :, -1]
+    return seen
+
+
 def _ring_returned(keys, values, start, key, value):
     ring_update(keys, values, start, key, value)
     end = start + key.shape[2]
@@ -1070,6 +1129,12 @@ RING_UPDATE = Exercise(
             "You return the ring as it is after writing: its places are not in the order of the"
             " tokens, and of several new tokens the first no longer find what they should see."
             " Return the old ones, oldest first, and then all new ones.",
+        ),
+        Mistake(
+            "last token stored at the place of the first",
+            _last_at_first,
+            "Only one token of this call is stored. A call may bring several: store all t, or the"
+            " last `window` of them, each at its own place.",
         ),
         Mistake(
             "no ring",

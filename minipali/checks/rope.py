@@ -560,6 +560,7 @@ def rotate_heads(
     before_the_split: bool = False,
     backwards: str = "",
     all_heads: bool = False,
+    of_all_heads: bool = False,
     repeated: bool = False,
     axes: Callable[[Tensor], Tensor] = lambda y: y,
     order: Callable[[tuple], tuple] = lambda three: three,
@@ -573,15 +574,16 @@ def rotate_heads(
         b, t, wide = x.shape
 
         def turn(y: Tensor) -> Tensor:
-            angles = rope.rope_angles(places(positions), y.shape[-1], base(theta))
-            cos, sin = angles
+            k, of = y.shape[-1], heads if of_all_heads else 1
+            cos, sin = rope.rope_angles(places(positions), k * of, base(theta))
+            cos, sin = cos[..., : k // 2], sin[..., : k // 2]
             sin = -sin if name in backwards else sin
             return layout(y, cos, sin) if name in turned else y
 
         if before_the_split:
             x = turn(x[:, None])[:, 0]
-        heads = rearrange(x, split, h=n) if split else x.reshape(b, n, t, wide // n)
-        return heads if before_the_split else turn(heads)
+        each = rearrange(x, split, h=n) if split else x.reshape(b, n, t, wide // n)
+        return each if before_the_split else turn(each)
 
     kv_heads = heads if all_heads else kv_heads
     three = [one("q", query, heads), one("k", key, kv_heads), one("v", value, kv_heads)]
@@ -706,6 +708,12 @@ ROTATE_HEADS = Exercise(
             " They have kv_heads heads, of the same width k.",
         ),
         Mistake(
+            "speeds of the whole width",
+            partial(rotate_heads, of_all_heads=True),
+            "The speeds are those of all heads together, so they fall too slowly from pair to pair."
+            " head_dim is the width k of one head: query.shape[-1] after the split.",
+        ),
+        Mistake(
             "heads behind the tokens",
             partial(rotate_heads, axes=lambda y: y.transpose(1, 2)),
             "The heads stand behind the tokens, (b, t, h, k). Bring them in front: (b, h, t, k).",
@@ -793,6 +801,28 @@ def _soft_border(
     speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     fast = ((trained * speeds / (2 * math.pi) - 1) / 3).clamp(0, 1)
     angles = positions[..., None].float() * (fast * speeds + (1 - fast) * speeds / factor)
+    return angles.cos(), angles.sin()
+
+
+def _cut_off(
+    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = positions[..., None].float() * speeds
+    slow = 2 * math.pi / speeds > trained
+    angles = torch.where(slow, torch.minimum(angles, trained * speeds), angles)
+    return angles.cos(), angles.sin()
+
+
+def _theta_of_the_slow(
+    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    speeds = theta**-exponents
+    slow = 2 * math.pi / speeds > trained
+    angles = positions[..., None].float() * torch.where(
+        slow, (theta * factor) ** -exponents, speeds
+    )
     return angles.cos(), angles.sin()
 
 
@@ -903,6 +933,52 @@ STRETCHED_ANGLES = Exercise(
             _soft_border,
             "Between slow and fast pairs there is a soft border, as in Llama 3.1. Here the border"
             " is hard: a pair is slowed by factor or not at all." + _RIGHT_PAIRS,
+        ),
+        Mistake(
+            "the slower half, rounded down",
+            partial(
+                stretched_angles,
+                slow=lambda wavelengths, limit: (
+                    torch.arange(len(wavelengths)) >= len(wavelengths) // 2
+                ),
+            ),
+            "The second half of the pairs is slowed, wherever the limit lies. Compute how many"
+            " tokens each pair needs for a turn." + _RIGHT_PAIRS,
+        ),
+        Mistake(
+            "the slowest pair alone",
+            partial(
+                stretched_angles,
+                slow=lambda wavelengths, limit: wavelengths == wavelengths.max(),
+            ),
+            "Only the slowest pair is slowed." + _RIGHT_PAIRS,
+        ),
+        Mistake(
+            "longest position for trained",
+            lambda *given: stretched_angles(*given[:3], int(given[0].max()), given[4]),
+            "You compare with the largest position of this batch. `trained` says how long texts"
+            " were in training." + _RIGHT_PAIRS,
+        ),
+        Mistake(
+            "only in long texts",
+            lambda *given: stretched_angles(
+                *given[:4], given[4] if given[0].max() > given[3] else 1.0
+            ),
+            "Texts that are not longer than `trained` are not stretched. Then the same distance"
+            " has other angles in a short text than in a long one: the speeds do not depend on the"
+            " positions.",
+        ),
+        Mistake(
+            "slow angles cut off",
+            _cut_off,
+            "The angles of the slow pairs stop at the one they had at position `trained`, so tokens"
+            " further on cannot be told apart. Divide the speed by factor.",
+        ),
+        Mistake(
+            "larger theta for the slow pairs",
+            _theta_of_the_slow,
+            "theta is multiplied by factor for the slow pairs, which slows each by another amount."
+            " Divide their speed by factor, and leave theta.",
         ),
         Mistake(
             "larger theta",

@@ -241,11 +241,20 @@ TO_PIXELS = Exercise(
             "Each picture is stretched to its own darkest and brightest value. The scale is the"
             " same for all: 0 becomes -1 and 255 becomes 1, or a dark picture is no longer dark.",
         ),
-        Mistake(
-            "computed in bytes",
-            partial(_to_pixels, scaled=lambda p: (2 * p - 255).float() / 255),
-            "You compute with bytes (uint8), which hold 0 to 255 and run over. Make floats first:"
-            " pixels.float().",
+        *(
+            Mistake(
+                f"computed in bytes: {name}",
+                partial(_to_pixels, scaled=scaled),
+                "You compute with bytes (uint8), which hold 0 to 255 and run over. Make floats"
+                " first: pixels.float().",
+            )
+            for name, scaled in (
+                ("all", lambda p: (2 * p - 255).float() / 255),
+                ("doubled", lambda p: (2 * p) / 255 - 1),
+                ("127 subtracted", lambda p: (p - 127) / 127.5),
+                ("128 subtracted", lambda p: (p - 128) / 127.5),
+                ("128 and 128", lambda p: (p - 128) / 128),
+            )
         ),
         Mistake(
             "not antialiased",
@@ -375,7 +384,7 @@ def _prompts() -> list[tuple]:
         ("cap en", encoder(10), 900, 3, 2),
         (" 2 Dogs?  or 3 ", encoder(200), 7, 5, 4),
         ("", encoder(31), 800, 2, 6),
-        ("a cat\n", encoder(57), 600, 4, 9),
+        ("A cat\n", encoder(57), 600, 4, 9),
     ]
 
 
@@ -393,18 +402,20 @@ def _prompt_ids(
     bos_of: Callable[[int], int] = lambda bos: bos,
     image_of: Callable[[int], int] = lambda image_token: image_token,
     newline_of: Callable[[list[int]], list] = lambda newline: newline,
+    newline_text: str = "\n",
+    text_of: Callable[[list[int]], list] = lambda ids: ids,
     spaces_of: Callable[[str], str] = lambda prompt: prompt,
     letters_of: Callable[[str], str] = lambda prompt: prompt,
     finish: Callable[[list], object] = lambda ids: ids,
 ):
     """prompt_ids with one thing changed."""
     image, begin = [image_of(image_token)] * places(num_patches), [bos_of(bos)]
-    newline = newline_of(encode("\n"))
-    text = encode(letters_of(spaces_of(prompt)))
+    newline = newline_of(encode(newline_text))
+    text = text_of(encode(letters_of(spaces_of(prompt))))
     row = begin * bos_at.count("first") + image * (image_at == "first")
     row += begin * bos_at.count("middle") + image * (image_at == "middle")
     row += newline * newlines.count("first") + text
-    row += encode(" ") * newlines.count("space")
+    row += begin * bos_at.count("behind") + encode(" ") * newlines.count("space")
     row += newline * (newlines.count("last") if prompt or "if text" not in newlines else 0)
     row += [1] * newlines.count("eos")
     row += begin * bos_at.count("last") + image * (image_at == "last")
@@ -451,6 +462,12 @@ PROMPT_IDS = Exercise(
             "bos stands at the end. It begins the text: between the image tokens and the prompt.",
         ),
         Mistake(
+            "bos behind the prompt",
+            partial(_prompt_ids, bos_at=("behind",)),
+            "bos stands behind the prompt. It begins the text: between the image tokens and the"
+            " prompt.",
+        ),
+        Mistake(
             "bos by heart",
             partial(_prompt_ids, bos_of=lambda bos: 2),
             "The id of bos is written by heart: 2. Use the `bos` that is given; it differs from"
@@ -481,6 +498,43 @@ PROMPT_IDS = Exercise(
                 " it differs from model to model.",
             )
             for number in (108, 10, 5)
+        ),
+        *(
+            Mistake(
+                f"text as a list in the list: {name}",
+                partial(_prompt_ids, text_of=lambda ids: [ids], newline_of=change),
+                "A list stands inside the list. encode returns a list of ids: join it with +, or"
+                " use extend in place of append.",
+            )
+            for name, change in (
+                ("text alone", lambda newline: newline),
+                ("both", lambda newline: [newline]),
+            )
+        ),
+        Mistake(
+            "all text as a list in the list",
+            lambda prompt, encode, image_token, num_patches, bos: (
+                [image_token] * num_patches + [bos, encode(prompt + "\n")]
+            ),
+            "A list stands inside the list. encode returns a list of ids: join it with +, or use"
+            " extend in place of append.",
+        ),
+        Mistake(
+            "backslash and n",
+            partial(_prompt_ids, newline_text="\\n"),
+            "There are two characters in place of the newline, a backslash and an n. Write it"
+            " without a second backslash and without r in front: '\\n'.",
+        ),
+        Mistake(
+            "space before the prompt",
+            partial(_prompt_ids, spaces_of=lambda prompt: " " + prompt),
+            "A space stands before the prompt. Leave the prompt as it is.",
+        ),
+        Mistake(
+            "small first letter",
+            partial(_prompt_ids, letters_of=lambda prompt: prompt[:1].lower() + prompt[1:]),
+            "The first letter of the prompt is made small. Capitals have ids of their own: leave"
+            " the prompt as it is.",
         ),
         Mistake(
             "space before the newline",
@@ -814,7 +868,7 @@ def _short_rows() -> list[tuple]:
     return [
         (rows(4, 6, 2, 3, 8, 1), 8, 0),
         (rows(3, 3), 6, 11),
-        (rows(5), 7, 50),
+        ([[10, 11, 12], [20, 21], [10, 11, 12], [20, 21], [10, 11, 12]], 7, 50),
         (rows(5, 6, 1, 4, 2, 2, 3), 7, 21),
     ]
 
@@ -839,6 +893,7 @@ def pack_rows(
     on_the_left: bool = False,
     as_wide: bool = True,
     by_ids: str = "",
+    by_content: bool = False,
     finish: Callable[[tuple], object] = lambda parts: parts,
 ):
     """ids, positions and owners, (p, length) each. The reference, or with one thing changed."""
@@ -862,7 +917,8 @@ def pack_rows(
         for inside, row in enumerate(each):
             start = first_position + (len(tokens) if run_on else 0)
             places += range(start, start + len(rows[row]))
-            whose += [own_number(row, inside, number) + first_owner] * len(rows[row])
+            of = rows.index(rows[row]) if by_content else row
+            whose += [own_number(of, inside, number) + first_owner] * len(rows[row])
             tokens += rows[row]
         free = length - len(tokens)
         more = {"0": [0] * free, "1": [1] * free, "-1": [-1] * free}.get(
@@ -907,9 +963,9 @@ PACK_ROWS = Exercise(
     axes="p place; p place; p place",
     parts=("ids", "positions", "owners"),
     checked=(
-        "ids, positions and owners, shape, dtype and every value, for 4 lists of 1 to 7 rows, with"
-        " rows that just fit, and with gaps that a later row fills; the filler's number also occurs"
-        " as a token; rows unchanged"
+        "ids, positions and owners, shape, dtype and every value, for 4 lists of 2 to 7 rows, with"
+        " rows that just fit, equal ones, and gaps that a later row fills; the filler's number also"
+        " occurs as a token; rows unchanged"
     ),
     mistakes=(
         Mistake(
@@ -961,6 +1017,18 @@ PACK_ROWS = Exercise(
             "free places belong to the last row",
             partial(pack_rows, free_owner="last"),
             "The free places have the owner of the row before them. They belong to nobody: -1.",
+        ),
+        Mistake(
+            "owners from 1, free places 0",
+            partial(pack_rows, first_owner=1, free_owner=0),
+            "The owners count from 1, with 0 for free places. Others do it so, but here the owner"
+            " is the number that the token's row has in `rows`, from 0, and free places have -1.",
+        ),
+        Mistake(
+            "owners by content",
+            partial(pack_rows, by_content=True),
+            "Rows with equal tokens get the same owner (rows.index finds the first of them). They"
+            " are two texts: count the rows with enumerate.",
         ),
         Mistake(
             "owners within a packed row, from 1",
