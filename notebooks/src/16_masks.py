@@ -188,7 +188,7 @@ reveal("mask IoU of 16 words", guess_words, round(reached["tiles"], 2))
 # A tile knows nothing of its neighbours. The published **codec** (coder and decoder in one, of a
 # kind called VQ-VAE) is learned: convolutions with stride 2 turn the shape into 4 x 4 vectors, each
 # of which has seen its neighbours. Each vector is replaced by the nearest of 128 entries.
-# *Transposed* convolutions, which spread a place over a larger square where the others gather, draw
+# **Transposed convolutions**, which spread a place over a larger square where the others gather, draw
 # the shape from the 16 entries.
 #
 # One thing is in the way. "The nearest" is a choice. Move the vector a little, and the same entry
