@@ -158,9 +158,9 @@ for size in (0.5, 1.4, 3.0):
 figures.norms.sizes_by_layer(sizes)
 
 # %% [markdown]
-# With the small start almost nothing arrives at the end. With the large one the numbers
-# **explode**. In between they shrink only a little (He et al. calculated that start). Does it
-# matter for training? And the first question of *Predict*:
+# With the small start nothing of the picture arrives: what remains are the biases. With the large one
+# the numbers **explode**. In between they stay level in the hidden layers (He et al. calculated that
+# start). Does it matter for training? And the first question of *Predict*:
 
 # %%
 reveal("growth over 8 layers, each times 2", guess_growth, 2**8)
