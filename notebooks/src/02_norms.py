@@ -159,8 +159,8 @@ figures.norms.sizes_by_layer(sizes)
 
 # %% [markdown]
 # With the small start nothing of the picture arrives: what remains are the biases. With the large one
-# the numbers **explode**. In between they stay level in the hidden layers (He et al. calculated that
-# start). Does it matter for training? And the first question of *Predict*:
+# the numbers **explode**. In between the hidden layers stay level (He et al. calculated that start). Does it
+# matter for training? And the first question of *Predict*:
 
 # %%
 reveal("growth over 8 layers, each times 2", guess_growth, 2**8)
