@@ -126,10 +126,10 @@ def commonest(
 
     The answer is the commonest one to the prompt, in `learned_from` other questions of each task.
     """
+    asked = evaluation_set(artists, each, seed)
     counts: dict[str, Counter] = {}
     for _, question in evaluation_set(scenes.TRAINING_ARTISTS, learned_from, seed + 1):
         counts.setdefault(question.prompt, Counter())[question.answer] += 1
-    asked = evaluation_set(artists, each, seed)
     told = [
         counts[question.prompt].most_common(1)[0][0] if question.prompt in counts else ""
         for _, question in asked

@@ -748,7 +748,7 @@ def of_batch_norm(change):
         (lambda y, mean, var: y, "`return y, running_mean, running_var`; found Tensor"),
         (lambda y, mean, var: (y, mean), "found a tuple of 2"),
         (lambda y, mean, var: (y, mean[None], var), "running_mean, part 2 of the result: the result"
-         " must have 1 axes (d)"),
+         " must have 1 axis (d)"),
         (lambda y, mean, var: (y[:1], mean, var), "axis 0 (b) must be 3, found 1"),
         (lambda y, mean, var: (y, mean, var + 1), "running_var, part 3 of the result: the shape is"
          " right, but 100%"),
@@ -769,6 +769,11 @@ def test_a_memory_that_is_changed_in_place_is_noticed():
 
 
 TRANSFER = [one for one in ALL if one.transfer]
+
+
+@pytest.mark.parametrize("stem", by_lesson())
+def test_every_exercise_has_a_piece_that_no_lesson_shows(stem):
+    assert any(one.transfer for one in by_lesson()[stem])
 
 
 @pytest.mark.parametrize("one", TRANSFER, ids=lambda one: one.name)

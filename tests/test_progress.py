@@ -194,9 +194,10 @@ def test_what_was_finished_days_ago_is_asked_again_another_question_every_day(tm
             nbformat.v4.new_markdown_cell(f"**Self-test**\n\n{first}\n\n{second}</summary>"),
         ]
     )
-    nbformat.write(lesson, notebooks / "02_norms.ipynb")
+    for stem in ("01_patches", "02_norms"):
+        nbformat.write(lesson, notebooks / f"{stem}.ipynb")
     now = 20_000.5 * DAY
-    for stem, age in (("02_norms", 9.2), ("03_attention", 30), ("01_patches", 1.5)):
+    for stem, age in (("02_norms", 9.2), ("03_attention", 30), ("01_patches", 0.5)):
         file = exercises_folder / f"{stem}.ipynb"
         write(file, "")
         os.utime(file, (now - age * DAY,) * 2)

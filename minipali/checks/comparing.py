@@ -92,9 +92,10 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
         kind = "nested" if result.is_nested else str(result.layout).removeprefix("torch.")
         return f"the result must be an ordinary tensor with all its numbers, found a {kind} one."
     if result.ndim != expected.ndim:
+        want, got = ("1 axis" if n == 1 else f"{n} axes" for n in (expected.ndim, result.ndim))
         return (
-            f"the result must have {expected.ndim} axes ({' '.join(axes[: expected.ndim])}), shape"
-            f" {tuple(expected.shape)}; found {result.ndim} axes, shape {tuple(result.shape)}."
+            f"the result must have {want} ({' '.join(axes[: expected.ndim])}), shape"
+            f" {tuple(expected.shape)}; found {got}, shape {tuple(result.shape)}."
         )
     if result.shape != expected.shape:
         wrong = [

@@ -60,6 +60,10 @@ def axes(x: Tensor) -> None:
     )
 
 
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
 def sizes_by_layer(sizes: dict[float, list[float]]) -> None:
     """Standard deviation of what each layer gives, a line for each size of the first weights."""
     figure, axis = plt.subplots(figsize=(7, 3.4))
@@ -69,13 +73,14 @@ def sizes_by_layer(sizes: dict[float, list[float]]) -> None:
         layers = range(1, len(values) + 1)
         axis.plot(layers, values, color=colour, marker=marker, lw=2, label=f"first weights {size}")
         axis.annotate(
-            f"{values[-1]:.2g}", (len(values), values[-1]), (8, 0), textcoords="offset points",
+            _short(values[-1]), (len(values), values[-1]), (8, 0), textcoords="offset points",
             va="center", fontsize=10,
         )  # fmt: skip
+    axis.spines[["top", "right"]].set_visible(False)  # the labels stand where the frame would be
     axis.set(yscale="log", xlabel="layer", ylabel="standard deviation of its output")
     axis.legend(frameon=False, fontsize=9, loc="upper left")
     told = "; ".join(
-        f"first weights {size}: {values[0]:.2g} in layer 1, {values[-1]:.2g} in the last"
+        f"first weights {size}: {_short(values[0])} in layer 1, {_short(values[-1])} in the last"
         for size, values in sizes.items()
     )
     show(figure, f"Three lines, the size of each layer's numbers on a logarithmic axis. {told}.")

@@ -52,7 +52,7 @@ figures.model_map("vision", model.config)
 # 2. **compute** each of the three norms by hand, and say which axis it averages over,
 # 3. **explain** what BatchNorm does with a batch of one or two pictures, and in eval mode.
 #
-# Time: 55 minutes. You need: lesson 01, and what a mean is.
+# Time: 65 minutes. You need: lesson 01, and what a mean is.
 #
 # ## Predict
 #

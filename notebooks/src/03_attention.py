@@ -52,7 +52,7 @@ figures.model_map("vision", model.config)
 # 2. **guard** it with a scale, a mask and a softmax that does not overflow,
 # 3. **split** it into heads, and see where a trained model looks.
 #
-# Time: 55 minutes. You need: the patches of lesson 01, gradients from 02, and the matrix product.
+# Time: 60 minutes. You need: the patches of lesson 01, gradients from 02, and the matrix product.
 #
 # ## Predict
 #

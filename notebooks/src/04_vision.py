@@ -52,7 +52,7 @@ figures.model_map("vision", model.config)
 # 2. **assemble** a block and a whole tower around a residual stream,
 # 3. **turn** the vectors of a tower into one vector, and measure what it knows.
 #
-# Time: 50 minutes. You need: patches (lesson 01), LayerNorm (02), attention (03).
+# Time: 55 minutes. You need: patches (lesson 01), LayerNorm (02), attention (03).
 #
 # ## Predict
 #

@@ -49,7 +49,7 @@ figures.model_map("vision", model.config)
 # 2. **explain** what scale and bias do,
 # 3. **compare** both losses: in training, and in bytes on many machines.
 #
-# Time: 55 minutes. You need: the tower (lesson 04) and the softmax (lesson 03). Some three
+# Time: 60 minutes. You need: the tower (lesson 04) and the softmax (lesson 03). Some three
 # minutes of this are training: start with *Run All*, then read.
 #
 # ## Predict
