@@ -1,6 +1,7 @@
 """What goes to a package index: metadata, the page there, wheel and source archive."""
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ def test_version_and_authors_are_the_same_everywhere():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """(the wheel's names, its metadata, the archive's names), built without a network."""
+    """(the project's files, the wheel's, its metadata, the archive's), built without a network."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("no git checkout here: which files belong to the project is not known")
     pytest.importorskip("setuptools", minversion="77")
@@ -59,16 +60,19 @@ def built(tmp_path_factory):
         ["git", "ls-files", "-z", "-c", "-o", "--exclude-standard"],
         cwd=ROOT, capture_output=True, check=True,
     ).stdout  # fmt: skip
-    for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, source / name)
+    project = {name for name in listed.decode().split("\0") if (ROOT / name).is_file()}
+    for name in project:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
     made = []
+    # Where Python is told to leave no compiled files behind, setuptools warns of it.
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
     for what in ("sdist", "wheel"):
         code = f"from setuptools import build_meta as b; print('made', b.build_{what}('dist'))"
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=300
-        )
+            [sys.executable, "-c", code],
+            cwd=source, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         assert "warning" not in (done.stdout + done.stderr).lower(), done.stderr[-2000:]
         made.append(source / "dist" / done.stdout.split()[-1])
@@ -78,15 +82,12 @@ def built(tmp_path_factory):
         in_wheel = set(wheel.namelist())
         [about] = [name for name in in_wheel if name.endswith(".dist-info/METADATA")]
         metadata = message_from_bytes(wheel.read(about))
-    return in_wheel, metadata, in_archive
+    return project, in_wheel, metadata, in_archive
 
 
 def test_the_wheel_holds_the_package_alone(built):
-    in_wheel, metadata, _ = built
-    package = ROOT / "minipali"
-    for path in [*package.rglob("*.py"), *(package / "assets").rglob("*"), package / "py.typed"]:
-        if path.is_file() and "__pycache__" not in path.parts:
-            assert path.relative_to(ROOT).as_posix() in in_wheel
+    project, in_wheel, metadata, _ = built
+    assert {name for name in project if name.startswith("minipali/")} <= in_wheel
     assert {name.partition("/")[0].partition("-")[0] for name in in_wheel} == {"minipali"}
     for name in ("LICENSE", "NOTICE.md", "licenses/Apache-2.0.txt"):
         assert any(found.endswith(f"dist-info/licenses/{name}") for found in in_wheel)
@@ -97,12 +98,7 @@ def test_the_wheel_holds_the_package_alone(built):
 
 
 def test_the_source_archive_holds_the_course(built):
-    _, _, in_archive = built
-    for name in (
-        "course.py", "constraints.txt", "environment.yml", "CITATION.cff", "CHANGELOG.md",
-        "notebooks/src/01_patches.py", "notebooks/01_patches.ipynb", "exercises/01_patches.ipynb",
-        "solutions/01_patches.ipynb", "tests/conftest.py", "docs/glossary.md",
-        "tools/build_notebooks.py", "minipali/assets/small/model.safetensors", "NOTICE.md",
-    ):  # fmt: skip
-        assert name in in_archive
-    assert not any("__pycache__" in name or "/build/" in name for name in in_archive)
+    """A folder or a kind of file that is new must be named in MANIFEST.in."""
+    project, _, _, in_archive = built
+    assert {name for name in project if not name.startswith(".")} <= in_archive
+    assert not any("__pycache__" in name or name.startswith(".") for name in in_archive)
