@@ -36,7 +36,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 class MultiHeadAttention(nn.Module):
     """Self-attention of the vision tower: every patch sees every patch, in several heads.
 
-    Source: Vaswani et al. 2017, section 3.2.2; SigLIP's projections have biases.
+    Source: Vaswani et al. 2017, "Multi-Head Attention"; SigLIP's projections have biases.
     """
 
     def __init__(self, width: int, heads: int):

@@ -128,6 +128,18 @@ def parser() -> argparse.ArgumentParser:
         help="the weights that turn codes into outlines (default: vae-oid.npz here)",
     )
 
+    verb = add(
+        "page",
+        verbs.page,
+        "Write a web page, one file, in which the model answers without a server or a network.",
+    )
+    verb.add_argument(
+        "model", nargs="?", default="small", help="small (default), a model folder, or a hub id"
+    )
+    verb.add_argument(
+        "--output", action=Once, type=Path, required=True, metavar="FILE.html", help="the page"
+    )
+
     add("doctor", doctor, "Look at the installation, and say what to do about what is wrong.")
     return top
 

@@ -48,7 +48,7 @@ def siglip_loss(
     image: (i, e), text: (j, e), not yet normalised; labels: (i, j), +1 for pairs that belong
     together and -1 for the others; by default picture i belongs to sentence i alone.
     -log sigmoid(label * (scale * cosine + bias)), summed over all pairs, divided by the number of
-    pictures. Source: Zhai et al. 2023, section 3.2 and algorithm 1 (start values 10 and -10).
+    pictures. Source: Zhai et al. 2023, algorithm 1 (start values 10 and -10).
     """
     logits = similarities(image, text) * torch.as_tensor(log_scale).exp() + bias
     if labels is None:

@@ -21,7 +21,7 @@ def distribution(
 
     The logits are divided by the temperature (above 0). Of the tokens only the `top_k` most likely
     remain, and of those only the fewest whose probabilities reach `top_p` together (the token that
-    crosses it included). Source for top_p: Holtzman et al. 2020, section 3.1.
+    crosses it included). Source for top_p: Holtzman et al. 2020, "Nucleus Sampling".
     """
     ordered, tokens = logits.float().sort(dim=-1, descending=True)
     # Less the largest, which changes nothing, so that a small temperature cannot overflow. In

@@ -1,4 +1,4 @@
-"""Lesson 15. Masks as tokens: 16 codes of a VQ-VAE stand for the outline of an object in its box.
+"""Lesson 16. Masks as tokens: 16 codes of a VQ-VAE stand for the outline of an object in its box.
 
 The published model answers `segment NAME` with `<loc>` x 4, `<seg>` x 16 and the name. Its codec is
 the one of Ning et al. 2023 (All in Tokens, arXiv 2301.02229); big_vision publishes the weights as

@@ -13,7 +13,7 @@ def patchify(pixels: Tensor, patch_size: int) -> Tensor:
 
     pixels: (b, c, y, x), sides multiples of `patch_size` -> (b, n, c * patch_size * patch_size).
     The values of one patch are ordered channel, row, column, as a Conv2d weight is.
-    Source: ViT, section 3.1.
+    Source: ViT (Dosovitskiy et al. 2021), "Vision Transformer".
     """
     return rearrange(
         pixels, "b c (ny py) (nx px) -> b (ny nx) (c py px)", py=patch_size, px=patch_size

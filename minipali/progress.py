@@ -6,8 +6,10 @@ python course.py progress 07 13    runs these, and says what each of their piece
 
 import argparse
 import ast
+import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -176,6 +178,39 @@ def lines_about(report: Report, every_piece: bool = False) -> Iterator[str]:
         yield f"    {NO} {trouble}"
 
 
+DAY = 24 * 60 * 60  # seconds
+
+
+def self_test(lesson: Path) -> list[str]:
+    """The questions at the end of a lesson, as plain text; none if there is no such notebook."""
+    try:
+        cells = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = re.findall(r"<summary>(.*?)</summary>", text.partition("**Self-test**")[2], re.DOTALL)
+    return [" ".join(re.sub("</?code>", "`", one).split()) for one in found]
+
+
+def review(reports: list[Report], folder: Path, now: float) -> Iterator[str]:
+    """A question of each of the three lessons that were finished longest ago, and before yesterday.
+
+    Every day it is another one. now: seconds since 1970; a lesson counts as finished when its
+    exercise, all verified, was last saved.
+    """
+    done = []
+    for report in reports:
+        latest = report.latest()
+        names = [one.name for one in by_lesson()[report.stem]]
+        if all(name in latest and latest[name].status == CORRECT for name in names):
+            done.append(((folder / f"{report.stem}.ipynb").stat().st_mtime, report.stem))
+    for saved, stem in sorted(done)[:3]:
+        days = int((now - saved) / DAY)
+        questions = self_test(folder.resolve().parent / "notebooks" / f"{stem}.ipynb")
+        if days >= 2 and questions:
+            yield f"{stem}, finished {days} days ago: {questions[int(now / DAY) % len(questions)]}"
+
+
 def show_progress(folder: Path, time_limit: float, lessons: Sequence[str] = ()) -> int:
     """Run the exercises in the folder, draw the model and list what is wrong.
 
@@ -212,6 +247,10 @@ def show_progress(folder: Path, time_limit: float, lessons: Sequence[str] = ()) 
         tell(f"{name} is missing: python course.py build makes it again")
     names = [one.name for report in reports for one in by_lesson()[report.stem]]
     tell(f"\n{sum(marks.get(name) == YES for name in names)} of {len(names)} pieces verified.")
+    questions = list(review(reports, folder, time.time()))
+    if questions and not lessons:
+        tell('\nDo you remember? (The answers stand under "Self-test" in each lesson.)')
+        tell("\n".join(f"    {question}" for question in questions))
     return 0
 
 

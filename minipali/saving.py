@@ -72,7 +72,7 @@ def save(model: PaliGemma, processor: Processor, folder: str | Path) -> None:
             f"save takes a model, its processor and a folder, found {type(processor).__name__} as"
             " the processor"
         )
-    weights = _weights_to_save(model)
+    weights = weights_to_save(model)
     if processor.config != model.config:
         raise WeightsError("model and processor must have the same config: load them together")
     sizes = {key: weight.nbytes for key, weight in weights.items()}
@@ -85,7 +85,7 @@ def save(model: PaliGemma, processor: Processor, folder: str | Path) -> None:
             shutil.copymode(part / CONFIG, part / name)  # save_file's own is owner-only
 
 
-def _weights_to_save(model: PaliGemma) -> dict[str, Tensor]:
+def weights_to_save(model: PaliGemma) -> dict[str, Tensor]:
     """By published key, checked against a fresh model of the same config."""
     if not isinstance(model, PaliGemma):
         raise WeightsError(

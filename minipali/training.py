@@ -28,7 +28,7 @@ def suffix_loss(logits: Tensor, labels: Tensor, ignore: int = IGNORE) -> Tensor:
     logits: (b, t, v); labels: (b, t), a copy of input_ids with `ignore` outside the suffix. The
     logits at one place predict the token at the next, so the two are shifted against each other.
     Every token counts the same, as in transformers; big_vision averages within each row first, so
-    that every row does. Source: PaliGemma (Beyer et al. 2024), section 3.2.
+    that every row does. Source: PaliGemma (Beyer et al. 2024), on its training.
     """
     predicted, wanted = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
     return F.cross_entropy(predicted, wanted, ignore_index=ignore)
@@ -53,9 +53,9 @@ def initialise(model: nn.Module) -> None:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest orthogonal matrix.
 
-    For the square-ish matrices inside blocks; it learns about twice as much from a picture here as
-    AdamW. Matrices of one shape are stacked and treated together, in float32 (torch's own version
-    works in bfloat16 one by one, which this size of model on a CPU pays for dearly).
+    For the square-ish matrices inside blocks. Matrices of one shape are stacked and treated
+    together, in float32 (torch's own version works in bfloat16, one by one, which is slow for so
+    small matrices on a CPU).
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers".
     """
 

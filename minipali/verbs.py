@@ -1,4 +1,4 @@
-"""What the command does for ask, caption, detect and segment: pictures in, answers out.
+"""What the command does for ask, caption, detect, segment and page.
 
 Answers go to standard output, everything else (notes, what is wrong) to standard error.
 """
@@ -245,6 +245,22 @@ def find_objects(options: argparse.Namespace, prompt: str, look, default: str) -
         if job.alone and written:
             print(f"written   {output}")
     return job.code
+
+
+def page(options: argparse.Namespace) -> int:
+    output = options.output
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output must end in .html, found {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output must be in a folder that exists, found {output}: make it first")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"--output must be a file, found a folder, pipe or device: {output}")
+    from minipali.page import make_page
+
+    content = make_page(options.model).encode()
+    replace(output, content)
+    print(f"written   {output}, {len(content) / 1e6:.1f} MB: open it in a browser")
+    return 0
 
 
 # --- where pictures are written ------------------------------------------------------------------

@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from browsing import browser  # noqa: F401, the fixture
 from torch import nn
 
 import minipali.config

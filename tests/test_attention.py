@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import make_pair, randomise
 
 from minipali.attention import MultiHeadAttention, attend, attention_weights
+from minipali.checks.attention import attend_in_blocks
 
 B, H, T, S, K = 2, 3, 4, 5, 6
 
@@ -131,3 +132,13 @@ def test_vision_attention_is_unmasked_so_the_first_patch_sees_the_last():
     changed = x.clone()
     changed[:, -1] += 1
     assert (module(x)[:, 0] - module(changed)[:, 0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_the_exercises_attention_in_blocks_is_attention(scale):
+    query, key, value = query_key_value(7, scale)
+    expected = attention_weights(query, key) @ value
+    for size in (1, 2, S):
+        blocks = zip(key.split(size, dim=2), value.split(size, dim=2), strict=True)
+        found = attend_in_blocks(query, blocks)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

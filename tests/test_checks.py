@@ -73,12 +73,12 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
     def apart(right, wrong):
         if isinstance(right, tuple):
             return any(apart(*both) for both in zip(right, wrong, strict=True))
-        if not isinstance(right, torch.Tensor):  # ids and the like: equal or not
-            return right != wrong
+        if not (isinstance(right, torch.Tensor) and isinstance(wrong, torch.Tensor)):
+            return type(right) is not type(wrong) or right != wrong  # ids and the like
         if right.shape != wrong.shape:
             return True
         difference = (right.double() - wrong.double()).abs()
-        return bool(difference.isnan().any() or difference.max() > 100 * one.tolerance)
+        return bool(difference.isnan().any() or (difference > 100 * one.tolerance).any())
 
     pairs = zip(answers(one, one.reference), answers(one, mistake.wrong), strict=True)
     assert any(apart(*both) for both in pairs)
@@ -233,7 +233,7 @@ def test_watching_leaves_the_package_as_it_was_and_no_other_thread_is_watched():
         raise KeyboardInterrupt
 
     assert examine(exercise("patchify"), right_beside_a_thread).status == CORRECT
-    assert results == [(1, 4, 12)] * 2
+    assert results == [(1, 4, 12)] * len(exercise("patchify").cases())
     with pytest.raises(KeyboardInterrupt):
         examine(exercise("patchify"), gives_up)
     assert (patches.patchify.__code__, patches.patchify.__kwdefaults__) == (code, defaults)
@@ -466,7 +466,8 @@ def test_a_banned_function_may_run_inside_what_was_handed_over():
 
 
 def test_gradients_are_compared_where_they_count():
-    one = _with("layer_norm", gradients=("x", "weight"))
+    cases = exercise("layer_norm").cases()[:2]
+    one = _with("layer_norm", gradients=("x", "weight"), banned=(), cases=lambda: cases)
 
     def with_scale(change):
         return examine(
@@ -579,7 +580,8 @@ def test_what_an_attempt_changes_in_torch_is_put_back(restored, name):
     assert examine(exercise("patchify"), changes).status == CORRECT
     assert settings() == before
     assert seen[0] != seen[1], "the attempt did change it"
-    assert seen[:2] == seen[2:], "and the next case did not notice"
+    assert len(seen) >= 4
+    assert seen == seen[:2] * (len(seen) // 2), "and the next cases did not notice"
 
 
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "threads"])
@@ -772,7 +774,7 @@ TRANSFER = [one for one in ALL if one.transfer]
 @pytest.mark.parametrize("one", TRANSFER, ids=lambda one: one.name)
 def test_no_function_of_lesson_or_package_passes_for_a_transfer_piece(one, unwatched):
     """Who copies has not learned it."""
-    tried = 0
+    one, tried = dataclasses.replace(one, mistakes=(), crashes=()), 0  # their names do not matter
     for file in sorted((ROOT / "notebooks" / "src").glob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for function in [node for node in tree.body if isinstance(node, ast.FunctionDef)]:

@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from minipali.checks import exercise
+from minipali.checks.contrastive import siglip_loss_in_chunks
+from minipali.checks.engine import REFUSED, examine
 from minipali.config import VisionConfig
 from minipali.contrastive import (
     Contrastive,
@@ -360,3 +363,21 @@ def test_training_on_several_processes_follows_the_gradient_of_one(together, ran
             )
         # (Keys have no gradient through their bias: a softmax ignores a constant.)
         assert p.grad.abs().max() > 1e-4 or "k_proj.bias" in name
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_the_exercises_loss_in_chunks_is_the_loss(size):
+    arguments, twins = (leaves(*embeddings(5, 5), 1.0, -0.5) for _ in range(2))
+    found, expected = siglip_loss_in_chunks(*arguments, size), siglip_loss(*twins)
+    same_value_and_gradients(found, expected.double(), arguments, twins)
+
+
+def test_a_whole_table_in_the_exercise_is_noticed():
+    def whole(image, text, log_scale, bias, size):
+        labels = 2 * torch.eye(len(image)) - 1
+        chunks = zip(text.split(size), labels.split(size, dim=1), strict=True)
+        return sum(siglip_loss(image, *chunk, log_scale, bias) for chunk in chunks)
+
+    outcome = examine(exercise("siglip_loss_in_chunks"), whole)
+    assert outcome.status == REFUSED
+    assert "a tensor of the shape (14, 14), by torch's eye" in outcome.message

@@ -1,8 +1,4 @@
-"""What a person meets first: `course.py lab`, the links that lead on from there, and a browser.
-
-The browser is driven by Chromium's own protocol (one websocket, which jupyterlab brings the
-package for): the tests need no driver and no download beside the system's Chromium.
-"""
+"""What a person meets first: `course.py lab`, the links that lead on from there, and a browser."""
 
 import contextlib
 import json
@@ -12,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,6 +16,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from browsing import HERE, wait_for
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,9 +30,6 @@ PAGES = sorted(
     for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "minipali/assets/**/*.md")
     for path in ROOT.glob(pattern)
 )
-# All servers are on this computer: no proxy.
-HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
 
 # --- every link leads somewhere ------------------------------------------------------------------
 
@@ -153,17 +146,6 @@ def copy(tmp_path_factory):
     return folder
 
 
-def wait_for(found, process=None, log=None, seconds=120):
-    """What `found` returns, once it is something."""
-    until = time.monotonic() + seconds
-    while not (answer := found()):
-        told = log.read_text(encoding="utf-8", errors="replace")[-2000:] if log else ""
-        assert process is None or process.poll() is None, told
-        assert time.monotonic() < until, f"waited {seconds} s in vain\n{told}"
-        time.sleep(0.1)
-    return answer
-
-
 @pytest.fixture(scope="module")
 def lab(copy, tmp_path_factory):
     """`course.py lab` on the copy, as at its very first start, but without opening a browser."""
@@ -244,84 +226,6 @@ def test_lab_has_the_exercise_where_the_lesson_links_to(lab, copy):
 
 
 # --- a person with a browser ---------------------------------------------------------------------
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-
-
-class Browser:
-    """One page of a headless Chromium, and every address that it asked for."""
-
-    def __init__(self, port: int):
-        import websocket
-
-        with HERE.open(f"http://127.0.0.1:{port}/json/list") as answer:
-            page = next(target for target in json.load(answer) if target["type"] == "page")
-        self.socket = websocket.create_connection(
-            page["webSocketDebuggerUrl"],
-            socket=socket.create_connection(("127.0.0.1", port), 120),  # else it takes a proxy
-            suppress_origin=True,
-        )
-        self.sent, self.requests = 0, []
-        self.call("Network.enable")
-        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
-
-    def call(self, method: str, **parameters):
-        self.sent += 1
-        self.socket.send(json.dumps({"id": self.sent, "method": method, "params": parameters}))
-        while True:
-            message = json.loads(self.socket.recv())
-            if message.get("method") == "Network.requestWillBeSent":
-                self.requests.append(message["params"]["request"]["url"])
-            if message.get("id") == self.sent:
-                assert "error" not in message, message
-                return message["result"]
-
-    def run(self, script: str):
-        """The value of a JavaScript expression; promises are waited for."""
-        answer = self.call(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
-        )
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
-
-
-@pytest.fixture
-def browser(tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: it is the system's package `chromium`")
-    pytest.importorskip("websocket")
-    options = [
-        "--headless=new",
-        "--no-sandbox",  # Chromium has none for root; it opens our own page alone
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--remote-debugging-port=0",
-        "--window-size=1300,1000",
-        f"--user-data-dir={tmp_path}",
-        # No network: whatever is not on this computer is not found.
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
-        "--no-proxy-server",
-        "about:blank",
-    ]
-    log = tmp_path / "log.txt"
-    with open(log, "wb") as output:
-        chromium = subprocess.Popen([CHROMIUM, *options], stdout=output, stderr=output)
-    try:
-        port_file = tmp_path / "DevToolsActivePort"
-        try:
-            wait_for(
-                lambda: port_file.exists() and "\n" in port_file.read_text(), chromium, log, 30
-            )
-        except AssertionError as error:  # such as a stand-in that only says how to install one
-            pytest.skip(f"{CHROMIUM} does not start: {error}")
-        page = Browser(int(port_file.read_text().split()[0]))
-        yield page
-        page.socket.close()
-    finally:
-        chromium.terminate()
-        chromium.wait(30)
 
 
 # What the page is asked. Its notebook, once it and its kernel are ready:

@@ -1,5 +1,7 @@
 """Lesson 10: the decoder, layer by layer, and whether the comparison would notice a mistake."""
 
+import copy
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -253,3 +255,32 @@ def test_the_figure_of_the_lens_tells_where_a_word_comes_up(monkeypatch):
     figures.gemma.lens(chances, "abc".__getitem__, ["answer en left?", "right?"], "Alt.")
     assert "left? a at the start, then c after MLP 1;" in told[0]
     assert "right? a at the start, then b after attention 1, then c after MLP 2." in told[0]
+
+
+def test_folded_norms_leave_the_trained_model_as_it_was():
+    model, _ = load("small")
+    folded = copy.deepcopy(model)
+    for layer in folded.language_model.layers:
+        a, m = layer.self_attn, layer.mlp
+        parts = [layer.input_layernorm, a.q_proj, a.k_proj, a.v_proj, a.o_proj]
+        parts += [layer.post_attention_layernorm, m.gate_proj, m.up_proj, m.down_proj]
+        weights = exercise("fold_norms").reference(*(part.weight.detach() for part in parts))
+        for part, weight in zip(parts, weights, strict=True):
+            part.weight.data = weight
+        assert not layer.input_layernorm.weight.any()
+    ids = torch.randint(700, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(ids), model(ids), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("logits", lambda x, table: torch.einsum("btd,vd->btv", x, table), "einsum"),
+        ("decoder", lambda x, layers, norm: norm(layers.pop(0)(x)), "must stay as it is"),
+    ],
+)
+def test_what_crashes_in_these_pieces_is_told_in_words_that_help(name, wrong, said):
+    outcome = examine(exercise(name), wrong)
+    assert outcome.status == CRASHED
+    assert said in outcome.message and "stands over" not in outcome.message

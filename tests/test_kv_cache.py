@@ -8,7 +8,7 @@ from conftest import ROUNDING, make_batch, make_ours, make_theirs
 
 from minipali.checks import exercise
 from minipali.checks.engine import CORRECT, CRASHED, WRONG, examine
-from minipali.kv_cache import KVCache
+from minipali.kv_cache import KVCache, cache_update
 from minipali.swap import swap
 
 
@@ -323,3 +323,17 @@ def test_a_buffer_written_beyond_its_new_places_is_noticed():
     assert outcome.status == WRONG
     assert "keys, which your function shall write into" in outcome.message
     assert examine(exercise("cache_update"), joined).status == CORRECT
+
+
+def test_a_ring_gives_the_end_of_what_an_ordinary_cache_gives(model, capsys):
+    """Whatever the calls are; and where nothing is left behind, the ring is a cache."""
+    ring_update, window, start = exercise("ring_update").reference, 5, 0
+    rings, buffers = ([torch.full((3, 2, n, 10), 1e9) for _ in "kv"] for n in (window, 40))
+    for step, t in enumerate((3, 1, 1, 4, 1, 9, 5, 2)):
+        seen = ring_update(*rings, start, *new(t, step))
+        whole = cache_update(*buffers, start, *new(t, step))
+        for part, everything in zip(seen, whole, strict=True):
+            assert torch.equal(part, everything[:, :, -(window - 1 + t) :])
+        start += t
+    swap(model, cache_update=ring_update)
+    assert "correct" in capsys.readouterr().out

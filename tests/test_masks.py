@@ -1,5 +1,6 @@
-"""Lesson 15: masks as tokens; the published codec against flax's semantics in plain numpy."""
+"""Lesson 16: masks as tokens; the published codec against flax's semantics in plain numpy."""
 
+import functools
 import io
 import os
 import zipfile
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from minipali.checks import exercise
+from minipali.checks.engine import CORRECT, WRONG, examine
+from minipali.checks.masks import follow, nearest_code, straight_through, try_codec
 from minipali.locations import box_tokens
 from minipali.masks import MaskCodec, MasksError, load_codec, place_mask, read_masks
 
@@ -359,3 +363,92 @@ def test_numbers_are_resized_before_they_are_compared_with_zero():
     assert placed[:, 330:].all() and not placed[:, :310].any()
     soft = torch.tensor([[-3.0, 1.0]])  # crosses at three quarters, not in the middle
     assert place_mask(soft, (0, 0, 4, 400), 4, 400)[0].argmax() == pytest.approx(250, abs=2)
+
+
+# --- the exercise ---------------------------------------------------------------------------------
+
+
+def test_the_exercise_chooses_the_codes_that_the_codec_chooses():
+    torch.manual_seed(0)
+    codec = MaskCodec(channels=(8, 16), width=6)
+    x = torch.randn(3, 6, 4, 4)
+    assert torch.equal(nearest_code(x.flatten(2).mT, codec.codebook), codec.nearest(x))
+
+
+def test_the_exercise_puts_masks_where_the_package_does():
+    random = torch.Generator().manual_seed(0)
+    paste_mask = exercise("paste_mask").reference
+    for _ in range(40):
+        mask = torch.randn(16, 16, generator=random)
+        height, width = torch.randint(5, 60, (2,), generator=random).tolist()
+        y, x = (torch.rand(2, generator=random).sort().values for _ in range(2))
+        box = [v.item() for v in (y[0] * height, x[0] * width, y[1] * height, x[1] * width)]
+        assert (paste_mask(mask, box, height, width).numpy() == place_mask(
+            mask, box, height, width)).all()  # fmt: skip
+
+
+def test_no_pixel_of_the_exercise_depends_on_rounding():
+    """So pillow's and torch's resize are both right."""
+
+    def by_torch(limit, mask, box, height, width):
+        y0, x0, y1, x1 = map(round, box)
+        picture = torch.zeros(height, width, dtype=torch.bool)
+        if y1 > y0 and x1 > x0:
+            values = torch.nn.functional.interpolate(
+                mask[None, None], (y1 - y0, x1 - x0), mode="bilinear", antialias=True
+            )
+            picture[y0:y1, x0:x1] = values[0, 0] > limit
+        return picture
+
+    for limit in (0.0, 1e-5):
+        attempt = functools.partial(by_torch, limit)
+        assert examine(exercise("paste_mask"), attempt).status == CORRECT
+
+
+def test_a_codebook_that_follows_is_the_weighted_mean_of_all_it_was_given():
+    random, decay, m = torch.Generator().manual_seed(0), 0.7, 3
+    counts, sums = torch.ones(m), torch.randn(m, 2, generator=random)
+    seen = [[(1.0, entry)] for entry in sums]
+    for _ in range(4):
+        vectors, codes = (
+            torch.randn(2, 5, 2, generator=random),
+            torch.randint(m, (2, 5), generator=random),
+        )
+        counts, sums, codebook = follow(vectors, codes, counts, sums, decay)
+        for j in range(m):
+            seen[j] = [(decay * weight, value) for weight, value in seen[j]]
+            seen[j] += [(1 - decay, v) for v in vectors[codes == j]]
+    for j in range(m):
+        weights = sum(weight for weight, _ in seen[j])
+        mean = sum(weight * value for weight, value in seen[j]) / weights
+        torch.testing.assert_close(counts[j].item(), weights)
+        torch.testing.assert_close(codebook[j], mean)
+
+
+def test_a_gradient_where_none_may_be_is_told():
+    outcome = examine(exercise("straight_through"), lambda v, c: v + (c - v).detach() + 3 * (
+        c - c.detach()))  # fmt: skip
+    assert outcome.status == WRONG
+    assert "a gradient reaches `chosen`, and none may" in outcome.message
+
+
+def stub(*given):
+    raise NotImplementedError
+
+
+def crash(*given):
+    raise RuntimeError("no")
+
+
+def test_a_codec_is_trained_with_a_learners_pieces(capsys):
+    right = [nearest_code, straight_through, follow]
+    assert try_codec(*right, floor=0.0, steps=3).codebook.isfinite().all()
+    assert "correct. Mean IoU" in capsys.readouterr().out
+    try_codec(*right, floor=1.0, steps=3)
+    assert "wrong. Mean IoU" in capsys.readouterr().out
+    for place in range(3):
+        others = [*right]
+        for broken, said in ((stub, "not attempted"), (crash, "crashed. RuntimeError: no")):
+            others[place] = broken
+            assert try_codec(*others, floor=0.0, steps=3) is None
+            assert said in capsys.readouterr().out

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from minipali.checks.norms import layer_norm_backward
 from minipali.norms import BatchNorm, RMSNorm, layer_norm
 
 
@@ -107,3 +108,24 @@ def test_a_fresh_rms_norm_leaves_the_scale_alone():
     x = torch.tensor([[3.0, 4.0]])
     expected = x / (12.5**0.5)
     torch.testing.assert_close(RMSNorm(2, eps=0.0)(x), expected)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_the_exercises_way_back_is_autograds(eps):
+    torch.manual_seed(4)
+    x, gradient = 2 * torch.randn(2, 3, 5) + 1, torch.randn(2, 3, 5)
+    leaves = [x, torch.randn(5), torch.randn(5)]
+    for one in leaves:
+        one.requires_grad_()
+    expected = torch.autograd.grad(layer_norm(*leaves, eps), leaves, gradient)
+    found = layer_norm_backward(gradient, x.detach(), leaves[1].detach(), eps)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_the_exercises_way_back_by_hand():
+    found = layer_norm_backward(
+        torch.tensor([[[1.0, 0]]]), torch.tensor([[[1.0, 3]]]), torch.ones(2), 3.0
+    )
+    for a, b in zip(found, ([[[0.1875, -0.1875]]], [-0.5, 0], [1, 0]), strict=True):
+        torch.testing.assert_close(a, torch.tensor(b, dtype=torch.float32))

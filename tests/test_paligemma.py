@@ -6,7 +6,8 @@ import torch
 from conftest import ROUNDING, fresh_model, make_batch, make_pair, make_theirs, our_key
 from PIL import Image
 
-from minipali.checks.paligemma import EXERCISES
+from minipali.checks import exercise
+from minipali.checks.paligemma import EXERCISES, LEAST
 from minipali.config import preset
 from minipali.figures import paligemma as figures
 from minipali.hooks import watch
@@ -298,7 +299,13 @@ def test_dividing_the_picture_and_multiplying_everything_gives_the_same_row(mode
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-PIECES = [(one, mistake) for one in EXERCISES for mistake in one.mistakes]
+# What these do wrong does not come up in the small model: its weight is not square, its image
+# tokens are neighbours, its numbers float32, its padding is never marked as suffix and never behind
+# one, and torch's attention takes masks of both kinds.
+UNSEEN = {"weight turned", "a block from the first place on", "in float32"}
+UNSEEN |= {"prefix counted, padding too", "queries of the prefix see no suffix"}
+UNSEEN |= {f"numbers to add, {least}" for least in LEAST}
+PIECES = [(one, m) for one in EXERCISES if not one.transfer for m in one.mistakes]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +314,7 @@ PIECES = [(one, mistake) for one in EXERCISES for mistake in one.mistakes]
 def test_a_mistake_inside_the_model_is_noticed(model, one, mistake, monkeypatch, capsys):
     monkeypatch.delenv("MINIPALI_STRICT", raising=False)
     swap(model, **{one.name: mistake.wrong})
-    assert "wrong. Your code runs, but the model is no longer the same" in capsys.readouterr().out
+    assert ("correct" in capsys.readouterr().out) == (mistake.name in UNSEEN)
 
 
 @pytest.fixture
@@ -354,3 +361,42 @@ def test_the_figure_of_damage_marks_only_a_clear_loss(drawn):
     figures.damage({"right": right, "wrong": wrong}, ["naming", "places", "caption"])
     assert "right: naming 100, places 100, caption 50." in drawn[0]
     assert "wrong: naming 50 (worse), places 95, caption 100." in drawn[0]
+
+
+def packed_by_loop(row, is_suffix) -> torch.Tensor:
+    """The three rules, key by key."""
+    mask = torch.zeros(len(row), 1, row.shape[1], row.shape[1], dtype=torch.bool)
+    for b, numbers in enumerate(row.tolist()):
+        for query, own in enumerate(numbers):
+            for key, other in enumerate(numbers):
+                if own == 0 or other == 0:
+                    mask[b, 0, query, key] = query == key
+                elif own == other:
+                    mask[b, 0, query, key] = not is_suffix[b, key] or key <= query
+    return mask
+
+
+def test_the_mask_of_packed_rows_is_its_rules_written_as_a_loop():
+    packed_mask = exercise("packed_mask")
+    for row, is_suffix in packed_mask.cases():
+        assert torch.equal(packed_mask.reference(row, is_suffix), packed_by_loop(row, is_suffix))
+    five = torch.tensor([[5, 5, 3, 3, 0]]), torch.tensor([[False, True, False, True, True]])
+    assert packed_mask.reference(*five).sum() == 7  # as the exercise tells
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_rows_in_one_sequence_give_what_they_give_alone(model, anew):
+    """With positions that begin anew in each row or go on: RoPE is relative."""
+    batch = make_batch([(5, 4), (2, 7), (6, 0)], "right")
+    is_real, config = batch["attention_mask"].bool(), model.config
+    row = (torch.arange(1, 4)[:, None] * is_real)[is_real][None]
+    ids, is_suffix = batch["input_ids"][is_real][None], batch["token_type_ids"][is_real][None]
+    places = [torch.arange(1, 1 + int(length)) for length in is_real.sum(dim=1)]
+    positions = torch.cat(places)[None] if anew else torch.arange(1, 1 + ids.shape[1])[None]
+    mask = exercise("packed_mask").reference(row, is_suffix.bool())
+    with torch.no_grad():
+        image = model.image_features(batch["pixel_values"]).flatten(0, 1)[None]
+        x = merge(model.language_model.embed(ids), image, ids == config.image_token_id)
+        found = model.language_model.logits(model.language_model(x, positions, mask))
+        expected = model(**batch)[is_real][None]
+    torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)

@@ -5,6 +5,9 @@ import torch
 from conftest import make_pair
 from torch import nn
 
+from minipali.checks import engine
+from minipali.checks.lessons import exercises
+from minipali.checks.patches import stretch_positions
 from minipali.patches import PatchEmbedding, affine_map, patchify
 
 
@@ -76,3 +79,43 @@ def test_a_picture_of_another_size_is_refused_with_both_sizes(shape):
 def test_float_pixels_enter_a_bfloat16_tower():
     embedding = PatchEmbedding(image_size=4, patch_size=2, channels=3, width=5).bfloat16()
     assert embedding(torch.rand(1, 3, 4, 4)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("old", "new"), [((2, 3), (4, 5)), ((5, 4), (2, 3)), ((1, 2), (1, 4))])
+def test_the_exercises_stretched_table_is_torchs_stretched_picture(old, new):
+    table = torch.randn(old[0] * old[1], 6, generator=torch.Generator().manual_seed(0))
+    picture = table.reshape(*old, 6).permute(2, 0, 1)[None]
+    expected = nn.functional.interpolate(picture, new, mode="bilinear")[0].permute(1, 2, 0)
+    found = stretch_positions(table, old, new)
+    torch.testing.assert_close(found, expected.flatten(0, 1), rtol=0, atol=1e-6)
+
+
+def test_the_exercises_two_results_by_hand_are_right():
+    def in_a_row(values, new):
+        table = torch.tensor([[float(v)] for v in values])
+        return stretch_positions(table, (1, len(values)), (1, new)).flatten().tolist()
+
+    assert in_a_row((0, 4), 4) == [0, 1, 3, 4]
+    assert in_a_row((0, 6), 3) == [0, 3, 6]
+
+
+CRASHES = [(one, crash) for one in exercises().values() for crash in one.crashes]
+
+
+@pytest.mark.parametrize(
+    ("one", "crash"), CRASHES, ids=[f"{one.name}-{crash.name}" for one, crash in CRASHES]
+)
+def test_each_known_crash_is_named(one, crash, monkeypatch):
+    monkeypatch.setattr(engine, "_finished_modules", lambda exercise: set())
+    outcome = engine.examine(one, lambda *given: crash.wrong(*given))
+    if outcome.status != engine.WRONG:  # known by what it gave before it raised
+        assert outcome.status == engine.CRASHED
+        assert outcome.message.startswith(crash.says)
+
+
+def test_an_error_of_another_kind_gets_no_known_name():
+    def other(pixels, p):
+        return pixels.reshape(7)
+
+    outcome = engine.examine(exercises()["patchify"], other)
+    assert outcome.message.startswith("Case 1 of 3")

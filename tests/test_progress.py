@@ -12,7 +12,17 @@ import pytest
 from minipali import load, running
 from minipali.checks.engine import CORRECT, CRASHED, NOT_ATTEMPTED, WRONG, Outcome
 from minipali.checks.lessons import by_lesson, exercises
-from minipali.progress import DRAWING, checked_functions, draw, lines_about, main, my_pieces
+from minipali.progress import (
+    DAY,
+    DRAWING,
+    checked_functions,
+    draw,
+    lines_about,
+    main,
+    my_pieces,
+    review,
+    self_test,
+)
 from minipali.running import Report, run
 from minipali.swap import PIECES, pieces_of
 
@@ -172,6 +182,41 @@ def test_one_lesson_or_several_can_be_asked_for(tmp_path, monkeypatch, capsys):
     assert code == 0 and "02_norms" in told and "03_attention" in told
     code, _, complaint = ask(monkeypatch, capsys, tmp_path, "02", "99")
     assert code == 2 and "no exercise begins with '99'; there are: 01_patches" in complaint
+
+
+def test_what_was_finished_days_ago_is_asked_again_another_question_every_day(tmp_path):
+    exercises_folder, notebooks = tmp_path / "exercises", tmp_path / "notebooks"
+    exercises_folder.mkdir(), notebooks.mkdir()
+    first, second = "<details><summary>What is <code>x</code>,\nhere?</summary>", "<summary>Why?"
+    lesson = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell("<details><summary>Earlier?</summary>\n\nNo.\n"),
+            nbformat.v4.new_markdown_cell(f"**Self-test**\n\n{first}\n\n{second}</summary>"),
+        ]
+    )
+    nbformat.write(lesson, notebooks / "02_norms.ipynb")
+    now = 20_000.5 * DAY
+    for stem, age in (("02_norms", 9.2), ("03_attention", 30), ("01_patches", 1.5)):
+        file = exercises_folder / f"{stem}.ipynb"
+        write(file, "")
+        os.utime(file, (now - age * DAY,) * 2)
+
+    def report(stem, status):
+        return Report(stem, [Outcome(one.name, status, "") for one in by_lesson()[stem]])
+
+    done = [report(stem, CORRECT) for stem in ("01_patches", "02_norms", "03_attention")]
+    # 01 is too fresh, 03 has no lesson beside it.
+    [asked] = review(done, exercises_folder, now)
+    [next_day] = review(done, exercises_folder, now + DAY)
+    assert asked == "02_norms, finished 9 days ago: What is `x`, here?"
+    assert next_day == "02_norms, finished 10 days ago: Why?"
+    assert list(review([report("02_norms", WRONG)], exercises_folder, now)) == []
+
+
+@pytest.mark.parametrize("stem", list(by_lesson()))
+def test_every_lesson_has_questions_to_ask_again(stem):
+    questions = self_test(ROOT / "notebooks" / f"{stem}.ipynb")
+    assert len(questions) >= 2 and all(one[-1] in "?." for one in questions), questions
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437"])

@@ -179,17 +179,17 @@ def one_head_for_all(query, key, value, positions, heads, kv_heads, theta):
         ("rope_angles", other_signs, "The exponent has the wrong sign"),
         (
             "rope_angles",
-            lambda p, k, theta: rope_angles(p, k, 10000.0),
+            lambda p, k, theta: rope_angles(p, k, 9000.0),
             "Case 1 of 3 (positions (3, 5), head_dim = 10, theta = 100.0): cos, part 1",
         ),
-        ("rope_angles", lambda p, k, theta: rope_angles(p + 1, k, theta), "of the values are not"),
+        ("rope_angles", lambda p, k, theta: rope_angles(p + 2, k, theta), "of the values are not"),
         ("rope_angles", lambda p, k, theta: rope_angles(p[0], k, theta), "(b t pair)"),
         ("apply_rope", lambda x, cos, sin: x * torch.cat((cos, cos), -1)[:, None], "are not"),
         ("apply_rope", lambda x, cos, sin: apply_rope(x, cos, sin)[..., :4], "axis 3 (k) must"),
         ("rotate_heads", one_head_for_all, "key, part 2 of the result: the shape is wrong"),
         (
             "rotate_heads",
-            lambda *given: exercise("rotate_heads").reference(*given[:-1], 10000.0),
+            lambda *given: exercise("rotate_heads").reference(*given[:-1], 9000.0),
             "query, part 1 of the result",
         ),
     ],
@@ -219,9 +219,22 @@ def test_any_way_of_computing_the_angles_in_float32_or_better_is_correct(speeds)
     assert examine(exercise("rope_angles"), angles).status == CORRECT
 
 
+def test_stretched_angles_are_those_of_llama_without_its_soft_border():
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    parameters = {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 1.0 + 1e-6, "original_max_position_embeddings": 100,
+    }  # fmt: skip
+    config = llama.LlamaConfig(hidden_size=16, num_attention_heads=1, rope_parameters=parameters)
+    cos, sin = llama.LlamaRotaryEmbedding(config)(torch.zeros(B, T, 16), POSITIONS)
+    ours = exercise("stretched_angles").reference(POSITIONS, 16, 500.0, 100, 4.0)
+    for mine, other in zip(ours, (cos, sin), strict=True):
+        torch.testing.assert_close(mine, other[..., :8], rtol=0, atol=1e-3)
+
+
 def test_turning_by_complex_numbers_is_correct():
     def turn(x, cos, sin):
-        turned = torch.complex(*x.chunk(2, -1)) * torch.complex(cos, sin)[:, None]
-        return torch.cat((turned.real, turned.imag), -1)
+        turned = torch.complex(*x.float().chunk(2, -1)) * torch.complex(cos, sin)[:, None]
+        return torch.cat((turned.real, turned.imag), -1).to(x.dtype)
 
     assert examine(exercise("apply_rope"), turn).status == CORRECT

@@ -14,10 +14,11 @@ import torch
 from conftest import tiny_config
 from PIL import Image, ImageOps
 
-from minipali import tokens
+from minipali import load, tokens
 from minipali.checks import exercise
 from minipali.checks.engine import CORRECT, examine
 from minipali.config import preset
+from minipali.paligemma import merge
 from minipali.tokens import (
     IGNORE,
     PictureError,
@@ -257,6 +258,27 @@ def test_the_mask_follows_the_lengths_even_where_the_filler_is_a_token():
     assert ids.tolist() == [[7, 1, 7], [5, 7, 7]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert ids.dtype == mask.dtype == torch.long
     assert rows == [[7, 1, 7], [5]]
+
+
+def test_packed_rows_are_read_as_each_alone():
+    """The exercise's reference, inside the trained model."""
+    model, processor = load("small")
+    prompts = ["caption en", "answer en what is on the left?", "detect dog"]
+    rows = [processor.prompt_ids(prompt) for prompt in prompts]
+    picture = noise(size=(72, 72))
+    ids, positions, owners = exercise("pack_rows").reference(rows, 90, 0)
+    assert ids.shape == (2, 90)  # 40 + 40, and 46
+    order = [0, 2, 1]  # in which the rows lie, so the pictures' places too
+    same = (owners[:, :, None] == owners[:, None, :])[:, None]
+    with torch.inference_mode():
+        features = model.image_features(processor.pixel_values([picture] * 3))[order]
+        is_image = ids == model.config.image_token_id
+        x = merge(model.language_model.embed(ids), features.flatten(0, 1), is_image)
+        logits = model.language_model.logits(model.language_model(x, positions, same))
+        for number, prompt in enumerate(prompts):
+            alone = model(**processor(picture, prompt))[0]
+            found = logits[owners == number]
+            torch.testing.assert_close(found, alone, rtol=0, atol=1e-3)
 
 
 def test_labels_are_the_suffix_and_eos_alone(ours):
@@ -760,8 +782,8 @@ def test_a_newline_may_be_encoded_with_the_prompt_or_by_itself():
 
 @pytest.mark.parametrize(("wrong", "said"), [
     (lambda square: square[..., :2], "axis 0 (c) must be 3, found 2"),
-    (lambda square: square[..., ::-1].copy(), "Case 1 of 4"),  # blue, green, red
-    (lambda square: square // 2 * 2, "Case 1 of 4"),
+    (lambda square: square[..., ::-1].copy(), "Red and blue are exchanged"),
+    (lambda square: square // 2 * 2, "Case 1 of 6"),
 ])  # fmt: skip
 def test_pixels_that_are_wrong_in_other_ways_are_rejected_too(wrong, said):
     def attempt(picture, side):

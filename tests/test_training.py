@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minipali.checks import exercise
+from minipali.checks.engine import examine
 from minipali.tokens import IGNORE
 from minipali.training import Muon, fit, orthogonalise, schedule, suffix_loss
 
@@ -222,3 +224,31 @@ def test_training_draws_nothing():
     code = "import sys, minipali.training; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+# --- the exercise ---------------------------------------------------------------------------------
+
+
+def test_parts_have_the_gradients_of_one_padded_batch():
+    torch.manual_seed(0)
+    module, rows = nn.Linear(4, 6), []
+    for length, labels in ((5, [9, 9, 3, 1, 2]), (3, [2, 4, 1]), (7, [9, 9, 9, 9, 5, 0, 1])):
+        rows.append((torch.randn(length, 4), torch.tensor(labels)))
+    x = nn.utils.rnn.pad_sequence([one for one, _ in rows], batch_first=True)
+    labels = nn.utils.rnn.pad_sequence([one for _, one in rows], True, padding_value=9)
+    suffix_loss(module(x), labels, 9).backward()
+    expected = [p.grad.clone() for p in module.parameters()]
+    parts = [(one[None], own[None]) for one, own in rows]
+    loss = exercise("accumulate").reference(module, parts, 9)
+    torch.testing.assert_close(loss, suffix_loss(module(x), labels, 9))
+    torch.testing.assert_close([p.grad for p in module.parameters()], expected)
+
+
+def test_losses_that_hang_on_a_graph_are_told():
+    outcome = examine(exercise("train"), hoarding)
+    assert "still hang on autograd's graph" in outcome.message
+
+
+def hoarding(module, optimizer, batches, held_out, loss, epochs, max_norm):
+    losses = [loss(module.train()(x), y) for x, y in batches]
+    return torch.stack(losses), torch.zeros(epochs)

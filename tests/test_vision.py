@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_pair, outputs_of
+from conftest import make_pair, outputs_of, randomise
 
+from minipali.checks.vision import attention_pool
 from minipali.vision import MLP
 
 
@@ -52,3 +53,21 @@ def test_a_picture_does_not_depend_on_the_others_in_its_batch(model):
         together = model.vision_tower(pictures())
         alone = torch.cat([model.vision_tower(p[None]) for p in pictures()])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_the_exercises_pooling_is_siglips():
+    siglip = pytest.importorskip("transformers.models.siglip.modeling_siglip")
+    configuration = pytest.importorskip("transformers").SiglipVisionConfig
+    config = configuration(
+        hidden_size=12, intermediate_size=20, num_attention_heads=3, layer_norm_eps=1e-2
+    )
+    theirs = siglip.SiglipMultiheadAttentionPoolingHead(config)
+    randomise(theirs)
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(6))
+    inside = theirs.attention
+    with torch.no_grad():
+        found = attention_pool(
+            x, theirs.probe[0, 0], inside.in_proj_weight, inside.in_proj_bias,
+            inside.out_proj.weight, inside.out_proj.bias, 3, theirs.layernorm, theirs.mlp,
+        )  # fmt: skip
+        torch.testing.assert_close(found, theirs(x), rtol=0, atol=1e-5)

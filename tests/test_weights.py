@@ -19,6 +19,8 @@ from torch import nn
 
 import minipali
 from minipali import comparison, scenes, weights
+from minipali.checks import exercise
+from minipali.checks.engine import REFUSED, examine
 from minipali.checks.weights import FILL, OUR_NAME, READ_TENSORS, bfloat16_to_float
 from minipali.config import preset
 from minipali.paligemma import PaliGemma
@@ -526,7 +528,7 @@ def test_the_checks_files_are_real_ones_and_its_reference_reads_them():
 
     for data, name in READ_TENSORS.cases():
         expected = read(bytes(data))
-        assert torch.equal(READ_TENSORS.reference(data, name), expected[name])
+        assert torch.equal(READ_TENSORS.reference(data)[name], expected[name])
         assert f"{name} " in str(data)
 
 
@@ -543,7 +545,7 @@ def test_the_exercises_names_are_the_packages(saved):
     for layout in LAYOUTS.values():
         for key in in_layout(dict.fromkeys(keys), *layout):
             assert OUR_NAME.reference(key) == weights.our_name(key)
-    assert OUR_NAME.reference("model.layers.0.mlp.up_proj.weight") == "no place"
+    assert OUR_NAME.reference("model.layers.0.mlp.up_proj.weight") is None
 
 
 def test_a_changed_dict_is_refused_with_advice():
@@ -553,3 +555,29 @@ def test_a_changed_dict_is_refused_with_advice():
         with pytest.raises(TypeError, match=r"given = dict\(tensors\)"):
             change(tensors)
     assert dict(tensors).pop("lm_head.weight") is tensors["lm_head.weight"]
+
+
+@pytest.mark.parametrize("widen", [lambda b: b.view(torch.bfloat16).float(), lambda b: (
+    torch.frombuffer(bytearray(b.numpy().tobytes()), dtype=torch.bfloat16).float().reshape(b.shape)
+)])  # fmt: skip
+def test_torchs_bfloat16_is_refused_where_it_is_to_be_written(widen):
+    outcome = examine(exercise("bfloat16_to_float"), widen)
+    assert outcome.status == REFUSED and "torch.bfloat16" in outcome.message
+
+
+def test_one_tensor_is_fetched_from_a_real_file_with_its_own_bytes_alone(tmp_path):
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.randn(3, 4), "b": torch.randn(7).bfloat16(), "none": torch.empty(0, 2)}
+    save_file(tensors, tmp_path / "x", metadata={"format": "pt"})
+    data, touched = (tmp_path / "x").read_bytes(), set()
+
+    def read(file, start, end):
+        touched.update(range(start, end))
+        return data[start:end]
+
+    fetch, header = exercise("fetch_tensor").reference, 8 + int.from_bytes(data[:8], "little")
+    for name, tensor in tensors.items():
+        touched.clear()
+        assert torch.equal(fetch(dict.fromkeys(tensors, "x"), read, name), tensor)
+        assert len(touched) == header + tensor.nbytes

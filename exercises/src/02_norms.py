@@ -5,9 +5,10 @@
 # and if it can, what went wrong. The fourth piece stands in no lesson: the way back through
 # LayerNorm. At the end the first two run inside the trained model.
 #
-# The lesson is [notebooks/02_norms.ipynb](../notebooks/02_norms.ipynb). Time: 35 minutes. Names
+# The lesson is [notebooks/02_norms.ipynb](../notebooks/02_norms.ipynb). Time: 75 minutes. Names
 # inside your functions are yours; the order of the arguments is not. Leave torch's finished norms
-# aside (`F.layer_norm` and its relatives): with them there is nothing left to learn.
+# aside (`F.layer_norm`, `F.batch_norm` and their relatives): with them there is nothing left to learn,
+# and the check refuses them. Return new tensors; what comes in stays as it was.
 
 # %%
 import torch
@@ -17,8 +18,13 @@ from minipali.checks import check, hint
 # %% [markdown]
 # ## 1. LayerNorm
 #
-# Bring each token to mean 0 and variance 1 over its features. Then multiply by the weight and add
-# the bias. The variance is the one that divides by d, and eps goes inside the root.
+# Bring each token to mean 0 and variance 1 over its features: subtract its mean, divide by
+#
+# $$\sqrt{\text{variance} + \text{eps}}$$
+#
+# Then multiply by the weight and add the bias. The variance is the one that divides by d. eps is the
+# number that you are given; it stands inside the root. A token's mean may be thousands of times as
+# large as its spread: subtract the mean before you square, or the squares swallow the difference.
 
 
 # %%
@@ -44,8 +50,12 @@ check("layer_norm", layer_norm)
 # %% [markdown]
 # ## 2. RMSNorm, as Gemma has it
 #
-# Divide each token by the root mean square of its features. Nothing is subtracted. The stored weight
-# is the factor minus one.
+# Divide each token by the root mean square of its features,
+#
+# $$\sqrt{\text{mean of the squares} + \text{eps}}$$
+#
+# with eps inside the root again. Nothing is subtracted. The stored weight is the factor minus one, so
+# multiply by 1 + weight.
 
 
 # %%
@@ -71,8 +81,11 @@ check("rms_norm", rms_norm)
 #
 # - In training, the output uses the mean and the variance (divided by b) of this batch. The memory
 #   moves by the share `momentum` towards the batch's mean and towards its *unbiased* variance
-#   (divided by b - 1).
+#   (divided by b - 1): new = (1 - momentum) * old + momentum * batch.
 # - In eval mode, the output uses the memory, and the memory stays as it is.
+# - In both, the output is (x - mean) / sqrt(variance + eps), times the weight, plus the bias.
+# - Two of the results are the new memory. The tensors that came in keep their numbers: no `lerp_`, no
+#   `+=`. In training b is at least 2; in eval mode one example alone is fine.
 
 
 # %%
@@ -100,13 +113,14 @@ check("batch_norm", batch_norm)
 # ## 4. The way back
 #
 # In training, gradients flow through each layer from its output to its inputs. torch does it for you.
-# Do it once by hand: the loss has the gradient `gradient` with respect to the output of your
+# Do it once by hand, without autograd (the check refuses `backward` and `grad`): the loss has the gradient `gradient` with respect to the output of your
 # `layer_norm`. What are its gradients with respect to x, the weight and the bias?
 #
 # On paper first. Change one number of a token a little: its output changes directly, and all outputs of
 # the token change, because the mean and the standard deviation move. One result to hold yours against:
 # add the same number to a whole token and no output changes, so the gradients of x add up to 0 over the
-# features of each token.
+# features of each token. And one to compute with: x = (1, 3), weight = (1, 1), eps = 3 gives a divisor of
+# 2, and the gradient (1, 0) comes back to x as (0.1875, -0.1875), to the weight as (-0.5, 0).
 
 
 # %%
@@ -114,7 +128,7 @@ def layer_norm_backward(gradient, x, weight, eps):
     """Gradients of a loss through y = layer_norm(x, weight, bias, eps).
 
     gradient: of the loss with respect to y, (b, n, d); x: (b, n, d); weight: (d,)
-    returns: three gradients, for x (b, n, d), for the weight (d,), for the bias (d,)
+    returns: three gradients, for x (b, n, d), for the weight (d,), for the bias (d,), in this order
     """
     ### BEGIN SOLUTION
     centred = x - x.mean(dim=-1, keepdim=True)
@@ -141,7 +155,7 @@ check("layer_norm_backward", layer_norm_backward)
 # %%
 from minipali import generate, load
 from minipali.scenes import examples
-from minipali.swap import swap
+from minipali.swap import swap, whose
 
 model, processor = load("small")
 mine = swap(model, layer_norm=layer_norm, rms_norm=rms_norm)
@@ -152,8 +166,8 @@ mine = swap(model, layer_norm=layer_norm, rms_norm=rms_norm)
 # %%
 picture = examples()["dog_and_car_test_artist"]
 for prompt in ("caption en", "answer en what is on the left?", "detect dog"):
-    for name, one in (("package", model), ("mine", mine)):
-        print(f"{name:8} {prompt:32} {generate(one, processor, picture, prompt)}")
+    for one in (model, mine):
+        print(f"{whose(one):8} {prompt:32} {generate(one, processor, picture, prompt)}")
 
 # %% [markdown]
 # ## Go on

@@ -2,10 +2,11 @@
 # # Exercise 04 · The vision tower
 #
 # You write the two halves of the tower: the MLP, and the block that puts attention and MLP on the
-# residual stream. After each one, a check tells you whether it is right, and if it can, what went
-# wrong. At the end the trained model sees with your code.
+# residual stream. The third piece stands in no lesson: the head with which SigLIP makes one vector of a
+# whole picture. After each one, a check tells you whether it is right, and if it can, what went wrong.
+# At the end the trained model sees with your code.
 #
-# The lesson is [notebooks/04_vision.ipynb](../notebooks/04_vision.ipynb). Time: 25 minutes. Names
+# The lesson is [notebooks/04_vision.ipynb](../notebooks/04_vision.ipynb). Time: 65 minutes. Names
 # inside your functions are yours; the order of the arguments is not.
 
 # %%
@@ -17,14 +18,18 @@ from minipali.checks import check, hint
 # %% [markdown]
 # ## 1. The MLP
 #
-# A linear map to the hidden width, GELU in the form that SigLIP was trained with, and a linear map
-# back. A weight has the shape (outputs, inputs), as in `torch.nn.Linear`. You may use `F.linear`
-# and `F.gelu`. Do not add `x` to the result: that is the block's work.
+# A linear map to the hidden width, GELU, and a linear map back. Both maps have a bias. GELU comes in
+# two forms; SigLIP was trained with the **tanh form**:
+#
+# $$\text{GELU}(u) = 0.5\, u \,\bigl(1 + \tanh(\sqrt{2 / \pi}\,(u + 0.044715\, u^3))\bigr)$$
+#
+# A weight has the shape (outputs, inputs), as in `torch.nn.Linear`. You may use `F.linear` and
+# `F.gelu`, which needs to be told the form. Do not add `x` to the result: that is the block's work.
 
 
 # %%
 def mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    """Two linear maps with a GELU between them, for each patch alone.
+    """Two linear maps with a GELU (tanh form) between them, for each patch alone.
 
     x: (b, n, d); fc1_weight: (hidden, d); fc1_bias: (hidden,)
     fc2_weight: (d, hidden); fc2_bias: (d,)
@@ -40,15 +45,17 @@ def mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
 check("mlp", mlp)
 
 # %% [markdown]
-# Stuck? Run `hint("mlp", 1)`, then `2`, then `3` in a new cell.
+# Stuck? Run `hint("mlp", 1)`, then `2`, then `3` in a new cell. The others have hints too.
 
 # %% [markdown]
 # ## 2. The block
 #
-# One layer of the tower, pre-norm. You get four functions that are ready to call: `norm1(x)`,
-# `attention(x)`, `norm2(x)` and `mlp(x)`. Each takes (b, n, d) and returns (b, n, d). Your work is
-# the order in which they are called, and what is added to what. Here the name `mlp` is the
-# argument, not your function from above.
+# One layer of the tower, pre-norm: attention first, then the MLP. You get four functions that are ready
+# to call: `norm1(x)`, `attention(x)`, `norm2(x)` and `mlp(x)`. Each takes (b, n, d) and returns
+# (b, n, d), and gives the same for the same input, however often you call it. Attention reads the
+# stream through norm1 and adds its result to the stream; the MLP reads the new stream through norm2 and
+# adds its result. The stream itself is never normed. Here the name `mlp` is the argument, not your
+# function from above.
 
 
 # %%
@@ -68,16 +75,67 @@ def encoder_layer(x, norm1, attention, norm2, mlp):
 check("encoder_layer", encoder_layer)
 
 # %% [markdown]
-# ## 3. Inside the model
+# ## 3. One vector for a whole picture
 #
-# `swap` makes a copy of the trained model in which your two functions do the work, in each layer of
-# the vision tower, with the trained weights. It says whether every layer still agrees, or which one
-# differs first.
+# The tower gives one vector for each patch. To compare a picture with a sentence (lesson 05) it takes
+# one for the whole picture. The mean of the patches is the simplest way. SigLIP learns which patches
+# count: **one learned query**, the same for every picture, attends to all patches. Nothing asks but
+# this query; the patches are only keys and values.
+#
+# - The queries' map is applied to `probe`, the keys' and the values' maps to x. The three are stored in
+#   one piece, as the published weights have them: rows 0 to d of `in_weight` (and numbers 0 to d of
+#   `in_bias`) belong to the queries, the next d to the keys, the last d to the values. Each is (out, in).
+# - Attention in several heads, as in lesson 03: the numbers of a head stand side by side, the scale is
+#   1 / sqrt(d / heads). Then the last map, `out_weight` and `out_bias`.
+# - Call the result y, one vector for each picture. What is returned is y + mlp(norm(y)): an MLP adds to
+#   it, as in a block. The probe itself is not added.
+#
+# A result by hand. Say d = 1, one head, all weights 1, all biases 0, norm and mlp that change
+# nothing. probe = ln 3, and a picture has two patches, 0 and 1. The scores are 0 and ln 3, the weights
+# 1/4 and 3/4, y is 3/4, and the result 3/2. And for any probe: if all patches of a picture are the same,
+# the weights do not matter.
+#
+# You may use your pieces of earlier exercises, or torch's `F.scaled_dot_product_attention`; not torch's
+# finished `nn.MultiheadAttention`, which the check refuses.
+
+
+# %%
+def attention_pool(x, probe, in_weight, in_bias, out_weight, out_bias, heads, norm, mlp):
+    """One vector for each picture: a learned query attends to all patches, then an MLP adds.
+
+    x: (b, n, d); probe: (d,); in_weight: (3 * d, d); in_bias: (3 * d,)
+    out_weight: (d, d); out_bias: (d,); heads divides d
+    norm, mlp: functions, which take and return (b, d), or (b, any number, d)
+    returns: (b, d)
+    """
+    ### BEGIN SOLUTION
+    q_weight, k_weight, v_weight = in_weight.chunk(3)
+    q_bias, k_bias, v_bias = in_bias.chunk(3)
+    b, n, d = x.shape
+    query = F.linear(probe, q_weight, q_bias).reshape(1, heads, 1, d // heads)
+    key = F.linear(x, k_weight, k_bias).reshape(b, n, heads, -1).transpose(1, 2)
+    value = F.linear(x, v_weight, v_bias).reshape(b, n, heads, -1).transpose(1, 2)
+    weights = (query @ key.mT * (d // heads) ** -0.5).softmax(dim=-1)  # (b, h, 1, n)
+    y = F.linear((weights @ value).reshape(b, d), out_weight, out_bias)
+    return y + mlp(norm(y))
+    ### END SOLUTION
+
+
+# %%
+check("attention_pool", attention_pool)
+
+# %% [markdown]
+# ## 4. Inside the model
+#
+# `swap` makes a copy of the trained model in which your first two functions do the work, in each layer
+# of the vision tower, with the trained weights. It says whether every layer still agrees, or which one
+# differs first. (The third is no part of PaliGemma, which keeps all patches and has no use for one
+# vector.)
 
 # %%
 from minipali import generate, load
 from minipali.scenes import examples
-from minipali.swap import swap
+from minipali.swap import swap, whose
 
 model, processor = load("small")
 mine = swap(model, mlp=mlp, encoder_layer=encoder_layer)
@@ -88,13 +146,23 @@ mine = swap(model, mlp=mlp, encoder_layer=encoder_layer)
 # %%
 picture = examples()["dog_and_car_test_artist"]
 for prompt in ("caption en", "answer en what is on the left?", "detect dog"):
-    for name, one in (("package", model), ("mine", mine)):
-        print(f"{name:8} {prompt:32} {generate(one, processor, picture, prompt)}")
+    for one in (model, mine):
+        print(f"{whose(one):8} {prompt:32} {generate(one, processor, picture, prompt)}")
 
 # %% [markdown]
 # ## Go on
 #
 # - Write an `mlp` with the erf form, then one with ReLU. What does `check` say, what does `swap` say,
 #   and do the answers change? A test of answers alone would pass one of them.
+#   <details><summary>Answer</summary>The check names both. `swap` lets the erf form pass: its
+#   numbers are closer than the difference that `swap` allows. It notices ReLU; still, the answers
+#   about this picture stay the same, or a box moves a little. Only the check of numbers told you all.</details>
 # - Write a block that leaves out attention: `return x + mlp(norm2(x))`. Each patch then sees itself
 #   alone. Which questions does the model still answer?
+#   <details><summary>Answer</summary>None of them. It still says a sentence in the right form, with things
+#   and a colour that are not there: what the tower hands over is so far from what the decoder has
+#   learned to read that even the background comes out wrong.</details>
+# - Give `attention_pool` a probe of zeros and an `in_bias` of zeros. What are the weights, and what
+#   does the head then do before its last map?
+#   <details><summary>Answer</summary>Every score is 0, so every patch gets the weight 1 / n: the head
+#   takes the mean of the values. The mean is attention that has learned nothing.</details>

@@ -2,11 +2,13 @@
 # # Exercise 08 · The KV cache
 #
 # You write the memory of one layer, the positions of new tokens, and then a whole decoding loop that
-# uses both. After each one, a check tells you whether it is right, and if it can, what went wrong. At
-# the end the trained model remembers with your code.
+# uses both. After each one, a check tells you whether it is right, and if it can, what went wrong. The
+# fourth piece stands in no lesson: a memory that never grows. At the end the trained model remembers
+# with your code.
 #
-# The lesson is [notebooks/08_kv_cache.ipynb](../notebooks/08_kv_cache.ipynb). Time: 40 minutes. Names
-# inside your functions are yours; the order of the arguments is not.
+# The lesson is [notebooks/08_kv_cache.ipynb](../notebooks/08_kv_cache.ipynb). Time: 95 minutes, 35 of
+# them for the loop and 25 for the fourth piece. Names inside your functions are yours; the order of the
+# arguments is not. But for the buffers of a memory, no function may change what it gets.
 
 # %%
 import torch
@@ -18,8 +20,9 @@ from minipali.checks import check, hint
 #
 # A layer has two buffers, for keys and for values, with room for `max` tokens. The first `start` places
 # are filled. Store the keys and values of this call behind them, **in place**, so that the next call
-# finds them. Return the keys and the values of everything so far. What lies further back is garbage:
-# leave it alone, and do not return it.
+# finds them. Return the keys and the values of everything so far, the old ones first: a part of the
+# buffers or a copy of it. There is always room for the new ones. What lies further back is garbage: leave
+# it alone, and do not return it.
 
 
 # %%
@@ -49,15 +52,16 @@ check("cache_update", cache_update)
 #
 # The position of a token is the number of real tokens in its row up to and including it: the first has
 # position 1. `earlier` says how many real tokens of each row came in earlier calls. A place with
-# padding gets the number of real tokens so far, and 1 where there are none yet.
+# padding, before or behind real tokens, gets the number of real tokens so far, and 1 where there are none
+# yet.
 
 
 # %%
 def token_positions(is_real, earlier):
     """The positions of this call's tokens.
 
-    is_real: bool (b, t), False at padding; earlier: whole numbers (b, 1)
-    returns: whole numbers (b, t)
+    is_real: (b, t), booleans, False at padding; earlier: (b, 1), whole numbers
+    returns: (b, t), whole numbers (int64)
     """
     ### BEGIN SOLUTION
     return (is_real.cumsum(dim=1) + earlier).clamp(min=1)
@@ -71,8 +75,10 @@ check("token_positions", token_positions)
 # ## 3. The decoding loop
 #
 # Now the whole loop. You get the parts of a small decoder as functions, and the prompt. Make `steps`
-# calls: the first with the whole prompt, each later one with the one token chosen before. In each call,
-# the last place gives the logits, and the likeliest token is chosen.
+# calls, at least one: the first with the whole prompt, each later one with the one token chosen before.
+# In each call, the last place gives the logits, and each row chooses the token with the largest one. (No
+# two are equally large.) A loop without a cache is noticed: `project` never takes more tokens than the
+# prompt has.
 #
 # | given | what it does |
 # |---|---|
@@ -83,18 +89,22 @@ check("token_positions", token_positions)
 # | `finish(layer, x, mixed)` | -> x after this layer; `mixed` is what `attend` returned |
 # | `head(x)` | (b, d) -> logits (b, v) |
 #
-# The prompts are padded on the left. As in PaliGemma, the prompt sees itself whole: every token sees
-# every real token of everything so far. So one row of booleans for each text is all the mask you
-# need, and it grows with each call.
+# The prompts are padded on the left, and each has at least one real token. As in PaliGemma, the prompt
+# sees itself whole: every token sees every real token of everything so far. So one row of booleans for
+# each text is all the mask you need, and it grows with each call.
+#
+# Positions are counted as your `token_positions` does. (`rotate` lets only distances count, so the check
+# cannot see where you begin. It sees where you do not go on.) A key is kept as it was rotated.
 
 
 # %%
 def decode(prompt, is_real, steps, layers, embed, project, rotate, attend, finish, head):
     """Greedy decoding with a cache.
 
-    prompt: ids (b, t); is_real: bool (b, t), False at padding; steps: how many tokens to choose
-    layers: how many layers there are; the rest: functions, see above
-    returns: the logits that each token was chosen from, (b, steps, v)
+    prompt: (b, t), ids; is_real: (b, t), booleans, False at padding
+    steps: how many tokens to choose; layers: how many layers there are
+    the rest: functions, see above
+    returns: (b, steps, v), the logits that each token was chosen from
     """
     ### BEGIN SOLUTION
     longest = prompt.shape[1] + steps
@@ -130,7 +140,50 @@ check("decode", decode)
 # This one has four hints: `hint("decode", 1)` to `hint("decode", 4)`.
 
 # %% [markdown]
-# ## 4. Inside the model
+# ## 4. A memory that never grows
+#
+# A cache grows with the text. There are models with a **sliding window**: in most of their layers a token
+# sees only the last `window` tokens, itself among them. What is older will never be read again, so its
+# place can be used anew. Such a memory is a **ring**: `window` places, and token number n of a row
+# (counted from 0) lies at place `n % window`. Nothing is ever moved. The new token takes the place of the
+# oldest.
+#
+# A call brings t tokens, and `start` tokens came before. Return what its tokens need: the last
+# `window - 1` tokens before this call (fewer, if there were not so many), the oldest first, and then all
+# t new ones. (Which of the new ones may look at which is the mask's business.) And store the new ones **in
+# place**. If there are more than `window`, only the last `window` of them can stay.
+#
+# By hand first, with a window of 4. Six tokens came before, 0 to 5. Which lies where? Token 6 comes alone:
+# which keys are returned, and which place is written? (Places: 4 5 2 3. Returned: 3 4 5 6. Place 2, where
+# token 2 lay.) Now tokens 6 and 7 come together. Why must you read before you write? (Token 6 still sees
+# token 3, and token 7 takes its place.)
+
+
+# %%
+def ring_update(keys, values, start, key, value):
+    """Return what this call's tokens may see, and store them in the ring.
+
+    keys, values: (b, g, window, k), the ring, written in place; start: how many tokens came before
+    key, value: (b, g, t, k), of this call's tokens, any t from 1
+    returns: keys and values, (b, g, s, k) each, with s = min(start, window - 1) + t
+    """
+    ### BEGIN SOLUTION
+    window, t = keys.shape[2], key.shape[2]
+    old = torch.arange(max(0, start - window + 1), start) % window
+    new = torch.arange(max(start, start + t - window), start + t) % window
+    both = []
+    for ring, fresh in ((keys, key), (values, value)):
+        both.append(torch.cat((ring[:, :, old], fresh), dim=2))  # a list of places makes a copy
+        ring[:, :, new] = fresh[:, :, -len(new) :]
+    return tuple(both)
+    ### END SOLUTION
+
+
+# %%
+check("ring_update", ring_update)
+
+# %% [markdown]
+# ## 5. Inside the model
 #
 # `swap` makes a copy of the trained model that remembers with your `cache_update` and counts with your
 # `token_positions`. It compares all layers, without a cache and with one, and whole answers.
@@ -138,7 +191,7 @@ check("decode", decode)
 # %%
 from minipali import generate, load
 from minipali.scenes import examples
-from minipali.swap import swap
+from minipali.swap import put, swap, whose
 
 model, processor = load("small")
 mine = swap(model, cache_update=cache_update, token_positions=token_positions)
@@ -148,15 +201,58 @@ mine = swap(model, cache_update=cache_update, token_positions=token_positions)
 
 # %%
 picture = examples()["dog_and_car_test_artist"]
-for prompt in ("caption en", "answer en what is on the left?", "detect dog"):
-    for name, one in (("package", model), ("mine", mine)):
-        print(f"{name:8} {prompt:32} {generate(one, processor, picture, prompt)}")
+prompts = ("caption en", "answer en what is on the left?", "detect dog")
+for prompt in prompts:
+    for one in (model, mine):
+        print(f"{whose(one):8} {prompt:32} {generate(one, processor, picture, prompt)}")
+
+# %% [markdown]
+# Our model was trained to see everything. What happens if its new tokens see only a window? We give it
+# rings of 64, 20 and 10 places, and cut the mask to what the ring returns. The prompt still sees itself
+# whole; only the words of the answer look through the window. A row of *caption en* has 36 patches and 4
+# tokens of text. Guess what will be said with 20 places, and what with 10.
+
+# %%
+from minipali.paligemma import prefix_lm_mask
+
+
+def with_window(window):
+    def update(keys, values, start, key, value):
+        return ring_update(keys[:, :, :window], values[:, :, :window], start, key, value)
+
+    def mask(is_real, is_suffix, queries):
+        return prefix_lm_mask(is_real, is_suffix, queries)[..., -(window - 1 + queries) :]
+
+    return put(model, cache_update=update, prefix_lm_mask=mask)
+
+
+try:
+    for window in (64, 20, 10):
+        print(f"{window:2} places: {generate(with_window(window), processor, picture, prompts[0])}")
+except NotImplementedError:
+    print("ring_update is not written yet")
+
+# %% [markdown]
+# A ring of 64 holds everything, and nothing changes. With 20 places the upper patches are out of sight,
+# and with 10 soon the whole picture is: it stays a good sentence, about things that are not there. So
+# models with sliding windows (Gemma 3 is one) let some layers see everything.
 
 # %% [markdown]
 # ## Go on
 #
 # - Let `token_positions` ignore `earlier`, and swap it in. Which of the three answers survives? Then let it
 #   add 100 to every position. The check complains, and the answers do not change. Why?
+#   <details><summary>Answer</summary>The answer of one word: it is chosen in the first call, where nothing
+#   came earlier. 100 more changes no distance, and RoPE sees only distances (lesson 07).</details>
 # - Round what you store: `key.bfloat16()` and `value.bfloat16()`. The memory could then be half as large.
 #   What does `swap` say, and does an answer change? Round more: `(4 * key).round() / 4`. When does it?
+#   <details><summary>Answer</summary>`swap` notices at once, in the second call. No answer about our picture
+#   changes, not even with quarters. Rounded to whole numbers, `key.round()`, one edge of the box moves.</details>
 # - Return copies from `cache_update` (`.clone()`), not views. Every check passes. What did you lose?
+#   <details><summary>Answer</summary>Time and memory: in each step every layer copies all that it
+#   remembers, and the work for a text grows with the square of its length again, though only by
+#   copying.</details>
+# - How many places does a ring need so that *caption en* comes out as it was? Try it with `with_window`.
+#   Why are fewer than 36 enough?
+#   <details><summary>Answer</summary>27 on our picture. With 26 it says *a dog and a dog*. The patches have
+#   seen one another, in the tower and in the prompt, so the lower ones know something of the upper ones.</details>

@@ -1,5 +1,6 @@
-"""Lesson 03: attention as a weighted average, and in several heads."""
+"""Lesson 03: attention as a weighted average, in several heads, and block by block."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -8,8 +9,24 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from minipali.attention import attend
+from minipali.attention import attention_weights
+from minipali.checks.blocks import Blocks
 from minipali.checks.engine import Exercise, Mistake
+
+FINISHED = (
+    "scaled_dot_product_attention", "multi_head_attention_forward",
+    "_native_multi_head_attention",
+)  # fmt: skip
+
+# Scores in the hundreds and thousands: exp overflows. Whole numbers and k = 4 keep them exact,
+# however they are added up.
+QUERY = 40 * torch.tensor([[1.0, -1, 0, 2], [0, 3, 1, 0], [-2, 0, 0, 1]])
+KEY = 10 * torch.tensor([[1.0, 0, 0, 2], [0, 4, 1, 0], [-1, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]])
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """The reference: (b, h, t, k)."""
+    return attention_weights(query, key, mask) @ value
 
 
 def _attend_cases() -> list[tuple]:
@@ -25,20 +42,31 @@ def _attend_cases() -> list[tuple]:
     none = torch.rand(2, 1, 4, 6, generator=random) < 0.5
     none[..., 0] = True
     none[1, 0, 2] = False  # this query may see nothing
-    # Scores in the hundreds and thousands: exp overflows. Whole numbers and k = 4 keep them exact,
-    # however they are added up; each query has one clear winner.
-    query = 40 * torch.tensor([[1.0, -1, 0, 2], [0, 3, 1, 0], [-2, 0, 0, 1]])
-    key = 10 * torch.tensor(
-        [[1.0, 0, 0, 2], [0, 4, 1, 0], [-1, 0, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0]]
-    )
     value = torch.randn(1, 2, 5, 4, generator=random)
-    huge = [query.expand(1, 2, 3, 4).clone(), key.expand(1, 2, 5, 4).clone(), value]
+    huge = [QUERY.expand(1, 2, 3, 4).clone(), KEY.expand(1, 2, 5, 4).clone(), value]
+    # The best keys are hidden: what the first and the last query may see has scores far below 0.
+    far = torch.tensor([[0, 1, 1, 0, 0], [1, 1, 0, 1, 1], [0, 0, 0, 0, 1]]).bool()[None, None]
     return [
         (*given(2, 3, 4, 5, 9), None),
         (*given(3, 2, 5, 4, 7), some),
         (*given(2, 3, 4, 6, 5), none),
-        (*huge, None),
+        (*huge, far),
     ]
+
+
+def _exponentials(scores: Tensor, axis: int) -> Tensor:
+    shares = scores.exp()
+    return shares / shares.sum(axis, keepdim=True)
+
+
+def _exponentials_over_something(scores: Tensor, axis: int) -> Tensor:
+    shares = scores.exp()
+    return shares / shares.sum(axis, keepdim=True).clamp(min=1e-30)
+
+
+def _one_largest(scores: Tensor, axis: int) -> Tensor:
+    shares = (scores - scores.max()).exp()
+    return shares / shares.sum(axis, keepdim=True)
 
 
 def _attend(
@@ -47,18 +75,34 @@ def _attend(
     value: Tensor,
     mask: Tensor | None,
     *,
-    scale: Callable[[int], float] = lambda k: k**-0.5,
+    scale: Callable[[Tensor, Tensor], float] = lambda query, key: query.shape[-1] ** -0.5,
+    cosines: bool = False,
     axis: int = -1,
-    hidden: Callable[[Tensor], Tensor] = lambda mask: ~mask,
+    distances: bool = False,
+    added: float | None = None,
+    after: Callable[[Tensor, Tensor], Tensor] = lambda mixed, query: mixed,
+    soft: Callable[[Tensor, int], Tensor] = torch.softmax,
+    mask_of: Callable[[Tensor], Tensor | None] = lambda mask: mask,
+    hides: Callable[[Tensor], Tensor] = torch.logical_not,
     fill: float = float("-inf"),
     clean: bool = True,
+    values: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
 ) -> Tensor:
     """attend with one thing changed; clean: hidden weights are set to zero at the end."""
-    scores = query @ key.transpose(-1, -2) * scale(query.shape[-1])
+    if cosines:
+        query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
+    scores = -torch.cdist(query, key) if distances else query @ key.mT
+    scores = scores * scale(query, key)
+    mask = None if mask is None else mask_of(mask)
     if mask is None:
-        return scores.softmax(axis) @ value
-    weights = scores.masked_fill(hidden(mask), fill).softmax(axis)
-    return (weights.masked_fill(hidden(mask), 0.0) if clean else weights) @ value
+        return after(soft(scores, axis) @ values(key, value), query)
+    hidden = hides(mask)
+    if added is not None:
+        weights = soft(scores + added * mask, axis)
+    else:
+        weights = soft(scores.masked_fill(hidden, fill), axis)
+        weights = weights.masked_fill(hidden, 0.0) if clean else weights
+    return after(weights @ values(key, value), query)
 
 
 def _mask_after_softmax(query, key, value, mask):
@@ -66,40 +110,116 @@ def _mask_after_softmax(query, key, value, mask):
     return (weights if mask is None else weights * mask) @ value
 
 
+SCALE_MISSING = (
+    "The scores are not scaled. Multiply them by 1 / sqrt(k) before the softmax, where k ="
+    " query.shape[-1]; else wide heads look at one key alone."
+)
+OVERFLOW = (
+    "exp of a large score is infinite, and exp of a score far below 0 is 0; then inf / inf or 0 / 0"
+    " gives nan. Subtract each row's largest score before exp: no weight changes, and nothing"
+    " overflows. torch's softmax does it."
+)
+
 ATTEND = Exercise(
     name="attend",
     reference=attend,
     cases=_attend_cases,
     axes="b h t k",
+    banned=FINISHED,
     checked=(
         "shape, dtype and every value on 4 batches in which all axes differ: without a mask, with a"
-        " mask, with a query that may see nothing (zeros), with huge scores; inputs"
+        " mask, with a query that may see nothing (zeros), with huge scores of either sign; inputs"
         " unchanged"
     ),
     mistakes=(
-        Mistake(
-            "scale missing",
-            partial(_attend, scale=lambda k: 1.0),
-            "The scores are not scaled. Multiply them by 1 / sqrt(k) before the softmax, where k ="
-            " query.shape[-1]; else wide heads look at one key alone.",
-        ),
+        Mistake("scale missing", partial(_attend, scale=lambda query, key: 1.0), SCALE_MISSING),
         Mistake(
             "scale by k",
-            partial(_attend, scale=lambda k: 1 / k),
+            partial(_attend, scale=lambda query, key: 1 / query.shape[-1]),
             "The scores are divided by k. Divide by its square root: a sum of k products typically"
             " has the size sqrt(k), not k.",
         ),
         Mistake(
             "times minus a half",
-            partial(_attend, scale=lambda k: k * -0.5),
+            partial(_attend, scale=lambda query, key: query.shape[-1] * -0.5),
             "The scores are multiplied by k * -0.5, one star short of k ** -0.5. The factor is"
             " negative, so the least similar key gets the largest weight.",
+        ),
+        Mistake(
+            "times the root",
+            partial(_attend, scale=lambda query, key: query.shape[-1] ** 0.5),
+            "The scores are multiplied by sqrt(k). Divide by it: k ** -0.5.",
+        ),
+        *(
+            Mistake(
+                f"scale by {name}",
+                partial(_attend, scale=lambda query, key, of=of: of(query, key) ** -0.5),
+                f"The scores are divided by the root of {name}. The number that"
+                " counts is k, the width of one head: query.shape[-1].",
+            )
+            for name, of in {
+                "the number of keys": lambda query, key: key.shape[-2],
+                "the number of queries": lambda query, key: query.shape[-2],
+                "the number of heads": lambda query, key: query.shape[1],
+                "the width of all heads together": lambda query, key: query[0, :, 0].numel(),
+            }.items()
+        ),
+        Mistake(
+            "scaled twice",
+            partial(_attend, scale=lambda query, key: query.shape[-1] ** -0.25),
+            "The scores are divided by the fourth root of k, the root of the root.",
+        ),
+        Mistake(
+            "cosines",
+            partial(_attend, cosines=True),
+            "You compare queries and keys by their cosine. Attention takes the dot product as it"
+            " is: long queries and keys count for more.",
         ),
         Mistake(
             "softmax over the queries",
             partial(_attend, axis=-2),
             "The softmax runs over the queries. Each query shares out one whole among the keys: a"
             " row of (t, s) must sum to 1, so take dim=-1.",
+        ),
+        Mistake(
+            "softmax over the heads",
+            partial(_attend, axis=1),
+            "The softmax runs over the heads. Each query shares out one whole among the keys: the"
+            " last axis of (b, h, t, s), dim=-1.",
+        ),
+        Mistake(
+            "softmax over the batch",
+            partial(_attend, axis=0),
+            "The softmax runs over the batch. Each query shares out one whole among the keys: the"
+            " last axis of (b, h, t, s), dim=-1.",
+        ),
+        Mistake(
+            "no softmax",
+            partial(_attend, soft=lambda scores, axis: scores, fill=0.0),
+            "There is no softmax: the scores themselves weigh the values. They may be negative and"
+            " do not sum to 1.",
+        ),
+        Mistake(
+            "not divided",
+            partial(_attend, soft=lambda scores, axis: scores.exp()),
+            "The exponentials are not divided by their sum, so the weights of a query do not sum"
+            " to 1.",
+        ),
+        Mistake(
+            "sigmoid",
+            partial(_attend, soft=lambda scores, axis: scores.sigmoid()),
+            "You take the sigmoid of each score. The weights of a query must sum to 1: softmax.",
+        ),
+        Mistake("overflow", partial(_attend, soft=_exponentials), OVERFLOW),
+        Mistake(
+            "overflow, 0 avoided", partial(_attend, soft=_exponentials_over_something), OVERFLOW
+        ),
+        Mistake(
+            "one largest for all",
+            partial(_attend, soft=_one_largest),
+            "You subtract one largest score from all rows. A row whose scores lie far below it has"
+            " only zeros left, and 0 / 0 is nan. Each query has a largest score of its own:"
+            " amax(dim=-1, keepdim=True).",
         ),
         Mistake(
             "mask after the softmax",
@@ -109,9 +229,56 @@ ATTEND = Exercise(
         ),
         Mistake(
             "mask upside down",
-            partial(_attend, hidden=lambda mask: mask),
+            partial(_attend, hides=lambda mask: mask),
             "The mask is upside down: True means that the query may look there. Fill the others:"
             " masked_fill(~mask, ...).",
+        ),
+        Mistake(
+            "mask ignored",
+            partial(_attend, mask_of=lambda mask: None),
+            "The mask is ignored: every query sees every key. Fill the scores of hidden keys with"
+            " -inf before the softmax.",
+        ),
+        Mistake(
+            "one mask for the batch",
+            partial(_attend, mask_of=lambda mask: mask[:1]),
+            "The mask of the first picture is used for the whole batch. Each picture has its own;"
+            " only the heads share it.",
+        ),
+        Mistake(
+            "one row for all queries",
+            partial(_attend, mask_of=lambda mask: mask[:, :, :1]),
+            "The first query's row of the mask is used for all queries. Each query has its own"
+            " row.",
+        ),
+        Mistake(
+            "hidden scores are 0",
+            partial(_attend, fill=0.0, clean=False),
+            "Hidden scores are set to 0, but exp(0) is 1: hidden keys still take part. Set them to"
+            " -inf, whose exponential is 0.",
+        ),
+        Mistake(
+            "hidden scores are 0, then cleaned",
+            partial(_attend, fill=0.0),
+            "Hidden scores are set to 0, but exp(0) is 1: hidden keys take a share, and the rest"
+            " sums to less than 1. Set them to -inf before the softmax.",
+        ),
+        *(
+            Mistake(
+                f"hidden scores are {fill}",
+                partial(_attend, fill=fill, clean=False),
+                f"Hidden scores are set to {fill:g}. Visible scores can be lower than that, and"
+                f" then"
+                " the hidden keys win. -inf is lower than every score.",
+            )
+            for fill in (-10.0, -100.0)
+        ),
+        Mistake(
+            "hidden scores are tiny",
+            partial(_attend, fill=1e-3, clean=False),
+            "Hidden scores are set to a tiny number above 0. Its exponential is 1: hidden keys"
+            " still"
+            " take part. Set them to -inf, whose exponential is 0.",
         ),
         Mistake(
             "NaN where nothing is visible",
@@ -126,6 +293,83 @@ ATTEND = Exercise(
             "A query that may see nothing gets the plain average of all values, hidden ones too: if"
             " all scores are the same large negative number, the softmax finds them equal. The"
             " contract says zeros.",
+        ),
+        Mistake(
+            "zeros everywhere",
+            partial(
+                _attend,
+                clean=False,
+                after=lambda mixed, _: torch.zeros_like(mixed) if mixed.isnan().any() else mixed,
+            ),
+            "One query may see nothing, and all results become zeros with it. Only that query's own"
+            " result is zeros.",
+        ),
+        Mistake(
+            "mask added",
+            partial(_attend, added=1.0),
+            "The mask is added to the scores as 0 and 1. That favours the visible keys a little and"
+            " hides nothing: hidden scores become -inf.",
+        ),
+        Mistake(
+            "scaled after the softmax",
+            partial(
+                _attend,
+                scale=lambda query, key: 1.0,
+                after=lambda mixed, query: mixed * query.shape[-1] ** -0.5,
+            ),
+            "The scale comes after the softmax. It belongs to the scores: query . key / sqrt(k),"
+            " then softmax.",
+        ),
+        Mistake(
+            "scaled twice, before and after",
+            partial(_attend, after=lambda mixed, query: mixed * query.shape[-1] ** -0.5),
+            "The result is divided by sqrt(k) once more. The scale belongs to the scores alone.",
+        ),
+        Mistake(
+            "softmax of the result",
+            partial(_attend, after=lambda mixed, _: mixed.softmax(-1)),
+            "A softmax comes after the values, too. The result is their weighted sum as it is.",
+        ),
+        Mistake(
+            "winner alone",
+            partial(_attend, soft=lambda s, axis: (s == s.amax(axis, keepdim=True)).float()),
+            "Each query takes the value of its best key alone. The softmax gives every visible key"
+            " a share.",
+        ),
+        Mistake(
+            "distances",
+            partial(_attend, distances=True),
+            "You compare queries and keys by their distance. Attention takes the dot product.",
+        ),
+        Mistake(
+            "keys for values",
+            partial(_attend, values=lambda key, value: key),
+            "You average the keys. The weights come from queries and keys; what is averaged are the"
+            " values.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "no case for None",
+            lambda query, key, value, mask: ~mask,
+            "mask may be None, and then there is nothing to hide: ask `if mask is None` first.",
+        ),
+        Mistake(
+            "None filled",
+            lambda query, key, value, mask: query.masked_fill(mask == 0, 0.0),
+            "mask may be None, and then there is nothing to hide: ask `if mask is None` first.",
+        ),
+        Mistake(
+            "not transposed",
+            lambda query, key, value, mask: query @ key,
+            "The keys are not transposed. query @ key.transpose(-1, -2) compares each query with"
+            " each key.",
+        ),
+        Mistake(
+            "wrong axes transposed",
+            lambda query, key, value, mask: query @ key.transpose(1, 2),
+            "The wrong axes of the keys are transposed. The last two change places:"
+            " key.transpose(-1, -2).",
         ),
     ),
     hints=(
@@ -168,44 +412,66 @@ def multi_head_attention(
     *,
     split: str = "b n (h k) -> b h n k",
     merge: str = "b h n k -> b n (h k)",
-    scale_by_width: bool = False,
-    transposed: bool = False,
+    number: Callable[[int, int], int] = lambda heads, d: heads,
+    scale: Callable[[int, int], float] = lambda k, heads: k**-0.5,
+    axis: int = -1,
+    causal: bool = False,
+    weights_from: str = "qkv",
+    biases_from: str = "qkv",
+    transposed: str = "",
     out: bool = True,
+    out_biases: float = 1.0,
+    residual: bool = False,
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
 
-    Empty patterns stand for a plain reshape.
+    Empty patterns stand for a plain reshape; "." in biases_from for no bias; transposed: whose
+    weights are, of "q", "k", "v" and "o".
     """
     b, n, d = x.shape
+    own = heads
+    heads = number(heads, d)
+    weights = {"q": q_weight, "k": k_weight, "v": v_weight}
+    biases = {"q": q_bias, "k": k_bias, "v": v_bias, ".": torch.zeros_like(q_bias)}
 
-    def linear(x, weight, bias):
-        return F.linear(x, weight.T if transposed else weight, bias)
+    def turned(weight: Tensor, name: str) -> Tensor:
+        return weight.T if name in transposed else weight
 
-    def parts(x):
+    def parts(x: Tensor) -> Tensor:
         if not split:
             return x.reshape(b, heads, n, d // heads)
         return rearrange(x, split, h=heads)
 
     query, key, value = (
-        parts(linear(x, weight, bias))
-        for weight, bias in ((q_weight, q_bias), (k_weight, k_bias), (v_weight, v_bias))
+        parts(F.linear(x, turned(weights[of], name), biases[bias]))
+        for name, of, bias in zip("qkv", weights_from, biases_from, strict=True)
     )
-    if scale_by_width:
-        query = query * heads**-0.5  # k ** -0.5 * h ** -0.5 = d ** -0.5
-    mixed = attend(query, key, value, None)
+    scores = query @ key.mT * scale(query.shape[-1], own)
+    if causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    mixed = scores.softmax(axis) @ value
     mixed = rearrange(mixed, merge) if merge else mixed.reshape(b, n, d)
-    return linear(mixed, out_weight, out_bias) if out else mixed
+    if out:
+        mixed = F.linear(mixed, turned(out_weight, "o"), out_biases * out_bias)
+    return x + mixed if residual else mixed
 
+
+HEADS_ATTEND_TO_HEADS = (
+    "The heads of one patch attend to each other, and no patch sees another. Positions are"
+    " compared, inside each head: n must be the last axis but one, (b, h, n, k)."
+)
 
 MULTI_HEAD_ATTENTION = Exercise(
     name="multi_head_attention",
     reference=multi_head_attention,
     cases=_multi_head_cases,
     axes="b n d",
+    banned=FINISHED,
     checked=(
         "shape, dtype and every value on 2 batches with 5 and 7 patches, 3 and 2 heads; inputs"
-        " unchanged (the bias of the keys cannot be checked: it changes no result; see the lesson's"
-        " self-test)"
+        " unchanged (the bias of the keys cannot be checked: it adds one number to all scores of a"
+        " query, and changes no result)"
     ),
     mistakes=(
         Mistake(
@@ -215,6 +481,13 @@ MULTI_HEAD_ATTENTION = Exercise(
             ),
             "The heads are split as (k h): each head got every h-th number. The trained weights"
             " keep the numbers of a head side by side: write (h k), the head as the slow axis.",
+        ),
+        Mistake(
+            "heads split as (k h), merged as (h k)",
+            partial(multi_head_attention, split="b n (k h) -> b h n k"),
+            "The heads are split as (k h): each head got every h-th number. They are put back"
+            " rightly, as (h k). Split them as (h k) too: the numbers of a head stand side by"
+            " side.",
         ),
         Mistake(
             "heads merged as (k h)",
@@ -230,6 +503,13 @@ MULTI_HEAD_ATTENTION = Exercise(
             " transpose n and h.",
         ),
         Mistake(
+            "split without transpose",
+            partial(multi_head_attention, split=""),
+            "The heads come from a reshape alone, (b, n, d) to (b, h, n, k). It moves no axis, so"
+            " numbers of different patches end up in one head. Split d first: (b, n, h, k), then"
+            " transpose n and h.",
+        ),
+        Mistake(
             "merged without transpose",
             partial(multi_head_attention, merge=""),
             "The result of the heads, (b, h, n, k), is reshaped to (b, n, d) without a transpose,"
@@ -240,26 +520,188 @@ MULTI_HEAD_ATTENTION = Exercise(
             partial(
                 multi_head_attention, split="b n (h k) -> b n h k", merge="b n h k -> b n (h k)"
             ),
-            "The heads of one patch attend to each other, and no patch sees another. Positions are"
-            " compared, inside each head: n must be the last axis but one, (b, h, n, k).",
+            HEADS_ATTEND_TO_HEADS,
+        ),
+        Mistake(
+            "one head",
+            partial(multi_head_attention, number=lambda heads, d: 1),
+            "Everything is in one head of width d: `heads` is not used. Each head compares its own"
+            " d / heads numbers, and has weights of its own.",
+        ),
+        Mistake(
+            "k heads of width h",
+            partial(multi_head_attention, number=lambda heads, d: d // heads),
+            "The number of heads and their width are exchanged: there are `heads` heads, each of"
+            " width d / heads.",
         ),
         Mistake(
             "scale by the whole width",
-            partial(multi_head_attention, scale_by_width=True),
+            partial(multi_head_attention, scale=lambda k, heads: (k * heads) ** -0.5),
             "The scores are scaled by the whole width d. Each head's dot product has only k = d /"
             " heads terms: scale by 1 / sqrt(k).",
         ),
         Mistake(
+            "scale missing",
+            partial(multi_head_attention, scale=lambda k, heads: 1.0),
+            "The scores are not scaled. Does your `attend` do it, with k = d / heads? 1 / sqrt(k),"
+            " before the softmax.",
+        ),
+        Mistake(
+            "scaled twice",
+            partial(multi_head_attention, scale=lambda k, heads: 1 / k),
+            "The scores are divided by k, as if they were scaled twice by 1 / sqrt(k). Your"
+            " `attend`"
+            " does it once already.",
+        ),
+        Mistake(
+            "scale by heads",
+            partial(multi_head_attention, scale=lambda k, heads: heads**-0.5),
+            "The scores are scaled by the number of heads. The dot product has k = d / heads terms:"
+            " scale by 1 / sqrt(k).",
+        ),
+        Mistake(
+            "softmax over the queries",
+            partial(multi_head_attention, axis=-2),
+            "The softmax runs over the queries. Each query shares out one whole among the keys:"
+            " dim=-1.",
+        ),
+        Mistake(
+            "causal",
+            partial(multi_head_attention, causal=True),
+            "No patch sees the ones after it, as in a language model. The vision tower has no mask:"
+            " every patch sees every patch.",
+        ),
+        *(
+            Mistake(
+                f"weights of {names}",
+                partial(multi_head_attention, weights_from=names, biases_from=biases),
+                says,
+            )
+            for names, biases, says in (
+                (
+                    "qvk",
+                    "qvk",
+                    "Keys and values are exchanged: what is compared are queries and"
+                    " keys, what is averaged are the values.",
+                ),
+                (
+                    "kqv",
+                    "kqv",
+                    "Queries and keys are exchanged. A query asks and a key is found:"
+                    " the rows of the table belong to the queries.",
+                ),
+                (
+                    "qkk",
+                    "qkk",
+                    "The values come from the keys' map. They have a weight and a bias of"
+                    " their own.",
+                ),
+                (
+                    "qkk",
+                    "qkv",
+                    "The values come from the keys' weight. They have a weight of their own.",
+                ),
+                (
+                    "qqv",
+                    "qqv",
+                    "The keys come from the queries' map. They have a weight of their own.",
+                ),
+                (
+                    "qkq",
+                    "qkq",
+                    "The values come from the queries' map. They have a weight and a bias"
+                    " of their own.",
+                ),
+                (
+                    "qqq",
+                    "qqq",
+                    "Keys and values come from the queries' map. Each of the three has a"
+                    " weight and a bias of its own.",
+                ),
+            )
+        ),
+        *(
+            Mistake(f"biases {names}", partial(multi_head_attention, biases_from=names), says)
+            for names, says in (
+                (".kv", "The bias of the queries is missing."),
+                ("qk.", "The bias of the values is missing."),
+                ("...", "The biases of queries, keys and values are missing: x W^T + b."),
+                ("qkk", "The values get the bias of the keys. They have their own."),
+                ("qkq", "The values get the bias of the queries. They have their own."),
+                ("kkv", "The queries get the bias of the keys. They have their own."),
+                ("vkv", "The queries get the bias of the values. They have their own."),
+            )
+        ),
+        Mistake(
+            "bias of the last map missing",
+            partial(multi_head_attention, out_biases=0.0),
+            "The bias of the last map is missing.",
+        ),
+        Mistake(
+            "no biases",
+            partial(multi_head_attention, biases_from="...", out_biases=0.0),
+            "All biases are missing. In SigLIP every map has one: x W^T + b.",
+        ),
+        Mistake(
             "weights transposed",
-            partial(multi_head_attention, transposed=True),
+            partial(multi_head_attention, transposed="qkvo"),
             "The weights are used as x @ W. torch keeps a weight as (out, in): write x @ W.T, or"
             " F.linear(x, W, bias). The matrices are square, so no shape complains.",
+        ),
+        Mistake(
+            "last weight transposed",
+            partial(multi_head_attention, transposed="o"),
+            "The last weight is used as x @ W, the others rightly. torch keeps a weight as (out,"
+            " in): x @ W.T, or F.linear(x, W, bias).",
+        ),
+        *(
+            Mistake(
+                f"{name} transposed",
+                partial(multi_head_attention, transposed=name[0]),
+                f"The weight of the {name} is used as x @ W, the others rightly. torch keeps a"
+                " weight as (out, in): x @ W.T, or F.linear(x, W, bias).",
+            )
+            for name in ("queries", "keys", "values")
+        ),
+        Mistake(
+            "first weights transposed",
+            partial(multi_head_attention, transposed="qkv"),
+            "The weights of queries, keys and values are used as x @ W, the last one rightly. torch"
+            " keeps a weight as (out, in): x @ W.T, or F.linear(x, W, bias).",
         ),
         Mistake(
             "last map missing",
             partial(multi_head_attention, out=False),
             "The last map is missing: after the heads are put side by side, out_weight and out_bias"
             " mix them.",
+        ),
+        Mistake(
+            "residual",
+            partial(multi_head_attention, residual=True),
+            "x is added to the result. That is the work of the block around it (lesson 04), not of"
+            " attention itself.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "view after transpose",
+            lambda x, *given: (
+                x.reshape(*x.shape[:2], given[-1], -1)
+                .transpose(1, 2)
+                .contiguous()
+                .transpose(1, 2)
+                .view(x.shape)
+            ),
+            "view cannot merge what transpose has moved, because it never moves a number in memory."
+            " reshape can: it copies where it must.",
+        ),
+        Mistake(
+            "heads not merged",
+            lambda x, *given: F.linear(
+                x.reshape(*x.shape[:2], given[-1], -1).transpose(1, 2), given[6], given[7]
+            ),
+            "The heads are not put back side by side before the last map: (b, h, n, k) becomes"
+            " (b, n, d) first.",
         ),
     ),
     hints=(
@@ -273,4 +715,375 @@ MULTI_HEAD_ATTENTION = Exercise(
     ),
 )
 
-EXERCISES = (ATTEND, MULTI_HEAD_ATTENTION)
+
+def _block_cases() -> list[tuple]:
+    random = torch.Generator().manual_seed(33)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    by_hand = Blocks(
+        torch.tensor([0.0, math.log(3)]).reshape(1, 1, 2, 1),
+        torch.tensor([8.0, 4.0]).reshape(1, 1, 2, 1),
+        (1, 1),
+    )
+    sizes = (3, 2, 4, 1, 4, 3, 4, 4, 2, 4, 4, 1, 4)  # 40 keys
+    many = Blocks(2 * draw(2, 2, sum(sizes), 5), draw(2, 2, sum(sizes), 5), sizes)
+    one = Blocks(draw(1, 3, 6, 4), draw(1, 3, 6, 4), (6,))
+    # Of four queries, one number each: the first finds its best key in the first block, the second
+    # in the second; all that the third finds lies far below 0; the fourth's scores rise.
+    query = torch.diag(torch.tensor([40.0, 40, -80, 40]))
+    key = torch.tensor(
+        [
+            [50.0, 0, 10, -60],
+            [40, 10, 20, -50],
+            [0, 60, 15, -10],
+            [10, 50, 30, 0],
+            [-30, 20, 12, 50],
+        ]
+    )
+    value = draw(1, 2, 5, 4)
+    huge = Blocks(key.expand(1, 2, 5, 4).clone(), value, (2, 2, 1))
+    return [
+        (torch.ones(1, 1, 1, 1), by_hand),
+        (draw(2, 2, 4, 5), many),
+        (draw(1, 3, 2, 4), one),
+        (query.expand(1, 2, 4, 4).clone(), huge),
+    ]
+
+
+def attend_in_blocks(
+    query: Tensor,
+    blocks: Blocks,
+    *,
+    scale: Callable[[int], float] = lambda k: k**-0.5,
+    collect: bool = False,
+    which: Callable[[int], bool] = lambda number: True,
+    start: float = float("-inf"),
+    largest_of: Callable[[Tensor, Tensor, int], Tensor] = lambda before, scores, number: (
+        torch.maximum(before, scores.amax(-1, keepdim=True))
+    ),
+    of_total: Callable[[Tensor, Tensor], Tensor] = lambda before, now: (before - now).exp(),
+    of_mixed: Callable[[Tensor, Tensor], Tensor] = lambda before, now: (before - now).exp(),
+    of_shares: Callable[[Tensor, Tensor], Tensor | float] = lambda before, now: 1.0,
+    divide_in_turn: bool = False,
+    divide: bool = True,
+    limit: float = math.inf,
+    mean: bool = False,
+    more: float = 0.0,
+    values: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
+) -> Tensor:
+    """(b, h, t, k). The reference, or with one thing changed.
+
+    The finished attention needs all keys at once, which the exercise forbids; a test holds this
+    against it.
+    """
+    largest = torch.full_like(query[..., :1], start)
+    total, mixed = torch.zeros_like(largest), torch.zeros_like(query)
+    for number, (key, value) in enumerate(list(blocks) if collect else blocks):
+        if not which(number):
+            continue
+        scores = (query @ key.mT * scale(query.shape[-1])).clamp(-limit, limit)
+        now = largest_of(largest, scores, number)
+        shares = (scores - now).exp() * of_shares(largest, now)
+        added = shares.mean(-1, keepdim=True) if mean else shares.sum(-1, keepdim=True)
+        total = total * of_total(largest, now) + added
+        mixed = mixed * of_mixed(largest, now) + shares @ values(key, value)
+        if divide_in_turn:
+            mixed = mixed / total
+        largest = now
+    return mixed / (total + more) if divide and not divide_in_turn else mixed
+
+
+def _each_by_itself(
+    query: Tensor,
+    blocks: Blocks,
+    of: Callable[[int], float] = lambda size: 1.0,
+    divided: bool = True,
+) -> Tensor:
+    """The blocks' own results, added up."""
+    total, parts = 0.0, 0.0
+    for key, value in blocks:
+        weight = of(key.shape[-2])
+        parts = parts + weight * ((query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value)
+        total += weight
+    return parts / total if divided else parts
+
+
+def _no_factor(before: Tensor, now: Tensor) -> Tensor:
+    return torch.ones_like(now)
+
+
+def _turned_factor(before: Tensor, now: Tensor) -> Tensor:
+    return torch.where(before.isinf(), 1.0, (now - before).exp())
+
+
+def _last_block(query: Tensor, blocks: Blocks) -> Tensor:
+    for key, value in blocks:
+        found = attend(query, key, value, None)
+    return found
+
+
+def _late_values(query: Tensor, blocks: Blocks) -> Tensor:
+    kept = [(query @ key.mT * query.shape[-1] ** -0.5, value) for key, value in blocks]
+    largest = torch.stack([scores.amax(-1, keepdim=True) for scores, _ in kept]).amax(0)
+    shares = [((scores - largest).exp(), value) for scores, value in kept]
+    total = sum(one.sum(-1, keepdim=True) for one, _ in shares)
+    return sum(one @ value for one, value in shares) / total
+
+
+NO_LARGEST = (
+    "The softmax is right as long as nothing overflows. With scores in the thousands exp is"
+    " infinite,"
+    " or 0 for all keys of a query: keep the largest score so far, for each query, and subtract it"
+    " from every score before exp."
+)
+NOT_RESCALED = (
+    "When a block brings a larger score, what was summed before was computed with the old largest"
+    " one. Bring both sums to the new one: multiply them by exp(old largest - new largest)."
+)
+BY_ITSELF = (
+    "Each block has a softmax of its own, and the results are put together afterwards. A block"
+    " whose scores are low then counts as much as one whose scores are high. Sum exponentials and"
+    " weighted values over all blocks, and divide once, at the end."
+)
+ATTEND_IN_BLOCKS = Exercise(
+    name="attend_in_blocks",
+    transfer=True,
+    reference=attend_in_blocks,
+    cases=_block_cases,
+    axes="b h t k",
+    banned=FINISHED,
+    largest=600,
+    checked=(
+        "shape, dtype and every value: the example by hand, 40 keys in 13 blocks of unequal size,"
+        " one block alone, and huge scores of either sign; no table of all keys; inputs unchanged"
+    ),
+    mistakes=(
+        Mistake(
+            "not rescaled",
+            partial(attend_in_blocks, of_total=_no_factor, of_mixed=_no_factor),
+            NOT_RESCALED,
+        ),
+        Mistake(
+            "only the weighted sum rescaled",
+            partial(attend_in_blocks, of_total=_no_factor),
+            "The weighted sum is brought to the new largest score, the sum of the exponentials is"
+            " not. Both were computed with the old one: both need the factor.",
+        ),
+        Mistake(
+            "only the sum rescaled",
+            partial(attend_in_blocks, of_mixed=_no_factor),
+            "The sum of the exponentials is brought to the new largest score, the weighted sum of"
+            " the values is not. Both were computed with the old one: both need the factor.",
+        ),
+        Mistake(
+            "factor turned round",
+            partial(attend_in_blocks, of_total=_turned_factor, of_mixed=_turned_factor),
+            "The factor is the wrong way round: exp(new - old). The old sums are too large for the"
+            " new largest score, so they must shrink: exp(old largest - new largest).",
+        ),
+        Mistake(
+            "infinite factor",
+            partial(
+                attend_in_blocks,
+                of_total=lambda before, now: (now - before).exp(),
+                of_mixed=lambda before, now: (now - before).exp(),
+            ),
+            "Everything becomes NaN. As long as the largest score is -inf, exp(old largest - new"
+            " largest) is 0, as it should be. Turned round, or with a score minus the *old*"
+            " largest,"
+            " exp is infinite, and infinity times 0 is NaN.",
+        ),
+        Mistake(
+            "new ones rescaled",
+            partial(
+                attend_in_blocks,
+                of_total=_no_factor,
+                of_mixed=_no_factor,
+                of_shares=lambda before, now: torch.where(
+                    before.isinf(), 1.0, (before - now).exp()
+                ),
+            ),
+            "The factor is applied to the new block. Its exponentials are already taken with the"
+            " new"
+            " largest score; it is the old sums that must be brought there.",
+        ),
+        Mistake(
+            "no largest",
+            partial(attend_in_blocks, start=0.0, largest_of=lambda before, scores, _: 0 * before),
+            NO_LARGEST,
+        ),
+        Mistake(
+            "largest starts at 0",
+            partial(attend_in_blocks, start=0.0),
+            "The largest score starts at 0. If all scores of a query lie far below 0, every"
+            " exponential is 0, and 0 / 0 is NaN. Start at -inf.",
+        ),
+        Mistake(
+            "largest of the first block",
+            partial(
+                attend_in_blocks,
+                largest_of=lambda before, scores, number: (
+                    before if number else scores.amax(-1, keepdim=True)
+                ),
+            ),
+            "The largest score is that of the first block, for all blocks. A later block can bring"
+            " a much larger one, and then exp overflows: take the larger of both, and bring the"
+            " sums"
+            " to it.",
+        ),
+        Mistake(
+            "largest of each block",
+            partial(
+                attend_in_blocks,
+                largest_of=lambda before, scores, _: scores.amax(-1, keepdim=True),
+            ),
+            "The largest score is that of the last block alone, also where an older one was larger:"
+            " then exp(old - new) overflows. Keep the larger of the old one and the block's.",
+        ),
+        Mistake(
+            "one largest for all queries",
+            partial(
+                attend_in_blocks,
+                largest_of=lambda before, scores, _: torch.maximum(
+                    before, scores.max().expand_as(before)
+                ),
+            ),
+            "There is one largest score for all queries. A query whose scores lie far below it has"
+            " only zeros left, and 0 / 0 is NaN. Each query has its own: amax(dim=-1,"
+            " keepdim=True).",
+        ),
+        Mistake(
+            "not divided",
+            partial(attend_in_blocks, divide=False),
+            "The weighted sum is not divided by the sum of the exponentials. Do it once, at the"
+            " end.",
+        ),
+        Mistake(
+            "divided in every block",
+            partial(attend_in_blocks, divide_in_turn=True),
+            "You divide in every block. What was divided is then summed and divided again. Divide"
+            " once, behind the loop.",
+        ),
+        Mistake(
+            "last block only",
+            _last_block,
+            "The result is that of the last block alone. Is something set back to its start inside"
+            " the loop? Or does the largest score never move from -inf, so that the factor is"
+            " always"
+            " exp(-inf) = 0?",
+        ),
+        Mistake(
+            "first block only",
+            partial(attend_in_blocks, which=lambda number: number == 0),
+            "The result is that of the first block alone. Does a `return` stand inside the loop?",
+        ),
+        Mistake(
+            "first block left out",
+            partial(attend_in_blocks, which=lambda number: number > 0),
+            "The first block is left out of the result.",
+        ),
+        Mistake(
+            "blocks collected",
+            partial(attend_in_blocks, collect=True),
+            "You collect the blocks before you compute. They come in the same memory, so what you"
+            " have collected is the last block, many times. Use each block at once, and keep sums.",
+        ),
+        Mistake(
+            "values collected",
+            _late_values,
+            "You keep the values of a block until later. They lie in the same memory as the next"
+            " block's: by then they are gone. Use them at once, and keep the weighted sum.",
+        ),
+        Mistake(
+            "clamped",
+            partial(
+                attend_in_blocks,
+                start=0.0,
+                largest_of=lambda before, scores, _: 0 * before,
+                limit=80.0,
+            ),
+            "The scores are clamped, so that nothing overflows. But then all large scores count the"
+            " same. Subtract the largest score so far instead: that changes no weight.",
+        ),
+        Mistake(
+            "mean of the exponentials",
+            partial(attend_in_blocks, mean=True),
+            "You add up the means of the exponentials of each block. A block of four keys counts"
+            " four times: add up the exponentials themselves.",
+        ),
+        Mistake(
+            "1 too many",
+            partial(attend_in_blocks, more=1.0),
+            "The sum of the exponentials is 1 too large. It starts at 0, and nothing but"
+            " exponentials is added.",
+        ),
+        *(
+            Mistake(name, wrong, BY_ITSELF)
+            for name, wrong in (
+                ("mean of the blocks", lambda *given: _each_by_itself(*given)),
+                ("sum of the blocks", lambda *given: _each_by_itself(*given, divided=False)),
+                ("mean by size", lambda *given: _each_by_itself(*given, of=float)),
+            )
+        ),
+        Mistake("scale missing", partial(attend_in_blocks, scale=lambda k: 1.0), SCALE_MISSING),
+        Mistake(
+            "scale by k",
+            partial(attend_in_blocks, scale=lambda k: 1 / k),
+            "The scores are divided by k. Divide by its square root: k ** -0.5.",
+        ),
+        Mistake(
+            "times the root",
+            partial(attend_in_blocks, scale=lambda k: k**0.5),
+            "The scores are multiplied by sqrt(k). Divide by it: k ** -0.5.",
+        ),
+        Mistake(
+            "keys for values",
+            partial(attend_in_blocks, values=lambda key, value: key),
+            "You sum the keys. The weights come from queries and keys; what is summed are the"
+            " values.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "gone through twice",
+            lambda query, blocks: [list(blocks), list(blocks)],
+            "You go through the blocks twice. They come once: keep the largest score so far, and"
+            " bring the sums to a new one when it comes.",
+        ),
+        Mistake(
+            "length asked for",
+            lambda query, blocks: len(blocks),
+            "`blocks` has no length and cannot be indexed. Go through it with `for key, value in"
+            " blocks`.",
+        ),
+        Mistake(
+            "indexed",
+            lambda query, blocks: blocks[0],
+            "`blocks` has no length and cannot be indexed. Go through it with `for key, value in"
+            " blocks`.",
+        ),
+        Mistake(
+            "not transposed",
+            lambda query, blocks: [query @ key for key, _ in blocks],
+            "The keys are not transposed. query @ key.transpose(-1, -2) compares each query with"
+            " each key.",
+        ),
+    ),
+    hints=(
+        "Work on paper with one query and two blocks first. If you knew the largest score of all"
+        " before you start, two running sums would do: of exp(score - largest), and of the same"
+        " times value.",
+        "You learn of a larger score later. exp(score - old) * exp(old - new) is exp(score - new):"
+        " one factor brings a whole sum from the old largest score to the new one.",
+        "In the loop: now = torch.maximum(largest, scores.amax(-1, keepdim=True)); old = (largest -"
+        " now).exp(); shares = (scores - now).exp(); total = total * old + shares.sum(-1,"
+        " keepdim=True); mixed = mixed * old + shares @ value; largest = now. Start with -inf, 0"
+        " and"
+        " 0; return mixed / total.",
+    ),
+)
+
+
+EXERCISES = (ATTEND, MULTI_HEAD_ATTENTION, ATTEND_IN_BLOCKS)

@@ -46,8 +46,11 @@ def difference(result, expected, axes: str, tolerance: float) -> str:
 
     axes: names of the axes of the expected tensor.
     """
-    if result is None:
+    if result is None and expected is not None and not isinstance(expected, str):
         return "your function returned None. Is a `return` missing?"
+    if result is None or expected is None:
+        told = f"the result must be {shown(expected)}, found {shown(result)}."
+        return "" if result is expected else told
     numbers = isinstance(result, Number) and isinstance(expected, Number)
     if not numbers and not isinstance(result, type(expected)):
         found = type(result).__name__
@@ -90,7 +93,7 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
         return f"the result must be an ordinary tensor with all its numbers, found a {kind} one."
     if result.ndim != expected.ndim:
         return (
-            f"the result must have {expected.ndim} axes ({' '.join(axes)}), shape"
+            f"the result must have {expected.ndim} axes ({' '.join(axes[: expected.ndim])}), shape"
             f" {tuple(expected.shape)}; found {result.ndim} axes, shape {tuple(result.shape)}."
         )
     if result.shape != expected.shape:
@@ -140,7 +143,10 @@ def of_gradients(
                 " could learn. Something takes it out of autograd's graph: .item(), float(),"
                 " .detach(), .data, torch.tensor(...), no_grad or NumPy."
             )
-        if not same(got, want, tolerance):
+        if want is None:
+            if got is not None and got.any():
+                return f"the values are right, but a gradient reaches `{name}`, and none may."
+        elif not same(got, want, tolerance):
             return f"the values are right, but the gradient that reaches `{name}` is not."
     return ""
 

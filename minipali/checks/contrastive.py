@@ -1,4 +1,4 @@
-"""Lesson 05: the softmax loss of CLIP and the sigmoid loss of SigLIP."""
+"""Lesson 05: the softmax loss of CLIP, the sigmoid loss of SigLIP, and the latter in chunks."""
 
 import math
 from collections.abc import Callable
@@ -22,13 +22,13 @@ def _embeddings(n: int, e: int, seed: int, alike: float = 1.0) -> tuple[Tensor, 
 
 
 def _clip_cases() -> list[tuple]:
-    # In the last case the factor is CLIP's largest, 100, and pairs are nearly equal: exp overflows.
-    # Two texts are swapped, so that the loss is not 0.
+    # In the last case the factor is 200 and pairs are nearly equal: exp overflows. Two texts are
+    # swapped, so that the loss is not 0.
     image, text = _embeddings(4, 6, seed=7, alike=50.0)
     return [
         (*_embeddings(5, 7, seed=5), torch.tensor(1.2)),
         (*_embeddings(3, 4, seed=6), torch.tensor(-0.4)),
-        (image, text[[1, 0, 2, 3]], torch.tensor(math.log(100.0))),
+        (image, text[[1, 0, 2, 3]], torch.tensor(math.log(200.0))),
     ]
 
 
@@ -38,14 +38,68 @@ def _siglip_cases() -> list[tuple]:
     return [
         (*_embeddings(5, 7, seed=5), torch.tensor(1.2), torch.tensor(-1.7)),
         (*_embeddings(3, 4, seed=6), torch.tensor(-0.4), torch.tensor(0.6)),
-        (image, text[[1, 0, 2, 3]], torch.tensor(math.log(117.0)), torch.tensor(-3.0)),
+        (image, text[[1, 0, 2, 3]], torch.tensor(math.log(200.0)), torch.tensor(-3.0)),
     ]
 
 
-def _logits(image: Tensor, text: Tensor, factor: Tensor, unit: bool = True) -> Tensor:
-    if unit:
-        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    return image @ text.T * factor
+def _both_units(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+
+
+UNITS: tuple[tuple[str, Callable, str], ...] = (
+    ("embeddings not normalised", lambda image, text: (image, text),
+     "The embeddings are not normalised: long vectors get large scores. Divide each by its"
+     " length (F.normalize, dim=-1), then the products are cosines."),
+    ("texts not normalised", lambda image, text: (F.normalize(image, dim=-1), text),
+     "Only the pictures' vectors are brought to length 1. The sentences' vectors too:"
+     " F.normalize(text, dim=-1)."),
+    ("pictures not normalised", lambda image, text: (image, F.normalize(text, dim=-1)),
+     "Only the sentences' vectors are brought to length 1. The pictures' vectors too:"
+     " F.normalize(image, dim=-1)."),
+    ("pictures with pictures", lambda image, text: (F.normalize(image, dim=-1),) * 2,
+     "You compare pictures with pictures: `text` is not used."),
+    ("normalised over the batch",
+     lambda image, text: (F.normalize(image, dim=0), F.normalize(text, dim=0)),
+     "You normalise along the batch, dim=0. Each row is a vector of its own: dim=-1."),
+    ("normalised as a whole", lambda image, text: (image / image.norm(), text / text.norm()),
+     "You divide by one length for the whole batch. Each row has a length of its own:"
+     " F.normalize(x, dim=-1)."),
+    ("divided by the square of the length",
+     lambda image, text: tuple(x / x.square().sum(-1, keepdim=True) for x in (image, text)),
+     "You divide by the square of the length. Its root is missing."),
+    ("divided by the sum",
+     lambda image, text: tuple(x / x.abs().sum(-1, keepdim=True) for x in (image, text)),
+     "You divide by the sum of the absolute values. The length of a vector is the root of the sum"
+     " of the squares."),
+)  # fmt: skip
+
+FACTORS: tuple[tuple[str, Callable, str], ...] = (
+    ("temperature not exponentiated", lambda log_scale: log_scale,
+     "The cosines are multiplied by log_scale itself. It is the logarithm of the factor:"
+     " multiply by log_scale.exp()."),
+    ("divided by the factor", lambda log_scale: (-log_scale).exp(),
+     "The cosines are divided by exp(log_scale), as by a temperature. exp(log_scale) is the factor:"
+     " multiply by it."),
+    ("divided by the logarithm", lambda log_scale: 1 / log_scale,
+     "The cosines are divided by log_scale itself. It is the logarithm of the factor: multiply by"
+     " log_scale.exp()."),
+    ("factor missing", lambda log_scale: 0 * log_scale + 1,
+     "The cosines are used as they are. Multiply them by log_scale.exp()."),
+    ("factor clamped", lambda log_scale: log_scale.exp().clamp(max=100.0),
+     "The factor is clamped at 100, as in CLIP's own training. Here it is to be used as it is, also"
+     " above 100."),
+    ("factor squared", lambda log_scale: (2 * log_scale).exp(),
+     "The factor is there twice: exp(log_scale) squared. Multiply by it once."),
+    ("softplus", F.softplus,
+     "The factor is softplus(log_scale). log_scale is the logarithm of the factor: its exp is"
+     " due."),
+    ("a power of ten", lambda log_scale: 10**log_scale,
+     "The factor is 10 to the power of log_scale. log_scale is the natural logarithm: its exp is"
+     " due."),
+    ("a power of two", lambda log_scale: 2**log_scale,
+     "The factor is 2 to the power of log_scale. log_scale is the natural logarithm: its exp is"
+     " due."),
+)  # fmt: skip
 
 
 def _clip_loss(
@@ -55,24 +109,44 @@ def _clip_loss(
     *,
     rows: float = 0.5,
     columns: float = 0.5,
-    unit: bool = True,
+    units: Callable = _both_units,
     factor: Callable[[Tensor], Tensor] = torch.exp,
-    of_row: Callable[[Tensor], Tensor] = lambda s: s.log_softmax(dim=1).diagonal().mean(),
-    of_column: Callable[[Tensor], Tensor] = lambda s: s.log_softmax(dim=0).diagonal().mean(),
+    logits: Callable[[Tensor], Tensor] = lambda logits: logits,
+    log: Callable[[Tensor, int], Tensor] = lambda s, axis: s.log_softmax(dim=axis),
+    log_of_rows: Callable[[Tensor, int], Tensor] | None = None,
+    right: Callable[[Tensor], Tensor] = torch.diagonal,
+    power: float = 1.0,
+    times: float = 1.0,
 ) -> Tensor:
     """clip_loss with one thing changed; rows, columns: the weight of each direction."""
-    logits = _logits(image, text, factor(log_scale), unit)
-    return -(rows * of_row(logits) + columns * of_column(logits))
+    image, text = units(image, text)
+    table = logits(image @ text.T * factor(log_scale))
+    of_rows = right((log_of_rows or log)(table, 1)).sum()
+    of_columns = right(log(table, 0)).sum()
+    return -times * (rows * of_rows + columns * of_columns) / len(image) ** power
 
+
+def _plain(table: Tensor, axis: int) -> Tensor:
+    shares = table.exp()
+    return (shares / shares.sum(dim=axis, keepdim=True)).log()
+
+
+LOG_OF_SOFTMAX = (
+    "You take the log of a softmax. If the right pair's probability is too small for 32 bits, it is"
+    " 0, and log(0) is infinite. log_softmax and cross_entropy compute both in one, and never do"
+    " that."
+)
 
 CLIP = Exercise(
     name="clip_loss",
     reference=clip_loss,
     cases=_clip_cases,
     axes="",
+    gradients=("image", "text", "log_scale"),
     checked=(
         "the loss of 3 batches of 5, 3 and 4 pairs, whose embeddings have many lengths, at three"
-        " temperatures; with a factor of 100 it stays finite; inputs unchanged"
+        " temperatures; with a factor of 200 it stays finite and right; gradients reach image, text"
+        " and log_scale; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -95,38 +169,136 @@ CLIP = Exercise(
             "Both directions are there, but added. The loss is their mean: divide the sum by 2.",
         ),
         Mistake(
+            "half of one direction",
+            partial(_clip_loss, columns=0.0),
+            "Only one direction, the pictures', is there, and it is halved. The other half is the"
+            " sentences' choice among the pictures.",
+        ),
+        Mistake(
+            "summed over the batch",
+            partial(_clip_loss, power=0.0),
+            "The loss is n times too large: it is a sum over the pairs. Take the mean over them.",
+        ),
+        Mistake(
+            "both summed over the batch",
+            partial(_clip_loss, rows=1.0, columns=1.0, power=0.0),
+            "The loss is 2n times too large: both directions are sums over the pairs, and added."
+            " Take the mean over the pairs, and the mean of both directions.",
+        ),
+        Mistake(
             "averaged over n squared",
-            lambda image, text, log_scale: _clip_loss(image, text, log_scale) / len(image),
+            partial(_clip_loss, power=2.0),
             "The loss is n times too small: the sum over the n right pairs is divided by n * n."
             " A row has one right answer, so each direction is a mean over n.",
         ),
         Mistake(
-            "embeddings not normalised",
-            partial(_clip_loss, unit=False),
-            "The embeddings are not normalised: long vectors get large scores. Divide each by its"
-            " length (F.normalize, dim=-1), then the products are cosines.",
+            "sign",
+            partial(_clip_loss, times=-1.0),
+            "The sign is wrong: this is the mean log probability of the right pairs, which is"
+            " below 0. The loss is minus that.",
+        ),
+        *(Mistake(name, partial(_clip_loss, units=units), says) for name, units, says in UNITS),
+        *(
+            Mistake(name, partial(_clip_loss, factor=factor), says)
+            for name, factor, says in FACTORS
         ),
         Mistake(
-            "temperature not exponentiated",
-            partial(_clip_loss, factor=lambda log_scale: log_scale),
-            "The cosines are multiplied by log_scale itself. It is the logarithm of the factor:"
-            " multiply by log_scale.exp().",
+            "least cosine chosen",
+            partial(_clip_loss, logits=lambda logits: -logits),
+            "The scores have the wrong sign: the least similar sentence gets the largest share.",
+        ),
+        Mistake(
+            "all pairs",
+            partial(_clip_loss, right=lambda table: table),
+            "You take the logs of all pairs. Only the right ones count, on the diagonal; the others"
+            " come in through the softmax.",
+        ),
+        Mistake(
+            "all pairs, mean",
+            partial(_clip_loss, right=lambda table: table / len(table)),
+            "You take the mean over all pairs. Only the right ones count, on the diagonal; the"
+            " others come in through the softmax.",
+        ),
+        Mistake(
+            "wrong pairs",
+            partial(_clip_loss, right=lambda table: table.flip(0).diagonal()),
+            "The right answers are taken from the wrong diagonal. Picture i belongs to sentence i.",
+        ),
+        Mistake(
+            "first sentence always",
+            partial(_clip_loss, right=lambda table: table[:, 0]),
+            "The right answer is always number 0. For picture i it is sentence i: torch.arange(n).",
+        ),
+        Mistake(
+            "softmax twice",
+            partial(_clip_loss, log=lambda s, axis: s.softmax(axis).log_softmax(axis)),
+            "The softmax is there twice: cross_entropy and log_softmax take the scores as they are"
+            " and do it themselves.",
+        ),
+        Mistake(
+            "sigmoid",
+            partial(_clip_loss, log=lambda s, axis: F.logsigmoid(s)),
+            "You take a sigmoid of each right pair's score. Here each picture chooses among all"
+            " sentences: a softmax along the row, and along the column.",
         ),
         Mistake(
             "log missing",
-            partial(
-                _clip_loss,
-                of_row=lambda s: s.softmax(dim=1).diagonal().mean(),
-                of_column=lambda s: s.softmax(dim=0).diagonal().mean(),
-            ),
+            partial(_clip_loss, log=lambda s, axis: s.softmax(axis)),
             "The logarithm is missing: this is minus the mean probability of the right pairs. Take"
             " the log of each probability first, best as log_softmax or cross_entropy.",
         ),
         Mistake(
+            "softmax missing",
+            partial(_clip_loss, log=lambda s, axis: s),
+            "The softmax is missing: this is minus the mean score of the right pairs, and the"
+            " others"
+            " do not count.",
+        ),
+        Mistake(
             "log missing in the first term",
-            partial(_clip_loss, of_row=lambda s: s.softmax(dim=1).diagonal().mean()),
+            partial(_clip_loss, log_of_rows=lambda s, axis: s.softmax(axis)),
             "The logarithm is missing in one direction, picture to text (it is missing in the notes"
             " too). Both terms are logarithms of probabilities.",
+        ),
+        Mistake(
+            "log of a softmax",
+            partial(_clip_loss, log=lambda s, a: s.softmax(a).log()),
+            LOG_OF_SOFTMAX,
+        ),
+        Mistake(
+            "overflow",
+            partial(_clip_loss, log=_plain),
+            "exp of a score above 88 is infinite in 32 bits, and inf / inf is NaN. Subtract the"
+            " largest score of a row first, or take log_softmax or cross_entropy, which do it.",
+        ),
+        *(
+            Mistake(
+                f"log of a softmax plus {tiny}",
+                partial(_clip_loss, log=lambda s, axis, tiny=tiny: (s.softmax(axis) + tiny).log()),
+                "A tiny number is added before the log, or probabilities are clamped to it. That"
+                " caps"
+                " the loss of a pair that is very wrong, and such a pair no longer teaches."
+                " log_softmax needs no such number.",
+            )
+            for tiny in (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
+        ),
+        Mistake(
+            "two's logarithm",
+            partial(_clip_loss, times=1 / math.log(2)),
+            "The logarithm is that of base 2. The loss takes the natural one, torch.log.",
+        ),
+        Mistake(
+            "base ten",
+            partial(_clip_loss, times=1 / math.log(10)),
+            "The logarithm is that of base 10. The loss takes the natural one, torch.log.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "not transposed",
+            lambda image, text, *_: F.normalize(image, dim=-1) @ F.normalize(text, dim=-1),
+            "The sentences' vectors are not transposed: image @ text.T compares each picture with"
+            " each sentence.",
         ),
     ),
     hints=(
@@ -141,24 +313,133 @@ CLIP = Exercise(
 )
 
 
+def _off_diagonal(n: int) -> Tensor:
+    return 1 - torch.eye(n)
+
+
+def _right(labels: Tensor, scores: Tensor) -> Tensor:
+    """The probability of the right answer, "no" as 1 - sigmoid."""
+    yes = scores.sigmoid()
+    return torch.where(labels > 0, yes, 1 - yes)
+
+
 def _siglip_loss(
     image: Tensor,
     text: Tensor,
     log_scale: Tensor,
     bias: Tensor,
     *,
-    unit: bool = True,
+    units: Callable = _both_units,
     factor: Callable[[Tensor], Tensor] = torch.exp,
+    right_label: float = 1.0,
     wrong_label: float = -1.0,
+    place: Callable[[Tensor], Tensor] = lambda labels: labels,
     log: Callable[[Tensor], Tensor] = F.logsigmoid,
-    power: int = 1,
-    add_bias: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, bias, scale: s + bias,
+    through: Callable[[Tensor], Tensor] | None = None,
+    counted: Callable[[int], Tensor | float] = lambda n: 1.0,
+    divisor: Callable[[int], float] = lambda n: n,
+    sign: float = -1.0,
+    add_bias: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, bias, scale: s * scale + bias,
+    bias_after_label: bool = False,
 ) -> Tensor:
-    """siglip_loss with one thing changed; power: of n, by which the sum is divided."""
-    scale = factor(log_scale)
-    logits = add_bias(_logits(image, text, scale, unit), bias, scale)
-    labels = torch.full_like(logits, wrong_label).fill_diagonal_(1.0)
-    return -log(labels * logits).sum() / len(image) ** power
+    """siglip_loss with one thing changed; counted: which pairs."""
+    n = len(image)
+    image, text = units(image, text)
+    cosines, scale = image @ text.T, factor(log_scale)
+    labels = place(torch.full_like(cosines, wrong_label).fill_diagonal_(right_label))
+    scores = add_bias(cosines, bias, scale)
+    if bias_after_label:
+        costs = log(labels * cosines * scale + bias)
+    else:
+        costs = through(_right(labels, scores)) if through else log(labels * scores)
+    return sign * (counted(n) * costs).sum() / divisor(n)
+
+
+BIASES: tuple[tuple[str, Callable, str], ...] = (
+    ("bias omitted", lambda s, bias, scale: s * scale,
+     "The bias is missing. The score of a pair is factor * cosine + bias."),
+    ("bias inside the factor", lambda s, bias, scale: (s + bias) * scale,
+     "The bias is multiplied by the factor too. Multiply first, add afterwards: factor * cosine +"
+     " bias."),
+    ("bias subtracted", lambda s, bias, scale: s * scale - bias,
+     "The bias is subtracted. It is to be added: factor * cosine + bias."),
+    ("bias as a logarithm", lambda s, bias, scale: s * scale + bias.exp(),
+     "exp(bias) is added. Only the factor is kept as a logarithm; the bias is added as it is."),
+)  # fmt: skip
+CLAMPED = (
+    "The scores are clamped. That caps the cost of a pair that is very wrong, and such a pair no"
+    " longer teaches. F.logsigmoid is finite for every score."
+)
+BIASES += tuple(
+    (f"scores clamped at {most}",
+     lambda s, bias, scale, most=most: (s * scale + bias).clamp(-most, most), CLAMPED)
+    for most in (20, 30, 50, 80, 88)
+)  # fmt: skip
+DIVISORS: tuple[tuple[str, Callable[[int], float], str], ...] = (
+    ("averaged over n squared", lambda n: n**2,
+     "The sum over all n * n pairs is divided by n * n. Divide it by n, the number of pictures."),
+    ("not divided", lambda n: 1,
+     "The sum over all pairs is not divided. Divide it by n, the number of pictures."),
+    ("divided by 2n", lambda n: 2 * n,
+     "The sum is divided by 2n, as if two directions were averaged. The table of pairs is gone"
+     " through once: divide by n."),
+    ("divided by the wrong pairs", lambda n: n * (n - 1),
+     "The sum is divided by n * (n - 1), the number of wrong pairs. Divide it by n."),
+)  # fmt: skip
+TINY = (
+    "A tiny number is added before the log, or probabilities are clamped to it. That caps the"
+    " cost of a"
+    " pair that is very wrong, and such a pair no longer teaches. F.logsigmoid needs no such"
+    " number."
+)
+AT_100 = (
+    "The cost of a pair is capped at 100, as torch's binary_cross_entropy does it. It has no cap:"
+    " F.logsigmoid, or binary_cross_entropy_with_logits."
+)
+LOGS: tuple[tuple[str, Callable[[Tensor], Tensor], str], ...] = (
+    ("log missing", torch.sigmoid,
+     "The logarithm is missing: this adds up minus the probabilities of the right answers. Take the"
+     " log of each first, best as F.logsigmoid."),
+    ("log of a sigmoid", lambda s: s.sigmoid().log(),
+     "For a score far on the wrong side the sigmoid is 0 in 32 bits, and exp(-score) is infinite,"
+     " so"
+     " log(sigmoid(score)) and log(1 + exp(-score)) both become infinite. F.logsigmoid, or"
+     " F.softplus"
+     " of -score, stays finite and right."),
+    ("sigmoid missing", lambda s: s,
+     "The sigmoid and its log are missing: this adds up minus the scores. The cost of a pair is"
+     " -log sigmoid(label * score)."),
+    ("exponential", lambda s: -(-s).exp(),
+     "You add up exp(-score). The cost of a pair is log(1 + exp(-label * score))."),
+    ("hinge", lambda s: -F.relu(1 - s),
+     "This is a hinge loss. The cost of a pair is -log sigmoid(label * score)."),
+    *((f"log of a sigmoid plus {tiny}", lambda s, tiny=tiny: (s.sigmoid() + tiny).log(), TINY)
+      for tiny in (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)),
+    ("capped at 100", lambda s: F.logsigmoid(s).clamp(min=-100.0), AT_100),
+)  # fmt: skip
+THROUGH = (
+    *((f"log of 1 - sigmoid plus {tiny}", lambda p, tiny=tiny: (p + tiny).log(), TINY)
+      for tiny in (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5)),
+    ("1 - sigmoid, capped at 100", lambda p: p.log().clamp(min=-100.0), AT_100),
+)  # fmt: skip
+LABELS: tuple[tuple[str, dict, str], ...] = (
+    ("labels 0 and 1", {"wrong_label": 0.0},
+     "The labels are 1 and 0. In -log sigmoid(label * score) a 0 wipes the score out, and every"
+     " wrong pair costs log 2 whatever the model says. Use +1 and -1."),
+    ("labels all 1", {"wrong_label": 1.0},
+     "Every pair has the label +1, so all are to belong together. Only the n pairs on the diagonal"
+     " do; the others get -1."),
+    ("labels exchanged", {"right_label": -1.0, "wrong_label": 1.0},
+     "The labels are exchanged: the right pairs, on the diagonal, get +1, all others -1."),
+    ("labels all -1", {"right_label": -1.0},
+     "Every pair has the label -1. The n pairs on the diagonal belong together: +1."),
+)  # fmt: skip
+
+
+def _named(function: Callable, keyword: str, given: tuple) -> tuple[Mistake, ...]:
+    return tuple(
+        Mistake(name, partial(function, **{keyword: one}), says) for name, one, says in given
+    )
 
 
 SIGLIP = Exercise(
@@ -166,56 +447,74 @@ SIGLIP = Exercise(
     reference=siglip_loss,
     cases=_siglip_cases,
     axes="",
+    gradients=("image", "text", "log_scale", "bias"),
     checked=(
         "the loss of 3 batches of 5, 3 and 4 pairs, whose embeddings have many lengths, at three"
-        " temperatures and biases; with a factor of 117 it stays finite; inputs unchanged"
+        " temperatures and biases; with a factor of 200 it stays finite and right; gradients reach"
+        " image, text, log_scale and bias; inputs unchanged"
     ),
     mistakes=(
+        *(Mistake(name, partial(_siglip_loss, **given), says) for name, given, says in LABELS),
+        *_named(_siglip_loss, "divisor", DIVISORS),
+        *_named(_siglip_loss, "units", UNITS),
+        *_named(_siglip_loss, "factor", FACTORS),
+        *_named(_siglip_loss, "log", LOGS),
+        *_named(_siglip_loss, "through", THROUGH),
+        *_named(_siglip_loss, "add_bias", BIASES),
         Mistake(
-            "labels 0 and 1",
-            partial(_siglip_loss, wrong_label=0.0),
-            "The labels are 1 and 0. In -log sigmoid(label * logit) a 0 wipes the logit out, and"
-            " every wrong pair costs log 2 whatever the model says. Use +1 and -1.",
+            "bias after the label",
+            partial(_siglip_loss, bias_after_label=True),
+            "The bias is added after the label was multiplied in, so it pushes wrong pairs the"
+            " wrong"
+            " way. The label multiplies the whole score, bias included.",
         ),
         Mistake(
-            "averaged over n squared",
-            partial(_siglip_loss, power=2),
-            "The sum over all n * n pairs is divided by n * n. Divide it by n, the number of"
-            " pictures.",
+            "right pairs only",
+            partial(_siglip_loss, counted=torch.eye),
+            "Only the right pairs count, those on the diagonal. All n * n do: for the others the"
+            " right answer is no.",
         ),
         Mistake(
-            "not divided",
-            partial(_siglip_loss, power=0),
-            "The sum over all pairs is not divided. Divide it by n, the number of pictures.",
+            "wrong pairs only",
+            partial(_siglip_loss, counted=_off_diagonal),
+            "The right pairs, on the diagonal, do not count. All n * n do.",
         ),
         Mistake(
-            "embeddings not normalised",
-            partial(_siglip_loss, unit=False),
-            "The embeddings are not normalised: long vectors get large scores. Divide each by its"
-            " length (F.normalize, dim=-1), then the products are cosines.",
+            "pairs once",
+            partial(_siglip_loss, counted=lambda n: torch.ones(n, n).triu()),
+            "Only the pairs on and above the diagonal count. Picture 1 with sentence 0 is another"
+            " pair than picture 0 with sentence 1: all n * n count.",
         ),
         Mistake(
-            "temperature not exponentiated",
-            partial(_siglip_loss, factor=lambda log_scale: log_scale),
-            "The cosines are multiplied by log_scale itself. It is the logarithm of the factor:"
-            " multiply by log_scale.exp().",
+            "right pairs weighted",
+            partial(_siglip_loss, counted=lambda n: torch.eye(n) + _off_diagonal(n) / (n - 1)),
+            "The wrong pairs count less, as if there were as many of them as right ones. Every pair"
+            " counts once.",
         ),
         Mistake(
-            "log missing",
-            partial(_siglip_loss, log=torch.sigmoid),
-            "The logarithm is missing: this adds up minus the probabilities of the right answers."
-            " Take the log of each first, best as F.logsigmoid.",
+            "sign",
+            partial(_siglip_loss, sign=1.0),
+            "The sign is wrong: this is the sum of log probabilities, which is below 0. The loss is"
+            " minus that.",
         ),
         Mistake(
-            "bias omitted",
-            partial(_siglip_loss, add_bias=lambda s, bias, scale: s),
-            "The bias is missing. The logit of a pair is factor * cosine + bias.",
+            "softmax",
+            lambda image, text, log_scale, bias: clip_loss(image, text, log_scale) + 0 * bias,
+            "This is the softmax loss of CLIP. Here each pair is a question of its own, with a"
+            " sigmoid: -log sigmoid(label * score), for all n * n pairs.",
         ),
         Mistake(
-            "bias inside the factor",
-            partial(_siglip_loss, add_bias=lambda s, bias, scale: s + bias * scale),
-            "The bias is multiplied by the factor too. Multiply first, add afterwards: factor *"
-            " cosine + bias.",
+            "other diagonal",
+            partial(_siglip_loss, place=lambda labels: labels.flip(0)),
+            "The labels lie on the wrong diagonal. Picture i belongs to sentence i.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "not transposed",
+            lambda image, text, *_: F.normalize(image, dim=-1) @ F.normalize(text, dim=-1),
+            "The sentences' vectors are not transposed: image @ text.T compares each picture with"
+            " each sentence.",
         ),
     ),
     hints=(
@@ -228,4 +527,285 @@ SIGLIP = Exercise(
     ),
 )
 
-EXERCISES = (CLIP, SIGLIP)
+
+def _chunk_cases() -> list[tuple]:
+    # Of the last but one all scores are 0: the loss is 4 ln 2.
+    image, text = (torch.eye(2)[[place] * 4] * (2 + place) for place in (0, 1))
+    near, other = _embeddings(6, 4, seed=17, alike=50.0)
+    return [
+        (*_embeddings(14, 2, seed=15), torch.tensor(1.2), torch.tensor(-1.7), 2),
+        (*_embeddings(13, 2, seed=16), torch.tensor(-0.4), torch.tensor(0.6), 3),
+        (image, text, torch.tensor(0.7), torch.tensor(0.0), 9),
+        (near, other[[1, 0, 2, 3, 5, 4]], torch.tensor(math.log(200.0)), torch.tensor(-3.0), 1),
+    ]
+
+
+def _labels(rows: int, columns: int, start: int) -> Tensor:
+    right = torch.arange(rows)[:, None] == start + torch.arange(columns)
+    return torch.where(right, 1.0, -1.0)
+
+
+def _right_pairs_only(image, text, log_scale, bias, size):
+    image, text = _both_units(image, text)
+    return -F.logsigmoid((image * text).sum(-1) * log_scale.exp() + bias).mean()
+
+
+def _repeated_labels(rows: int, columns: int, start: int) -> Tensor:
+    one = 2 * torch.eye(columns) - 1
+    return one.repeat(-(-rows // columns), 1)[:rows]
+
+
+def siglip_loss_in_chunks(
+    image: Tensor,
+    text: Tensor,
+    log_scale: Tensor,
+    bias: Tensor,
+    size: int,
+    *,
+    units: Callable = _both_units,
+    factor: Callable[[Tensor], Tensor] = torch.exp,
+    labels: Callable[[int, int, int], Tensor] = _labels,
+    values: tuple[float, float] = (1.0, -1.0),
+    log: Callable[[Tensor], Tensor] = F.logsigmoid,
+    through: Callable[[Tensor], Tensor] | None = None,
+    add_bias: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, bias, scale: s * scale + bias,
+    starts: Callable[[int, int], range] = lambda n, size: range(0, n, size),
+    step: Callable[[int], int] = lambda size: size,
+    rows: bool = False,
+    of_chunk: Callable[[Tensor], Tensor] = torch.sum,
+    divisor: Callable[[int, int], float] = lambda n, size: n,
+    sign: float = -1.0,
+) -> Tensor:
+    """The loss, (). The reference, or with one thing changed.
+
+    The package's has the whole table, which the exercise forbids; a test holds this against it.
+    rows: only the pictures that belong to a chunk's sentences. values: the labels.
+    """
+    n, total = len(image), 0.0
+    image, text = units(image, text)
+    for start in starts(n, size):
+        chunk = text[start : start + step(size)]
+        own = image[start : start + step(size)] if rows else image
+        scores = add_bias(own @ chunk.T, bias, factor(log_scale))
+        signs = labels(len(own), len(chunk), 0 if rows else start)
+        signs = torch.where(signs > 0, *values)
+        costs = through(_right(signs, scores)) if through else log(signs * scores)
+        total = total + sign * of_chunk(costs)
+    return total / divisor(n, size)
+
+
+CHUNK_LABELS = (
+    "In every chunk the right pairs are looked for at its start, as if picture 0 belonged to each"
+    " chunk's first sentence. In the chunk that starts with sentence `start` it is picture `start`."
+)
+
+SIGLIP_IN_CHUNKS = Exercise(
+    name="siglip_loss_in_chunks",
+    transfer=True,
+    reference=siglip_loss_in_chunks,
+    cases=_chunk_cases,
+    axes="",
+    gradients=("image", "text", "log_scale", "bias"),
+    largest=80,
+    checked=(
+        "the loss of 4 batches of 14, 13, 4 and 6 pairs in chunks of 2, 3, 9 and 1, one with all"
+        " scores 0 and one with a factor of 200; no tensor of n * n numbers; gradients reach image,"
+        " text, log_scale and bias; inputs unchanged"
+    ),
+    mistakes=(
+        Mistake(
+            "labels from the start",
+            partial(
+                siglip_loss_in_chunks, labels=lambda rows, columns, _: _labels(rows, columns, 0)
+            ),
+            CHUNK_LABELS,
+        ),
+        Mistake(
+            "right pairs in the first chunk alone",
+            partial(
+                siglip_loss_in_chunks,
+                labels=lambda rows, columns, start: _labels(
+                    rows, columns, start if not start else rows
+                ),
+            ),
+            "Only the first chunk has right pairs. Every chunk has as many as it has sentences: the"
+            " column c of the chunk that starts with sentence `start` belongs to picture start +"
+            " c.",
+        ),
+        Mistake(
+            "labels by chunks counted",
+            partial(
+                siglip_loss_in_chunks,
+                labels=lambda rows, columns, start: _labels(
+                    rows, columns, start // columns if columns else 0
+                ),
+            ),
+            "The right pairs of a chunk begin at the number of the chunk. They begin at its first"
+            " sentence's number: the chunk's number times size.",
+        ),
+        Mistake(
+            "right pairs in every chunk for all pictures",
+            partial(siglip_loss_in_chunks, labels=_repeated_labels),
+            "In every chunk all pictures find a right sentence, as if the numbering began anew in"
+            " each chunk. A picture has one right sentence in all chunks together.",
+        ),
+        Mistake(
+            "right pairs only",
+            _right_pairs_only,
+            "Only the right pairs count. All n * n do: for the others the right answer is no.",
+        ),
+        Mistake(
+            "only the blocks on the diagonal",
+            partial(siglip_loss_in_chunks, rows=True),
+            "Each chunk of sentences meets only its own pictures. It must meet all n pictures: n"
+            " * n"
+            " pairs count, most of them wrong ones.",
+        ),
+        Mistake(
+            "last chunk dropped",
+            partial(siglip_loss_in_chunks, starts=lambda n, size: range(0, n - size + 1, size)),
+            "The last chunk, which is shorter, is left out. range(0, n, size) goes up to it.",
+        ),
+        Mistake(
+            "first chunk only",
+            partial(siglip_loss_in_chunks, starts=lambda n, size: range(0, 1)),
+            "Only the first chunk counts. Does a `return` stand inside the loop, or is the sum"
+            " never"
+            " added to?",
+        ),
+        Mistake(
+            "last chunk only",
+            partial(
+                siglip_loss_in_chunks,
+                starts=lambda n, size: range((n - 1) // size * size, n, size),
+            ),
+            "Only the last chunk counts. Is the sum set back to its start inside the loop?",
+        ),
+        Mistake(
+            "first chunk left out",
+            partial(siglip_loss_in_chunks, starts=lambda n, size: range(size, n, size)),
+            "The first chunk is left out.",
+        ),
+        Mistake(
+            "chunks overlap",
+            partial(siglip_loss_in_chunks, step=lambda size: size + 1),
+            "The chunks overlap by one sentence, which then counts twice.",
+        ),
+        Mistake(
+            "chunks with gaps",
+            partial(siglip_loss_in_chunks, step=lambda size: max(size - 1, 1)),
+            "One sentence between two chunks is left out. text[start : start + size] ends just"
+            " before the next start.",
+        ),
+        Mistake(
+            "averaged over each chunk's pairs",
+            partial(siglip_loss_in_chunks, of_chunk=torch.mean),
+            "You take the mean of each chunk. A shorter chunk then counts as much as a long one:"
+            " add"
+            " up the costs of all pairs, and divide once, by n.",
+        ),
+        Mistake(
+            "mean of the chunks' losses",
+            partial(
+                siglip_loss_in_chunks,
+                of_chunk=lambda costs: costs.sum() / costs.shape[1],
+                divisor=lambda n, size: math.ceil(n / size),
+            ),
+            "You take the mean of the chunks' own losses. A shorter chunk then counts as much as a"
+            " long one: add up the costs of all pairs, and divide once, by n.",
+        ),
+        Mistake(
+            "divided by each chunk's length",
+            partial(
+                siglip_loss_in_chunks,
+                of_chunk=lambda costs: costs.sum() / costs.shape[1],
+                divisor=lambda n, size: 1,
+            ),
+            "Each chunk's sum is divided by the chunk's length. Divide the whole sum by n, once.",
+        ),
+        Mistake(
+            "mean of means",
+            partial(
+                siglip_loss_in_chunks,
+                of_chunk=torch.mean,
+                divisor=lambda n, size: math.ceil(n / size),
+            ),
+            "You take the mean of the chunks' means. Add up the costs of all pairs, and divide"
+            " once,"
+            " by n.",
+        ),
+        Mistake(
+            "divided by size",
+            partial(siglip_loss_in_chunks, divisor=lambda n, size: size),
+            "The sum is divided by size. Divide it by n, the number of pictures.",
+        ),
+        Mistake(
+            "divided by the chunks too",
+            partial(siglip_loss_in_chunks, divisor=lambda n, size: n * math.ceil(n / size)),
+            "The sum is divided by n and by the number of chunks. The chunks together are one sum:"
+            " divide by n alone.",
+        ),
+        *_named(
+            siglip_loss_in_chunks,
+            "divisor",
+            tuple((name, lambda n, size, of=of: of(n), says) for name, of, says in DIVISORS),
+        ),
+        *(
+            Mistake(
+                name,
+                partial(
+                    siglip_loss_in_chunks,
+                    values=(given.get("right_label", 1.0), given.get("wrong_label", -1.0)),
+                ),
+                says,
+            )
+            for name, given, says in LABELS
+        ),
+        *_named(siglip_loss_in_chunks, "units", UNITS[:4]),
+        *_named(siglip_loss_in_chunks, "factor", FACTORS[:5]),
+        *_named(siglip_loss_in_chunks, "log", LOGS),
+        # Of the others two give the same here as "plus" the same number.
+        *_named(siglip_loss_in_chunks, "through", (*THROUGH[:3], *THROUGH[5:])),
+        *_named(siglip_loss_in_chunks, "add_bias", BIASES[:4]),
+        Mistake(
+            "sign",
+            partial(siglip_loss_in_chunks, sign=1.0),
+            "The sign is wrong: this is the sum of log probabilities, which is below 0. The loss is"
+            " minus that.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "size taken for the chunk's length",
+            lambda image, text, log_scale, bias, size: [
+                -torch.ones(len(image), size) * (image @ text[start : start + size].T)
+                for start in range(0, len(text), size)
+            ],
+            "You take every chunk to hold `size` sentences. The last one may be shorter, and size"
+            " may be larger than n: ask the chunk for its length.",
+        ),
+        Mistake(
+            "right pairs beyond the end",
+            lambda image, text, log_scale, bias, size: [
+                torch.ones(len(image), len(text[start : start + size]))[
+                    start + torch.arange(size), torch.arange(size)
+                ]
+                for start in range(0, len(text), size)
+            ],
+            "You take every chunk to hold `size` sentences. The last one may be shorter, and size"
+            " may be larger than n: ask the chunk for its length.",
+        ),
+    ),
+    hints=(
+        "Take your `siglip_loss` and let it see `size` sentences: text[start : start + size] for"
+        " start in range(0, n, size). What changes in the table of scores, and what in the labels?",
+        "The table of a chunk is (n, size of the chunk), and in column c the right picture is"
+        " number"
+        " start + c. labels = -torch.ones_like(scores) first; then n of them become 1.",
+        "columns = torch.arange(len(chunk)); labels[start + columns, columns] = 1. Add up"
+        " -F.logsigmoid(labels * scores).sum() over the chunks, and divide by len(image) behind the"
+        " loop.",
+    ),
+)
+
+EXERCISES = (CLIP, SIGLIP, SIGLIP_IN_CHUNKS)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 
 import torch
 from PIL.Image import Image
@@ -54,9 +54,14 @@ class Exercise:
     in_place: parameters that the function shall write into; they count as last parts of the result,
     with a name and axes of their own. steps: an attempt may also yield, or return a list of, the
     tensors (b,) of each step; they are put side by side.
+    crashes: wrong implementations that raise, known by what they raise.
     gradients: parameters that gradients must reach; each case is tried once more for them.
     banned: names of torch's functions that do the whole work, and must not run ("layer_norm";
-    "view(dtype)" if a dtype is given). transfer: no lesson and no module shows this piece.
+    "view(dtype)" if a dtype is given; "torch.bfloat16" for any that meets this dtype). largest: no
+    tensor that an attempt makes may have more numbers, where a piece is to do without the whole
+    table. transfer: no lesson and no module shows this piece.
+    asked: makes of a function, be it an attempt, the reference or a mistake, the one that is tried,
+    where what it does is no result to compare (a dict, an error, gradients in a module).
     """
 
     name: str
@@ -70,9 +75,12 @@ class Exercise:
     parts: tuple[str, ...] = ()
     in_place: tuple[str, ...] = ()
     steps: bool = False
+    crashes: tuple[Mistake, ...] = ()
     gradients: tuple[str, ...] = ()
     banned: tuple[str, ...] = ()
+    largest: int | None = None
     transfer: bool = False
+    asked: Callable[[Callable], Callable] | None = None
 
     @property
     def parameters(self) -> list[str]:
@@ -147,9 +155,8 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
         case = _case(exercise, number)
         given = copied(arguments)
         try:
-            result, ran = _result(
-                exercise, attempt, given, backward, _finished_modules(exercise), exercise.banned
-            )
+            limits = _finished_modules(exercise), exercise.banned, exercise.largest
+            result, ran = _result(exercise, attempt, given, backward, *limits)
         except BaseException as error:
             raised = failed(exercise.name, error)
             if raised.status == NOT_ATTEMPTED:
@@ -158,9 +165,11 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
             if complaint := _first_wrong(exercise, results, only_known=True):
                 return outcome(WRONG, complaint)
             axes = axis_names(attempt.__doc__, exercise.parameters, arguments)
-            return outcome(CRASHED, f"{case}: {raised.message}{of_shapes(error, axes)}")
+            told = f"{case}: {raised.message}{of_shapes(error, axes)}"
+            named = _of_crash(exercise, results, error)
+            return outcome(CRASHED, f"{named} {told}" if named else told)
         if ran:
-            return outcome(REFUSED, f"It runs {ran}. Write your own: that is the exercise.")
+            return outcome(REFUSED, f"It {ran}")
         if result is Ellipsis:
             return outcome(NOT_ATTEMPTED, "Replace the `...`.")
         for parameter, before, after in zip(exercise.parameters, arguments, given, strict=False):
@@ -209,18 +218,22 @@ def _result(
     backward: bool,
     finished: set[ModuleType] = frozenset(),
     banned: tuple[str, ...] = (),
+    largest: int | None = None,
+    watch: bool = True,
 ) -> tuple[object, str]:
-    """What the function makes of arguments, or its gradients, and the forbidden function it ran.
+    """What the function makes of arguments, or its gradients, and the forbidden thing it did.
 
     The gradients are those of a sum of all results with fixed random weights, one for each
     parameter in exercise.gradients; None where none arrives.
     """
+    if exercise.asked:
+        function = exercise.asked(function)
     if not backward:
-        return call(function, given, finished, banned)
+        return call(function, given, finished, banned, largest, watch)
     places = [exercise.parameters.index(name) for name in exercise.gradients]
     for place in places:
         given[place] = given[place].detach().clone().requires_grad_()
-    result, ran = call(function, given, finished, banned)
+    result, ran = call(function, given, finished, banned, largest, watch)
     parts = result if isinstance(result, (tuple, list)) else (result,)
     parts = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
     random = torch.Generator().manual_seed(0)
@@ -279,14 +292,27 @@ def answers(exercise: Exercise, function: Callable, number: int | None = None) -
     return list(_answers(exercise, function, tries))
 
 
-def _answers(exercise: Exercise, function: Callable, tries: Iterable[int]) -> Iterator:
-    """One after the other. Of cases of its own: some hand over functions that remember."""
-    own = _tries(exercise)
+def _answers(
+    exercise: Exercise,
+    function: Callable,
+    tries: Iterable[int],
+    own: list[tuple[tuple, bool]] | None = None,
+    watch: bool = True,
+) -> Iterator:
+    """One after the other. Of cases of its own, or of those given."""
+    own = own or _tries(exercise)
     for one in tries:
         arguments, backward = own[one]
         given = list(arguments)
-        result, _ = _result(exercise, function, given, backward)
+        result, _ = _result(exercise, function, given, backward, watch=watch)
         yield _whole(exercise, result, given)
+
+
+def _lasting(exercise: Exercise) -> list[tuple[tuple, bool]] | None:
+    """The tries, if they are the same after use: some hand over objects that remember."""
+    tries, plain = _tries(exercise), (Tensor, int, float, str, tuple, NoneType)
+    kept = all(isinstance(one, plain) for arguments, _ in tries for one in arguments)
+    return tries if kept and not exercise.in_place else None
 
 
 def diagnose(exercise: Exercise, results: list, number: int) -> str:
@@ -296,18 +322,24 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     `number`, the first wrong one.
     """
     single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
+    own = _lasting(exercise)
 
     def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
-            pairs = zip(tries, _answers(exercise, wrong, tries), strict=True)
+            found = _answers(exercise, wrong, tries, own, watch=False)
+            pairs = zip(tries, found, strict=True)
             return all(same(results[one], other, exercise.tolerance) for one, other in pairs)
         except Exception:
             return False
 
     # The first wrong result first: most candidates fail there.
     all_tries = [number - 1, *(one for one in range(len(results)) if one != number - 1)]
-    pairs = {}
-    for (a, first), (b, second) in itertools.combinations(single.items(), 2):
+    pairs, kinds = {}, {}
+    # Where all values are right and a gradient is not, no two mistakes can be the reason. Of a
+    # mistake's variants the first stands for all.
+    for wrong, says in single.items() if number <= len(exercise.cases()) else ():
+        kinds.setdefault(says, wrong)
+    for (first, a), (second, b) in itertools.combinations(kinds.items(), 2):
         if both := _both(a, b):
             pairs[both] = f"Two things at once. {first} And: {second}"
     for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, all_tries[:1])):
@@ -317,6 +349,25 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
         if said:
             return ""
     return ""
+
+
+def _of_crash(exercise: Exercise, results: list, error: BaseException) -> str:
+    """The sentence of the known crash that gives these results and then raises the same, or ""."""
+
+    def what(error: BaseException) -> tuple:
+        return type(error), shown(error), getattr(error, "of_torch", ("", []))[1]
+
+    said = set()
+    for mistake in exercise.crashes:
+        found = _answers(exercise, mistake.wrong, range(len(results) + 1))
+        try:
+            if not all(same(one, next(found), exercise.tolerance) for one in results):
+                continue
+            next(found)
+        except Exception as other:
+            if what(other) == what(error):
+                said.add(mistake.says)
+    return said.pop() if len(said) == 1 else ""
 
 
 def _both(a: Callable, b: Callable) -> Callable | None:
@@ -348,6 +399,7 @@ def _finished_modules(exercise: Exercise) -> set[ModuleType]:
 
 
 def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
+    arguments = arguments[: len(exercise.parameters)]
     expected = ", ".join(exercise.parameters[: len(arguments)])
     if inspect.isclass(attempt):
         return f"Give check an instance of your class: {attempt.__name__}(...)."

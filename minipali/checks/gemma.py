@@ -1,6 +1,6 @@
-"""Lesson 10: what goes into the decoder, its gated MLP, its layer, its stack, and its head."""
+"""Lesson 10: the way into the decoder, its MLP, layer, stack and head; norms without numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from minipali.attention import attend
 from minipali.checks.engine import Exercise, Mistake
-from minipali.checks.vision import no_residual_at_mlp, old_residual, parallel, post_norm
 
 
 def embed(
@@ -17,9 +16,14 @@ def embed(
     table: Tensor,
     *,
     factor: Callable[[Tensor, Tensor], float] = lambda input_ids, table: table.shape[1] ** 0.5,
+    rows: Callable[[Tensor], Tensor] = lambda table: table,
+    which: Callable[[Tensor], Tensor] = lambda input_ids: input_ids,
+    plus: Callable[[Tensor], Tensor | float] = lambda x: 0.0,
+    last: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
-    """(b, t), (v, d) -> (b, t, d). The reference, or with another factor."""
-    return table[input_ids] * factor(input_ids, table)
+    """(b, t), (v, d) -> (b, t, d). The reference, or with one thing changed."""
+    x = rows(table)[which(input_ids)] * factor(input_ids, table)
+    return last(x + plus(x))
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -32,30 +36,90 @@ def geglu(
     up_weight: Tensor,
     down_weight: Tensor,
     *,
-    combine: Callable[[Tensor, Tensor], Tensor] = lambda gate, up: _gelu(gate) * up,
+    bend: Callable[[Tensor], Tensor] = _gelu,
+    swapped: bool = False,
+    up: Callable[[Tensor], Tensor] = lambda up: up,
+    combine: Callable[[Tensor, Tensor], Tensor] = torch.mul,
+    after: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+    plus: Callable[[Tensor], Tensor | float] = lambda x: 0.0,
+    last: Callable[[Tensor], Tensor] = lambda y: y,
+    down_first: bool = False,
+    turn: Callable[[Tensor], Tensor] = torch.t,
 ) -> Tensor:
-    """(b, t, d) -> (b, t, d). The reference, or with gate and up combined in another way."""
-    return combine(x @ gate_weight.T, x @ up_weight.T) @ down_weight.T
+    """(b, t, d) -> (b, t, d). The reference, or with one thing changed."""
+    if swapped:
+        gate_weight, up_weight = up_weight, gate_weight
+    gate_weight, up_weight, down_weight = map(turn, (gate_weight, up_weight, down_weight))
+    halves = bend(x @ gate_weight), up(x @ up_weight)
+    if down_first:
+        return last(combine(*(after(half) @ down_weight for half in halves)) + plus(x))
+    hidden = combine(*halves)
+    return last(after(hidden) @ down_weight + plus(x))
 
 
 def decoder_layer(
-    x: Tensor, norm1: Callable, attention: Callable, norm2: Callable, mlp: Callable
+    x: Tensor,
+    norm1: Callable,
+    attention: Callable,
+    norm2: Callable,
+    mlp: Callable,
+    *,
+    norms: str = "before",
+    pick: Callable[[Callable, Callable], tuple] = lambda norm1, norm2: (norm1, norm2),
+    halves: Callable[[Callable, Callable], tuple] = lambda attention, mlp: (attention, mlp),
+    add1: bool = True,
+    add2: Callable[[Tensor, Tensor, Tensor], Tensor | float] = lambda start, x, read: x,
+    reads: Callable[[Tensor, Tensor], Tensor] = lambda start, x: x,
 ) -> Tensor:
-    """The reference: (b, t, d) -> (b, t, d)."""
-    x = x + attention(norm1(x))
-    return x + mlp(norm2(x))
+    """(b, t, d) -> (b, t, d). The reference, or with one thing changed.
+
+    norms: "before" attention and MLP, "after" the sums, or on the "outputs".
+    """
+    (norm1, norm2), (attention, mlp) = pick(norm1, norm2), halves(attention, mlp)
+    first, second = (norm1, norm2) if norms == "before" else (_as_it_is, _as_it_is)
+    given = attention(first(x))
+    new = (x if add1 else 0) + (norm1(given) if norms == "outputs" else given)
+    new = norm1(new) if norms == "after" else new
+    read = second(reads(x, new))
+    given = norm2(mlp(read)) if norms == "outputs" else mlp(read)
+    new = add2(x, new, read) + given
+    return norm2(new) if norms == "after" else new
 
 
-def decoder(x: Tensor, layers: list[Callable], norm: Callable) -> Tensor:
-    """The reference: (b, t, d) -> (b, t, d)."""
-    for layer in layers:
-        x = layer(x)
-    return norm(x)
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
-def logits(x: Tensor, table: Tensor) -> Tensor:
-    """The reference: (b, t, d), (v, d) -> (b, t, v)."""
-    return x @ table.T
+def decoder(
+    x: Tensor,
+    layers: Sequence[Callable],
+    norm: Callable,
+    *,
+    before: Callable[[Tensor, Callable], Tensor] = lambda x, norm: x,
+    read: Callable[[Tensor, Callable], Tensor] = lambda x, norm: x,
+    which: Callable[[Sequence], Sequence] = lambda layers: layers,
+    between: Callable[[Tensor, Tensor, Callable], Tensor] = lambda old, new, norm: new,
+    after: Callable[[Tensor, Tensor, Callable], Tensor] = lambda start, x, norm: norm(x),
+) -> Tensor:
+    """(b, t, d) -> (b, t, d). The reference, or with one thing changed."""
+    start, x = x, before(x, norm)
+    for layer in which(layers):
+        x = between(x, layer(read(x, norm)), norm)
+    return after(start, x, norm)
+
+
+def logits(
+    x: Tensor,
+    table: Tensor,
+    *,
+    rows: Callable[[Tensor], Tensor] = lambda table: table,
+    read: Callable[[Tensor], Tensor] = lambda x: x,
+    turn: Callable[[Tensor], Tensor] = torch.t,
+    factor: Callable[[Tensor], float] = lambda table: 1.0,
+    after: Callable[[Tensor], Tensor] = lambda logits: logits,
+) -> Tensor:
+    """(..., d), (v, d) -> (..., v). The reference, or with one thing changed."""
+    return after(read(x) @ turn(rows(table)) * factor(table))
 
 
 def _embed_cases() -> list[tuple]:
@@ -63,6 +127,7 @@ def _embed_cases() -> list[tuple]:
 
     def case(b: int, t: int, v: int, d: int) -> tuple:
         ids = torch.randint(v, (b, t), generator=random)
+        ids[0, :2] = torch.tensor([0, v - 1])  # the first row and the last
         return ids, torch.randn(v, d, generator=random)
 
     return [case(2, 3, 11, 5), case(3, 4, 6, 7)]
@@ -71,17 +136,23 @@ def _embed_cases() -> list[tuple]:
 def _geglu_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(10)
 
-    def case(b: int, t: int, d: int, hidden: int, spread: float, shift: float) -> tuple:
+    def case(
+        b: int, t: int, d: int, hidden: int, spread: float, shift: float, ups: float = 1
+    ) -> tuple:
         x = torch.randn(b, t, d, generator=random)
         x[..., 0] = 1  # there are no biases; this feature stands in for one
         gate = torch.randn(hidden, d, generator=random) * spread / d**0.5
         gate[:, 0] += shift
-        up = torch.randn(hidden, d, generator=random)
+        up = torch.randn(hidden, d, generator=random) * ups
         return x, gate, up, torch.randn(d, hidden, generator=random)
 
     # The second: gates around -2.5. Nearly all are shut, so the results are small, and there the
-    # two forms of GELU differ most.
-    return [case(2, 3, 5, 14, 1, 0), case(3, 4, 7, 11, 0.4, -2.5)]
+    # two forms of GELU differ most. The third: gates so large that a tanh made of e^x overflows.
+    return [
+        case(2, 3, 5, 14, 1, 0),
+        case(3, 4, 7, 11, 0.4, -2.5),
+        case(2, 3, 6, 8, 12, 0, ups=0.1),
+    ]
 
 
 def _rms_norm(weight: Tensor) -> Callable:
@@ -115,6 +186,12 @@ class _Layers(tuple):
     def __repr__(self) -> str:
         return f"{len(self)} functions"
 
+    def __getattr__(self, name: str):
+        raise AttributeError(
+            f"`layers` must stay as it is, without .{name}: the model needs it for the next token."
+            " Go through it with a for loop"
+        )
+
 
 def _decoder_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(8)
@@ -131,17 +208,39 @@ def _decoder_cases() -> list[tuple]:
         x = torch.randn(b, t, d, generator=random)
         return x, layers, _rms_norm(torch.randn(d, generator=random))
 
-    return [case(2, 3, 5, 3), case(3, 4, 7, 4)]
+    return [case(2, 3, 5, 3), case(3, 4, 7, 6), case(2, 3, 5, 1), case(2, 3, 6, 0)]
 
 
 def _logits_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(9)
-    return [(torch.randn(2, 3, 5, generator=random), torch.randn(7, 5, generator=random))]
+
+    def case(v: int, *shape: int) -> tuple:
+        # Large, so that a cap on the logits would show.
+        return 5 * torch.randn(*shape, generator=random), torch.randn(
+            v, shape[-1], generator=random
+        )
+
+    return [case(7, 2, 3, 5), case(9, 3, 4, 6), case(11, 3, 5)]
 
 
 def _of_length_one(table: Tensor) -> Tensor:
     return F.normalize(table, dim=-1)
 
+
+def _turns(x: Tensor) -> Tensor:
+    """A table of positions, as the first transformer adds it: (t, d)."""
+    place = torch.arange(x.shape[1])[:, None] / 100 ** (torch.arange(x.shape[2]) / x.shape[2])
+    return place.sin()
+
+
+ONE_MODELS_WIDTH = (
+    "The factor is that of one model's width, written as a number. Take it from the table that you"
+    " are given: the square root of table.shape[1]."
+)
+OTHER_ROWS = (
+    "These are other rows: an id is the number of its row, counted from 0. Index the table with the"
+    " ids as they are: table[input_ids]."
+)
 
 EMBED = Exercise(
     name="embed",
@@ -168,7 +267,12 @@ EMBED = Exercise(
         Mistake(
             "times d",
             partial(embed, factor=lambda ids, table: float(table.shape[1])),
-            "The rows are multiplied by d. The factor is its square root: d ** 0.5.",
+            "The rows are multiplied by d. The factor is its square root, once: d ** 0.5.",
+        ),
+        Mistake(
+            "divided by d",
+            partial(embed, factor=lambda ids, table: 1 / table.shape[1]),
+            "The rows are divided by d. They are multiplied, and by its square root: d ** 0.5.",
         ),
         Mistake(
             "square root of the vocabulary",
@@ -183,10 +287,86 @@ EMBED = Exercise(
             " depend on how many others there are: take the width, d = table.shape[1].",
         ),
         Mistake(
+            "square root of the batch",
+            partial(embed, factor=lambda ids, table: ids.shape[0] ** 0.5),
+            "The factor is the square root of the number of rows in the batch. A token's vector"
+            " must not depend on its company: take the width, d = table.shape[1].",
+        ),
+        Mistake(
+            "Gemma's factor typed",
+            partial(embed, factor=lambda ids, table: 2048**0.5),
+            ONE_MODELS_WIDTH,
+        ),
+        Mistake(
+            "the small model's factor typed",
+            partial(embed, factor=lambda ids, table: 128**0.5),
+            ONE_MODELS_WIDTH,
+        ),
+        Mistake(
+            "rounded down",
+            partial(embed, factor=lambda ids, table: int(table.shape[1] ** 0.5)),
+            "The factor is cut to a whole number. It is sqrt(d) itself: d ** 0.5, without int or"
+            " //.",
+        ),
+        Mistake(
+            "the fourth root",
+            partial(embed, factor=lambda ids, table: table.shape[1] ** 0.25),
+            "The factor is the fourth root of d: one root too many. It is sqrt(d), d ** 0.5.",
+        ),
+        Mistake(
+            "sqrt(d) added",
+            partial(embed, factor=lambda ids, table: 1.0, plus=lambda x: x.shape[-1] ** 0.5),
+            "sqrt(d) is added to the rows. Multiply by it.",
+        ),
+        Mistake(
             "rows normed",
-            lambda ids, table: embed(ids, _of_length_one(table)),
+            partial(embed, rows=_of_length_one),
             "The rows are brought to one length. The factor is the same for all rows: long rows"
             " stay long. Norms come later, inside the layers.",
+        ),
+        Mistake(
+            "rows normed, without the factor",
+            partial(
+                embed,
+                rows=_of_length_one,
+                factor=lambda ids, table: 1.0,
+            ),
+            "The rows are brought to length 1, and no factor follows. Leave the rows as long as"
+            " they are, and multiply all by sqrt(d).",
+        ),
+        Mistake(
+            "the row of id 0 emptied",
+            partial(
+                embed, rows=lambda table: torch.cat((torch.zeros_like(table[:1]), table[1:]), dim=0)
+            ),
+            "The row of id 0 is replaced by zeros, as `padding_idx` does it. Id 0 is a row like any"
+            " other here: padding is kept out by the mask of attention.",
+        ),
+        Mistake("one row early", partial(embed, which=lambda ids: ids - 1), OTHER_ROWS),
+        Mistake("counted from the end", partial(embed, which=lambda ids: -1 - ids), OTHER_ROWS),
+        Mistake(
+            "the first text for all",
+            partial(embed, which=lambda ids: ids[:1].expand_as(ids)),
+            "All rows of the batch have the vectors of the first. Look up all ids at once:"
+            " table[input_ids].",
+        ),
+        Mistake(
+            "tokens in front",
+            partial(embed, last=lambda x: x.transpose(0, 1)),
+            "The result is (t, b, d). The batch stays in front: (b, t, d), as table[input_ids]"
+            " gives it.",
+        ),
+        Mistake(
+            "width in the middle",
+            partial(embed, last=lambda x: x.mT),
+            "The result is (b, d, t). The width is the last axis: (b, t, d), as table[input_ids]"
+            " gives it.",
+        ),
+        Mistake(
+            "positions added",
+            partial(embed, plus=_turns),
+            "Something is added that depends on the place in the row. Gemma's positions are turned"
+            " into queries and keys (RoPE, lesson 07); nothing is added to the vectors.",
         ),
     ),
     hints=(
@@ -197,62 +377,175 @@ EMBED = Exercise(
 )
 
 
+TANH_FORM = 'F.gelu(…, approximate="tanh")'
+
+RESHAPED = (
+    "A weight is brought into the other shape with reshape or view. That leaves its numbers in a"
+    " row and mixes them. Turn the matrix: weight.T, or F.linear(x, weight)."
+)
+
+
+def _gelu_of_powers(x: Tensor) -> Tensor:
+    power = (2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)).exp()
+    return 0.5 * x * (1 + (power - 1) / (power + 1))
+
+
 GEGLU = Exercise(
     name="geglu",
     reference=geglu,
     cases=_geglu_cases,
     axes="b t d",
     checked=(
-        "shape, dtype and every value on 2 batches, widths 5 and 7, hidden widths 14 and 11, with"
-        " gates that tell the tanh form of GELU from the erf form; inputs unchanged"
+        "shape, dtype and every value on 3 batches, widths 5 to 7, hidden widths 8 to 14, with"
+        " gates that tell the tanh form of GELU from the erf form, and large ones; inputs unchanged"
     ),
     mistakes=(
         Mistake(
+            "reshaped",
+            partial(geglu, turn=lambda weight: weight.reshape(weight.shape[::-1])),
+            RESHAPED,
+        ),
+        Mistake(
+            "overflow",
+            partial(geglu, bend=_gelu_of_powers),
+            "Your tanh is made of powers of e, and of a large gate these are infinite: infinite by"
+            f" infinite is nan. Take torch.tanh, or {TANH_FORM}.",
+        ),
+        Mistake(
             "gate and up swapped",
-            partial(geglu, combine=lambda gate, up: _gelu(up) * gate),
+            partial(geglu, swapped=True),
             "Gate and up are swapped: the bend is on up. GELU goes over the gate, and up stays"
             " linear. Both matrices have the same shape, so nothing else complains.",
         ),
         Mistake(
             "erf form",
-            partial(geglu, combine=lambda gate, up: F.gelu(gate) * up),
+            partial(geglu, bend=F.gelu),
             "This is GELU in its erf form, which is torch's default. Gemma was trained with the"
-            ' tanh form: F.gelu(…, approximate="tanh"). The model would still answer, but no number'
-            " would agree with the published model.",
+            f" tanh form: {TANH_FORM}. The model would still answer, but no number would agree with"
+            " the published model.",
+        ),
+        Mistake(
+            "quick GELU",
+            partial(geglu, bend=lambda gate: gate * torch.sigmoid(1.702 * gate)),
+            "This is x · sigmoid(1.702 x), a third form of GELU, which CLIP uses. Gemma uses the"
+            f" tanh form: {TANH_FORM}.",
+        ),
+        Mistake(
+            "the cube left out",
+            partial(geglu, bend=lambda g: 0.5 * g * (1 + torch.tanh((2 / torch.pi) ** 0.5 * g))),
+            "Your tanh form lacks its cube: it is tanh(sqrt(2 / pi) · (x + 0.044715 x³)). Or let"
+            f" torch do it: {TANH_FORM}.",
+        ),
+        Mistake(
+            "the half left out",
+            partial(geglu, bend=lambda gate: 2 * _gelu(gate)),
+            "Your bend is twice GELU: its formula begins with 0.5, 0.5 x (1 + tanh(…)). Or let"
+            f" torch do it: {TANH_FORM}.",
+        ),
+        Mistake(
+            "product after down",
+            partial(geglu, down_first=True),
+            "The product comes after down, with gate and up brought down one by one. Multiply them"
+            " where they are wide, and bring the product down once.",
         ),
         Mistake(
             "SiLU",
-            partial(geglu, combine=lambda gate, up: F.silu(gate) * up),
+            partial(geglu, bend=F.silu),
             "The gate is x · sigmoid(x), called SiLU or swish: this is the SwiGLU of Llama. Gemma's"
-            ' gate is GELU in the tanh form: F.gelu(…, approximate="tanh").',
+            f" gate is GELU in the tanh form: {TANH_FORM}.",
+        ),
+        Mistake(
+            "ReLU",
+            partial(geglu, bend=F.relu),
+            "The gate is cut off at 0: this is ReLU (and the whole is called ReGLU). Gemma's gate"
+            f" is GELU in the tanh form: {TANH_FORM}.",
+        ),
+        Mistake(
+            "sigmoid",
+            partial(geglu, bend=torch.sigmoid),
+            "The gate is a sigmoid, from 0 to 1: this is the first of the gated units, GLU. Gemma's"
+            f" gate is GELU in the tanh form: {TANH_FORM}.",
+        ),
+        Mistake(
+            "tanh",
+            partial(geglu, bend=torch.tanh),
+            "The gate is tanh itself. What is meant is GELU, in the form that is computed with"
+            f" tanh: {TANH_FORM}.",
         ),
         Mistake(
             "no bend",
-            partial(geglu, combine=lambda gate, up: gate * up),
+            partial(geglu, bend=_as_it_is),
             "Gate times up, and nothing bends. The gate must go through GELU before the product, so"
             " that it can shut.",
         ),
         Mistake(
             "bend after the product",
-            partial(geglu, combine=lambda gate, up: _gelu(gate * up)),
+            partial(geglu, bend=_as_it_is, after=_gelu),
             "The GELU comes after the product. It belongs on the gate alone: bend the gate, then"
             " multiply by up.",
         ),
         Mistake(
+            "bend once more after the product",
+            partial(geglu, after=_gelu),
+            "There is a second GELU after the product. One is enough: bend the gate, multiply by"
+            " up, and go down.",
+        ),
+        Mistake(
             "both bent",
-            partial(geglu, combine=lambda gate, up: _gelu(gate) * _gelu(up)),
+            partial(geglu, up=_gelu),
             "Both halves go through GELU. Only the gate is bent; up stays linear, so that it can"
             " carry any sign.",
         ),
         Mistake(
             "sum instead of product",
-            partial(geglu, combine=lambda gate, up: _gelu(gate) + up),
+            partial(geglu, combine=torch.add),
             "Gate and up are added. They are multiplied, entry by entry: a gate near 0 must shut"
             " its unit, whatever up says.",
         ),
         Mistake(
+            "up not used",
+            partial(geglu, combine=lambda gate, up: gate),
+            "Up is not used: this is the plain MLP, with GELU between two matrices. Multiply the"
+            " bent gate by up, entry by entry.",
+        ),
+        Mistake(
+            "gate not used",
+            partial(geglu, combine=lambda gate, up: up),
+            "The gate is not used: this is up and down alone, which together are one linear map."
+            " Multiply up by the bent gate, entry by entry.",
+        ),
+        Mistake(
+            "up bent in place of the gate",
+            partial(geglu, combine=lambda gate, up: _gelu(up)),
+            "The gate is not used: this is the plain MLP, made of up and down. Bend the gate, and"
+            " multiply up by it, entry by entry.",
+        ),
+        Mistake(
+            "gate times itself",
+            partial(geglu, bend=_as_it_is, combine=lambda gate, up: _gelu(gate) * gate),
+            "The gate is multiplied by itself, and up is not used. Its partner is x @ up_weight.T.",
+        ),
+        Mistake(
+            "1 + gate",
+            partial(geglu, combine=lambda gate, up: (1 + gate) * up),
+            "1 is added to the gate, as to the weight of Gemma's norms. A shut gate is 0: multiply"
+            " up by the bent gate as it is.",
+        ),
+        Mistake(
+            "softmax over the hidden units",
+            partial(geglu, bend=lambda gate: gate.softmax(dim=-1)),
+            "The gate is a softmax over the hidden units. They do not compete: each has a gate of"
+            f" its own, {TANH_FORM}.",
+        ),
+        Mistake(
+            "bend at the end",
+            partial(geglu, bend=_as_it_is, last=_gelu),
+            "The GELU comes at the very end, after down. It belongs on the gate alone, before the"
+            " product.",
+        ),
+        Mistake(
             "residual inside",
-            lambda x, *weights: x + geglu(x, *weights),
+            partial(geglu, plus=lambda x: x),
             "You added x to the result. That sum is right, but its place is the layer"
             " (`decoder_layer`). With both, x would be added twice.",
         ),
@@ -267,25 +560,10 @@ GEGLU = Exercise(
 )
 
 
-def _norm_on_the_outputs(x, norm1, attention, norm2, mlp):
-    x = x + norm1(attention(x))
-    return x + norm2(mlp(x))
-
-
-def _second_norm_after_attention(x, norm1, attention, norm2, mlp):
-    x = x + norm2(attention(norm1(x)))
-    return x + mlp(x)
-
-
-def _norms_swapped(x, norm1, attention, norm2, mlp):
-    x = x + attention(norm2(x))
-    return x + mlp(norm1(x))
-
-
-def _no_residual_at_attention(x, norm1, attention, norm2, mlp):
-    x = attention(norm1(x))
-    return x + mlp(norm2(x))
-
+NORM_MISSING = (
+    "A norm is missing. Both attention and the MLP read the stream through a norm of their own:"
+    " attention(norm1(x)), mlp(norm2(x))."
+)
 
 DECODER_LAYER = Exercise(
     name="decoder_layer",
@@ -299,52 +577,159 @@ DECODER_LAYER = Exercise(
     mistakes=(
         Mistake(
             "norm after",
-            post_norm,
+            partial(decoder_layer, norms="after"),
             "The norms come after the sums, as in the first transformer (2017). Gemma is pre-norm:"
             " norm what attention and the MLP *read*, and leave the sum as it is.",
         ),
         Mistake(
             "norms on what is added",
-            _norm_on_the_outputs,
+            partial(decoder_layer, norms="outputs"),
             "The norms are on what attention and the MLP give. Gemma norms what they *read*:"
             " attention(norm1(x)) and mlp(norm2(x)).",
         ),
         Mistake(
             "second norm on the output of attention",
-            _second_norm_after_attention,
+            lambda x, norm1, attention, norm2, mlp: (
+                (new := x + norm2(attention(norm1(x)))) + mlp(new)
+            ),
             "The second norm is on the output of attention, as its published name"
             " (`post_attention_layernorm`) suggests. In Gemma 1 it is the norm that the MLP reads"
             " through: x + mlp(norm2(x)).",
         ),
         Mistake(
+            "second norm on the stream",
+            partial(decoder_layer, add2=lambda start, x, read: read),
+            "The stream itself goes through norm2, and the second sum starts from the normed one."
+            " Only what the MLP *reads* is normed: x + mlp(norm2(x)).",
+        ),
+        Mistake(
+            "first norm on the stream",
+            lambda x, norm1, attention, norm2, mlp: decoder_layer(
+                norm1(x), lambda x: x, attention, norm2, mlp
+            ),
+            "The stream itself goes through norm1, and the sum starts from the normed one. Only"
+            " what attention *reads* is normed: x + attention(norm1(x)).",
+        ),
+        Mistake(
+            "both norms on the stream",
+            lambda x, norm1, attention, norm2, mlp: (
+                (new := norm2((x := norm1(x)) + attention(x))) + mlp(new)
+            ),
+            "The stream itself goes through the norms, and the sums start from what is normed. Only"
+            " what attention and the MLP *read* is normed; the sum starts from x as it was.",
+        ),
+        Mistake(
             "norms swapped",
-            _norms_swapped,
+            partial(decoder_layer, pick=lambda norm1, norm2: (norm2, norm1)),
             "The norms are swapped. Each has its own trained weights: norm1 serves attention, norm2"
             " the MLP.",
         ),
         Mistake(
+            "norm1 twice",
+            partial(decoder_layer, pick=lambda norm1, norm2: (norm1, norm1)),
+            "norm1 works twice, and norm2 not at all. Each has its own trained weights: norm1"
+            " serves attention, norm2 the MLP.",
+        ),
+        Mistake(
+            "norm2 twice",
+            partial(decoder_layer, pick=lambda norm1, norm2: (norm2, norm2)),
+            "norm2 works twice, and norm1 not at all. Each has its own trained weights: norm1"
+            " serves attention, norm2 the MLP.",
+        ),
+        Mistake(
+            "no norm for attention",
+            partial(decoder_layer, pick=lambda norm1, norm2: (_as_it_is, norm2)),
+            NORM_MISSING,
+        ),
+        Mistake(
+            "no norm for the MLP",
+            partial(decoder_layer, pick=lambda norm1, norm2: (norm1, _as_it_is)),
+            NORM_MISSING,
+        ),
+        Mistake(
+            "no norms",
+            partial(decoder_layer, pick=lambda norm1, norm2: (_as_it_is, _as_it_is)),
+            "There are no norms at all. Both attention and the MLP read the stream through a norm"
+            " of their own: attention(norm1(x)), mlp(norm2(x)).",
+        ),
+        Mistake(
             "no residual at attention",
-            _no_residual_at_attention,
+            partial(decoder_layer, add1=False),
             "What attention gives replaces the stream. It must be added: x = x +"
             " attention(norm1(x)).",
         ),
         Mistake(
             "no residual at the MLP",
-            no_residual_at_mlp,
+            partial(decoder_layer, add2=lambda start, x, read: 0.0),
             "You return what the MLP gives, without the stream. It must be added: return x +"
             " mlp(norm2(x)).",
         ),
         Mistake(
+            "no residual at all",
+            partial(decoder_layer, add1=False, add2=lambda start, x, read: 0.0),
+            "Nothing is added to the stream: attention and the MLP replace it. Both must be added:"
+            " x = x + attention(norm1(x)), and then x + mlp(norm2(x)).",
+        ),
+        Mistake(
             "old residual",
-            old_residual,
+            partial(decoder_layer, add2=lambda start, x, read: start),
             "The second sum starts from the x that came in, so what attention added is lost. After"
             " attention the stream is the new sum; the MLP's result is added to that.",
         ),
         Mistake(
+            "the start once more",
+            partial(decoder_layer, add2=lambda start, x, read: x + start),
+            "The x that came in is added twice: the stream after attention holds it already. The"
+            " MLP's result is added to the new stream alone.",
+        ),
+        Mistake(
             "parallel",
-            parallel,
+            partial(decoder_layer, reads=lambda start, x: start),
             "Attention and MLP both read the x that came in, side by side. Gemma's MLP reads the"
             " stream after attention has added its part.",
+        ),
+        Mistake(
+            "one norm for both, parallel",
+            lambda x, norm1, attention, norm2, mlp: x + attention(norm1(x)) + mlp(norm1(x)),
+            "Attention and MLP both read norm1 of the x that came in, side by side. Gemma's MLP"
+            " reads the stream after attention has added its part, through norm2.",
+        ),
+        Mistake(
+            "MLP first",
+            partial(decoder_layer, halves=lambda attention, mlp: (mlp, attention)),
+            "The MLP comes first. Attention, with norm1, is the first half of a layer; the MLP,"
+            " with norm2, is the second.",
+        ),
+        Mistake(
+            "MLP first, with its norm",
+            lambda x, norm1, attention, norm2, mlp: decoder_layer(x, norm2, mlp, norm1, attention),
+            "The MLP comes first. Attention, with norm1, is the first half of a layer; the MLP,"
+            " with norm2, is the second.",
+        ),
+        Mistake(
+            "no MLP",
+            lambda x, norm1, attention, norm2, mlp: x + attention(norm1(x)),
+            "The second half is missing: x + mlp(norm2(x)), with the x that attention has added"
+            " to.",
+        ),
+        Mistake(
+            "no attention",
+            lambda x, norm1, attention, norm2, mlp: x + mlp(norm2(x)),
+            "The first half is missing: x + attention(norm1(x)), before the MLP.",
+        ),
+        Mistake(
+            "the MLP reads attention's result alone",
+            lambda x, norm1, attention, norm2, mlp: (
+                x + (given := attention(norm1(x))) + mlp(norm2(given))
+            ),
+            "The MLP reads what attention gave, alone. It reads the stream, to which that has been"
+            " added: x = x + attention(norm1(x)), then mlp(norm2(x)).",
+        ),
+        Mistake(
+            "only the MLP's sum, from attention",
+            lambda x, norm1, attention, norm2, mlp: x + mlp(norm2(attention(norm1(x)))),
+            "There is one sum where two belong. Attention's result is added to the stream, and the"
+            " MLP's result is added to that.",
         ),
     ),
     hints=(
@@ -357,105 +742,172 @@ DECODER_LAYER = Exercise(
 )
 
 
-def _no_final_norm(x, layers, norm):
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-def _norm_first(x, layers, norm):
-    x = norm(x)
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-def _norm_after_each(x, layers, norm):
-    for layer in layers:
-        x = norm(layer(x))
-    return x
-
-
-def _residual_outside(x, layers, norm):
-    for layer in layers:
-        x = x + layer(x)
-    return norm(x)
-
-
-def _returns_in_the_loop(x, layers, norm):
-    return norm(layers[0](x))
-
-
-def _all_from_the_start(x, layers, norm):
-    return norm(layers[-1](x))
-
-
-def _backwards(x, layers, norm):
-    for layer in layers[::-1]:
-        x = layer(x)
-    return norm(x)
-
-
-def _last_left_out(x, layers, norm):
-    for layer in layers[:-1]:
-        x = layer(x)
-    return norm(x)
-
-
 DECODER = Exercise(
     name="decoder",
     reference=decoder,
     cases=_decoder_cases,
     axes="b t d",
     checked=(
-        "shape, dtype and every value on 2 batches, with 3 and 4 layers that are all different;"
-        " inputs unchanged"
+        "shape, dtype and every value on 4 batches, with 3, 6, 1 and 0 layers that are all"
+        " different; inputs unchanged"
     ),
     mistakes=(
         Mistake(
             "final norm missing",
-            _no_final_norm,
+            partial(decoder, after=lambda start, x, norm: x),
             "The final norm is missing. The stream has grown from layer to layer, and the head was"
             " trained to read it through this norm.",
         ),
         Mistake(
+            "no norm without layers",
+            lambda x, layers, norm: decoder(x, layers, norm) if len(layers) else x,
+            "Without layers the final norm is missing. It comes after the loop, whatever the loop"
+            " has done.",
+        ),
+        Mistake(
             "norm before the layers",
-            _norm_first,
+            partial(decoder, before=lambda x, norm: norm(x), after=lambda start, x, norm: x),
             "The norm comes before the layers. Each layer brings its own norms; this one comes"
             " after the last layer, for the head.",
         ),
         Mistake(
+            "norm before and after the layers",
+            partial(decoder, before=lambda x, norm: norm(x)),
+            "The norm works twice, before the layers and after them. Each layer brings its own"
+            " norms; this one comes after the last layer alone, for the head.",
+        ),
+        Mistake(
             "norm after every layer",
-            _norm_after_each,
+            partial(
+                decoder,
+                between=lambda old, new, norm: norm(new),
+                after=lambda start, x, norm: x,
+            ),
             "The norm is applied after every layer. It comes once, after the last: between layers"
             " the stream flows on as it is.",
         ),
         Mistake(
+            "norm after every layer and again",
+            partial(decoder, between=lambda old, new, norm: norm(new)),
+            "The norm is applied after every layer, and once more at the end. It comes once, after"
+            " the last layer: between layers the stream flows on as it is.",
+        ),
+        Mistake(
+            "norm before every layer",
+            partial(decoder, read=lambda x, norm: norm(x), after=lambda start, x, norm: x),
+            "The norm is applied before every layer. Each layer brings its own norms; this one"
+            " comes once, after the last layer, for the head.",
+        ),
+        Mistake(
+            "norm before every layer and at the end",
+            partial(decoder, read=lambda x, norm: norm(x)),
+            "The norm is applied before every layer. Each layer brings its own norms; this one"
+            " comes once, after the last layer, for the head.",
+        ),
+        Mistake(
+            "norm added",
+            partial(decoder, after=lambda start, x, norm: x + norm(x)),
+            "The normed stream is added to the stream. The norm at the end replaces it: return"
+            " norm(x).",
+        ),
+        Mistake(
+            "norm twice at the end",
+            partial(decoder, after=lambda start, x, norm: norm(norm(x))),
+            "The norm works twice at the end. Once: return norm(x).",
+        ),
+        Mistake(
+            "the start added",
+            partial(decoder, after=lambda start, x, norm: norm(start + x)),
+            "The x that came in is added to what the layers gave. Each layer has kept the stream"
+            " already: nothing is to be added here.",
+        ),
+        Mistake(
+            "the start added after the norm",
+            partial(decoder, after=lambda start, x, norm: start + norm(x)),
+            "The x that came in is added to what the layers gave. Each layer has kept the stream"
+            " already: nothing is to be added here.",
+        ),
+        Mistake(
             "residual around the layers",
-            _residual_outside,
+            partial(decoder, between=lambda old, new, norm: old + new),
             "You add x to what a layer gives. A layer has done that already, twice: its result *is*"
             " the new stream.",
         ),
         Mistake(
-            "first layer alone",
-            _returns_in_the_loop,
+            "the first layer alone",
+            partial(decoder, which=lambda layers: layers[:1]),
             "Only the first layer has worked. Does `return` stand inside the loop?",
         ),
         Mistake(
-            "last layer alone",
-            _all_from_the_start,
+            "the last layer alone",
+            partial(decoder, which=lambda layers: layers[-1:]),
             "Only the last layer counts: each layer got the x that came in. Hand the result of one"
             " layer to the next: x = layer(x).",
         ),
         Mistake(
+            "no layers",
+            partial(decoder, which=lambda layers: layers[:0]),
+            "No layer has worked: this is the norm of the x that came in. Keep what a layer"
+            " returns: x = layer(x).",
+        ),
+        Mistake(
+            "sum of what all layers make of the start",
+            lambda x, layers, norm: norm(sum((layer(x) for layer in layers), start=0 * x)),
+            "Each layer got the x that came in, and their results are added. Hand the result of one"
+            " layer to the next: x = layer(x).",
+        ),
+        Mistake(
+            "sum of what all layers make of the start, each normed",
+            lambda x, layers, norm: sum((norm(layer(x)) for layer in layers), start=0 * x),
+            "Each layer got the x that came in, and their normed results are added. Hand the result"
+            " of one layer to the next, x = layer(x), and norm once, at the end.",
+        ),
+        Mistake(
+            "start and all layers of it",
+            lambda x, layers, norm: norm(x + sum((layer(x) for layer in layers), start=0 * x)),
+            "Each layer got the x that came in, and their results are added. Hand the result of one"
+            " layer to the next: x = layer(x).",
+        ),
+        Mistake(
             "backwards",
-            _backwards,
+            partial(decoder, which=lambda layers: layers[::-1]),
             "The layers run from the last to the first. Begin with layers[0].",
         ),
         Mistake(
             "last layer left out",
-            _last_left_out,
+            partial(decoder, which=lambda layers: layers[:-1]),
             "The last layer has not worked. Is the range of the loop one too short?",
+        ),
+        Mistake(
+            "first layer left out",
+            partial(decoder, which=lambda layers: layers[1:]),
+            "The first layer has not worked. Indices count from 0: begin with layers[0].",
+        ),
+        Mistake(
+            "four layers at most",
+            partial(decoder, which=lambda layers: layers[:4]),
+            "Only four layers have worked, as many as the small model has. Go through all that you"
+            " are given: for layer in layers.",
+        ),
+        *(
+            Mistake(
+                f"the last token alone, {kept}",
+                partial(decoder, after=lambda start, x, norm, kept=kept: norm(x)[:, kept]),
+                "Only the last token comes back. Return the whole stream, (b, t, d): training needs"
+                " every place.",
+            )
+            for kept in (-1, slice(-1, None))
+        ),
+        Mistake(
+            "each layer twice",
+            partial(decoder, which=lambda layers: [one for one in layers for _ in range(2)]),
+            "Each layer has worked twice. Call it once, and keep what it returns: x = layer(x).",
+        ),
+        Mistake(
+            "the first layer again and again",
+            partial(decoder, which=lambda layers: layers[:1] * len(layers)),
+            "The first layer has done all the work, again and again. The layers have different"
+            " weights: each works once, in their order.",
         ),
     ),
     hints=(
@@ -466,54 +918,181 @@ DECODER = Exercise(
 )
 
 
-def _head_of_its_own(x, table):
+def _rms_of_one(x: Tensor) -> Tensor:
+    return x / x.square().mean(dim=-1, keepdim=True).sqrt()
+
+
+def _head_of_its_own(x: Tensor, table: Tensor) -> Tensor:
     # Random, and yet recognised: a check starts torch's random numbers anew for whoever draws them.
     return F.linear(x, nn.Linear(table.shape[1], table.shape[0], bias=False).weight.detach())
 
+
+def _head_with_bias(x: Tensor, table: Tensor) -> Tensor:
+    return nn.Linear(table.shape[1], table.shape[0])(x).detach()
+
+
+NOT_TIED = (
+    "The head is not tied: this is a new matrix with random start values. The checkpoint has no"
+    " weights for it. The head is the embedding table that you are given."
+)
+DISTANCES = (
+    "These are distances between the vector and the rows. Here long rows count more: take the dot"
+    " product with each row."
+)
 
 LOGITS = Exercise(
     name="logits",
     reference=logits,
     cases=_logits_cases,
     axes="b t v",
-    checked="shape, dtype and every value on a batch of 2 x 3 tokens, 7 words of width 5; inputs"
-    " unchanged",
+    checked=(
+        "shape, dtype and every value on batches of 2 x 3 and 3 x 4 tokens and on one token a row,"
+        " with tables of 7, 9 and 11 rows; inputs unchanged"
+    ),
     mistakes=(
+        Mistake("head not tied", _head_of_its_own, NOT_TIED),
         Mistake(
-            "head not tied",
-            _head_of_its_own,
-            "The head is not tied: this is a new matrix with random start values. The checkpoint"
-            " has no weights for it. The head is the embedding table that you are given.",
+            "reshaped",
+            partial(logits, turn=lambda table: table.reshape(table.shape[::-1])),
+            RESHAPED,
         ),
         Mistake(
+            "always three axes",
+            lambda x, table: (x[:, None] if x.ndim == 2 else x) @ table.T,
+            "(b, d) comes back as (b, 1, v). One token a row gives (b, v): `@` leaves the axes in"
+            " front as they are.",
+        ),
+        Mistake("head not tied, with a bias", _head_with_bias, NOT_TIED),
+        Mistake(
             "table scaled",
-            lambda x, table: x @ table.T * table.shape[1] ** 0.5,
+            partial(logits, factor=lambda table: table.shape[1] ** 0.5),
             "The logits are sqrt(d) times too large. The scale belongs to the way in (`embed`)"
             " alone. The head uses the table as it is stored.",
         ),
         Mistake(
             "divided by sqrt(d)",
-            lambda x, table: x @ table.T * table.shape[1] ** -0.5,
+            partial(logits, factor=lambda table: table.shape[1] ** -0.5),
             "The logits are divided by sqrt(d), as the scores of attention are. The head has no"
             " scale: it is the plain dot product with each row.",
         ),
         Mistake(
+            "divided by d",
+            partial(logits, factor=lambda table: 1 / table.shape[1]),
+            "The logits are divided by d: a mean of products. The head is the plain dot product,"
+            " the sum of products.",
+        ),
+        Mistake(
             "softmax",
-            lambda x, table: (x @ table.T).softmax(dim=-1),
+            partial(logits, after=lambda x: x.softmax(dim=-1)),
             "These are probabilities. Logits come before the softmax: the loss and the sampling"
             " take it from there.",
         ),
         Mistake(
+            "log of the softmax",
+            partial(logits, after=lambda x: x.log_softmax(dim=-1)),
+            "These are logarithms of probabilities. Logits come before any softmax: the loss and"
+            " the sampling take it from there.",
+        ),
+        Mistake(
+            "sigmoid",
+            partial(logits, after=torch.sigmoid),
+            "These are sigmoids, between 0 and 1. Logits are the dot products themselves.",
+        ),
+        *(
+            Mistake(
+                f"capped at {cap}",
+                partial(logits, after=lambda x, cap=cap: cap * torch.tanh(x / cap)),
+                "The logits are capped with a tanh. Gemma 2 does so; in Gemma 1, and in PaliGemma,"
+                " they are the plain dot products.",
+            )
+            for cap in (30.0, 50.0)
+        ),
+        Mistake(
+            "largest subtracted",
+            partial(logits, after=lambda x: x - x.amax(dim=-1, keepdim=True)),
+            "The largest logit is subtracted. A stable softmax does that for itself; the head"
+            " returns the dot products as they are.",
+        ),
+        Mistake(
             "cosine",
-            lambda x, table: x @ _of_length_one(table).T,
+            partial(logits, rows=_of_length_one),
             "The rows are brought to length 1, as for CLIP's similarities. Here long rows count"
             " more: use the table as it is stored.",
         ),
         Mistake(
+            "cosine, the vectors",
+            partial(logits, read=_of_length_one),
+            "The vectors are brought to length 1, as for CLIP's similarities. The decoder returns"
+            " them through the final norm: use them as they come.",
+        ),
+        Mistake(
+            "cosine, both",
+            partial(logits, rows=_of_length_one, read=_of_length_one),
+            "Vectors and rows are both brought to length 1, as for CLIP's similarities. The head is"
+            " the plain dot product: long rows count more.",
+        ),
+        Mistake(
+            "normed again",
+            partial(logits, read=_rms_of_one),
+            "The vectors are normed once more. The decoder returns them through the final norm:"
+            " here they are used as they come.",
+        ),
+        Mistake(
+            "normed again, with the mean",
+            partial(logits, read=lambda x: F.layer_norm(x, x.shape[-1:])),
+            "The vectors are normed once more. The decoder returns them through the final norm:"
+            " here they are used as they come.",
+        ),
+        Mistake(
+            "bent",
+            partial(logits, read=_gelu),
+            "There is a GELU before the head. The head is the plain dot product with each row.",
+        ),
+        Mistake(
+            "1 + table",
+            partial(logits, rows=lambda table: 1 + table),
+            "1 is added to the table, as to the weight of Gemma's norms. The rows are used as they"
+            " are stored.",
+        ),
+        Mistake(
+            "turned sign",
+            partial(logits, factor=lambda table: -1.0),
+            "The sign is turned: the row that agrees best gets the lowest logit.",
+        ),
+        Mistake(
+            "squared distances",
+            lambda x, table: -(x[..., None, :] - table).square().sum(dim=-1),
+            DISTANCES,
+        ),
+        Mistake("distances", lambda x, table: -torch.cdist(x, table), DISTANCES),
+        Mistake(
+            "vocabulary in the middle",
+            partial(logits, after=lambda x: x.transpose(0, -1) if x.ndim == 2 else x.mT),
+            "The vocabulary stands before the tokens: (b, v, t). It is the last axis: (b, t, v), as"
+            " x @ table.T gives it.",
+        ),
+        Mistake(
             "last place only",
-            lambda x, table: x[:, -1] @ table.T,
+            lambda x, table: (x[:, -1] if x.ndim == 3 else x) @ table.T,
             "Only the last token has logits. Here every token of x gets them; the generation picks"
             " the last one before it calls this function.",
+        ),
+        Mistake(
+            "last place, its axis kept",
+            lambda x, table: (x[:, -1:] if x.ndim == 3 else x) @ table.T,
+            "Only the last token has logits. Here every token of x gets them; the generation picks"
+            " the last one before it calls this function.",
+        ),
+        Mistake(
+            "the mean over the tokens",
+            lambda x, table: (x.mean(dim=1) if x.ndim == 3 else x) @ table.T,
+            "The tokens are averaged before the head. Every token of x gets logits of its own.",
+        ),
+        Mistake(
+            "the words, not the logits",
+            partial(logits, after=lambda x: x.argmax(dim=-1)),
+            "These are the most likely tokens. Return the logits, one for each row of the table;"
+            " the choice comes in lesson 12.",
         ),
     ),
     hints=(
@@ -523,4 +1102,306 @@ LOGITS = Exercise(
     ),
 )
 
-EXERCISES = (EMBED, GEGLU, DECODER_LAYER, DECODER, LOGITS)
+
+# --- the transfer piece: norms without numbers of their own ---------------------------------------
+
+
+def _fold_cases() -> list[tuple]:
+    random = torch.Generator().manual_seed(23)
+
+    def case(d: int, q: int, kv: int, hidden: int) -> tuple:
+        def made(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=random)
+
+        attention = made(q, d), made(kv, d), made(kv, d), made(d, q)
+        return (made(d), *attention, made(d), made(hidden, d), made(hidden, d), made(d, hidden))
+
+    # The first: all matrices square, so that no wrong axis crashes.
+    return [case(5, 5, 5, 5), case(4, 6, 2, 7)]
+
+
+def fold_norms(
+    norm1: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    norm2: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    *,
+    plus: float = 1.0,
+    left: Callable[[Tensor], Tensor] = torch.zeros_like,
+    kept: str = "",
+    put: Callable[[Tensor, Tensor], Tensor] = lambda matrix, factor: matrix * factor,
+    swapped: bool = False,
+    by_first: str = "query key value",
+    by_second: str = "gate up",
+) -> tuple[Tensor, ...]:
+    """Nine weights of one layer -> nine weights. The reference, or with one thing changed.
+
+    by_first, by_second: the matrices that take up each norm's factor; kept: a norm that keeps it.
+    """
+    names = ("query", "key", "value", "out", "gate", "up", "down")
+    matrices = dict(zip(names, (query, key, value, out, gate, up, down), strict=True))
+    norms = (norm2, norm1) if swapped else (norm1, norm2)
+    for norm, readers in zip(norms, (by_first, by_second), strict=True):
+        for name in readers.split():
+            if matrices[name].shape[1] == len(norm):  # else it could not be done
+                matrices[name] = put(matrices[name], plus + norm)
+    folded = list(matrices.values())
+    new1 = left(norm1) if by_first and kept != "norm1" else norm1
+    new2 = left(norm2) if by_second and kept != "norm2" else norm2
+    return (new1, *folded[:4], new2, *folded[4:])
+
+
+def _written(*weights: Tensor) -> tuple[Tensor, ...]:
+    """The factors on what attention and the MLP give to the stream."""
+    norm1, query, key, value, out, norm2, gate, up, down = weights
+    out, down = (matrix * (1 + norm)[:, None] for matrix, norm in ((out, norm1), (down, norm2)))
+    return 0 * norm1, query, key, value, out, 0 * norm2, gate, up, down
+
+
+def _and_written(
+    weights: tuple[Tensor, ...], out: int | None, down: int | None
+) -> tuple[Tensor, ...]:
+    """Right, and out and down take up the norm of that number on their rows."""
+    folded = list(fold_norms(*weights))
+    for place, norm in ((4, out), (8, down)):
+        if norm is not None:
+            folded[place] = folded[place] * (1 + weights[norm])[:, None]
+    return tuple(folded)
+
+
+def _made_up_for(*weights: Tensor) -> tuple[Tensor, ...]:
+    """Right, and then out and down are divided by the factors."""
+    folded = list(fold_norms(*weights))
+    folded[4] = folded[4] / (1 + weights[0])[:, None]
+    folded[8] = folded[8] / (1 + weights[5])[:, None]
+    return tuple(folded)
+
+
+def _by_one_norm(*weights: Tensor, which: int) -> tuple[Tensor, ...]:
+    """Both norms' readers take up the numbers of one."""
+    given = list(weights)
+    given[0] = given[5] = weights[which]
+    return fold_norms(*given)
+
+
+def _on_the_rows(matrix: Tensor, factor: Tensor) -> Tensor:
+    """On the wrong axis, where it can be."""
+    return matrix * (factor[:, None] if len(matrix) == len(factor) else factor)
+
+
+NOT_FOR_ALL_READERS = (
+    "A matrix that reads through a norm has not taken up its numbers. Three read what norm1 gives:"
+    " query, key and value. Two read what norm2 gives: gate and up."
+)
+NOT_A_READER = (
+    "A matrix has taken up the numbers of a norm that it does not read through. `out` reads what"
+    " the heads have mixed, and `down` reads gate times up: no norm stands before them. Leave both"
+    " as they are."
+)
+
+KEPT = (
+    "The matrices have taken up the factors, but a norm has kept its own, too: they would work"
+    " twice. Return weights of 0 for both norms."
+)
+
+FOLD_NORMS = Exercise(
+    name="fold_norms",
+    transfer=True,
+    reference=fold_norms,
+    cases=_fold_cases,
+    axes="d; q d; kv d; kv d; d q; d; hidden d; hidden d; d hidden",
+    parts=("norm1", "query", "key", "value", "out", "norm2", "gate", "up", "down"),
+    checked=(
+        "shape, dtype and every value of the nine weights, for a layer of width 5 whose matrices"
+        " are all square and for one of width 4 whose widths all differ; inputs"
+        " unchanged"
+    ),
+    mistakes=(
+        Mistake(
+            "weight without the 1",
+            partial(fold_norms, plus=0.0),
+            "The matrices are multiplied by the stored weights. Gemma stores the factor minus one:"
+            " what is to be taken up is 1 + weight.",
+        ),
+        Mistake(
+            "norms left at 1",
+            partial(fold_norms, left=torch.ones_like),
+            "The norms are left with weights of 1. That is a factor of 2: Gemma multiplies by 1 +"
+            " weight. The weight that changes nothing is 0.",
+        ),
+        Mistake(
+            "norms left as they were",
+            partial(fold_norms, left=lambda norm: norm),
+            KEPT,
+        ),
+        Mistake("norm1 left as it was", partial(fold_norms, kept="norm1"), KEPT),
+        Mistake("norm2 left as it was", partial(fold_norms, kept="norm2"), KEPT),
+        Mistake(
+            "norms left at -1",
+            partial(fold_norms, left=lambda norm: -torch.ones_like(norm)),
+            "The norms are left with weights of -1. That is a factor of 0, and nothing comes"
+            " through. The weight that changes nothing is 0.",
+        ),
+        Mistake(
+            "nothing taken up",
+            partial(fold_norms, put=lambda matrix, factor: matrix),
+            "The norms have lost their numbers, and no matrix has taken them up: the layer computes"
+            " something else now. Multiply into the matrices that read through each norm.",
+        ),
+        Mistake(
+            "nothing done",
+            lambda *weights: tuple(weights),
+            "All nine weights are as they came. The norms keep weights of 0, and the matrices that"
+            " read through them take up the factors, 1 + weight.",
+        ),
+        Mistake(
+            "on what is written",
+            _written,
+            "The factors are on `out` and `down`, on what attention and the MLP *give*. A norm"
+            " stands before what is *read*: its factors go to query, key and value, or to gate and"
+            " up.",
+        ),
+        Mistake(
+            "out and down divided",
+            _made_up_for,
+            "`out` and `down` are divided by the factors, as if something had to be made up for."
+            " The matrices that read give the same as before, so all that follows stays as it is.",
+        ),
+        *(
+            Mistake(
+                f"norm{number} for both",
+                lambda *weights, which=which: _by_one_norm(*weights, which=which),
+                f"All five matrices have taken up the numbers of norm{number}. Each norm has its"
+                " own readers: norm1 query, key and value, norm2 gate and up.",
+            )
+            for number, which in ((1, 0), (2, 5))
+        ),
+        Mistake(
+            "the norms in front",
+            lambda *weights: (
+                *(folded := fold_norms(*weights))[:1],
+                folded[5],
+                *folded[1:5],
+                *folded[6:],
+            ),
+            "The order is not that of the arguments: norm1, query, key, value, out, norm2, gate,"
+            " up, down.",
+        ),
+        Mistake(
+            "rows instead of columns",
+            partial(fold_norms, put=_on_the_rows),
+            "The factors are on the rows of the matrices, and so on what they give. A weight is"
+            " stored as (outputs, inputs): what comes in is the last axis. Multiply the columns:"
+            " matrix * factor.",
+        ),
+        Mistake(
+            "product of matrices",
+            partial(fold_norms, put=torch.mv),
+            "The numbers of a row are added up. Each input has a factor of its own: multiply each"
+            " column by its factor, matrix * factor, and add nothing.",
+        ),
+        Mistake(
+            "divided",
+            partial(fold_norms, put=lambda matrix, factor: matrix / factor),
+            "The matrices are divided by the factors. The norm multiplies by them, and so must the"
+            " matrix that takes its place.",
+        ),
+        Mistake(
+            "factor added",
+            partial(fold_norms, put=lambda matrix, factor: matrix + factor),
+            "The factors are added to the matrices. The norm multiplies by them: so does the matrix"
+            " that takes its place, column by column.",
+        ),
+        Mistake(
+            "norms swapped",
+            partial(fold_norms, swapped=True),
+            "The norms are swapped. norm1 stands before query, key and value, norm2 before gate and"
+            " up.",
+        ),
+        *(
+            Mistake(f"by the first only {readers}", partial(fold_norms, by_first=readers), said)
+            for readers, said in {
+                "query key": NOT_FOR_ALL_READERS,
+                "query": NOT_FOR_ALL_READERS,
+                "key value": NOT_FOR_ALL_READERS,
+                "query value": NOT_FOR_ALL_READERS,
+                "value": NOT_FOR_ALL_READERS,
+                "query key value out": NOT_A_READER,
+            }.items()
+        ),
+        *(
+            Mistake(f"by the second only {readers}", partial(fold_norms, by_second=readers), said)
+            for readers, said in {
+                "gate": NOT_FOR_ALL_READERS,
+                "up": NOT_FOR_ALL_READERS,
+                "gate up down": NOT_A_READER,
+            }.items()
+        ),
+        Mistake(
+            "out and down too",
+            partial(fold_norms, by_first="query key value out", by_second="gate up down"),
+            NOT_A_READER,
+        ),
+        *(
+            Mistake(
+                f"{readers} on what is given, too",
+                lambda *weights, out=out, down=down: _and_written(weights, out, down),
+                "`out` or `down` has taken up a norm's numbers on its rows, as well as the matrices"
+                " that read through the norm. What they give passes through no norm: leave both as"
+                " they are.",
+            )
+            for readers, out, down in (
+                ("norm1 in out", 0, None),
+                ("norm2 in out", 5, None),
+                ("norm2 in down", None, 5),
+                ("both", 0, 5),
+            )
+        ),
+        Mistake(
+            "without its sign",
+            partial(fold_norms, put=lambda matrix, factor: matrix * factor.abs()),
+            "The factors have lost their sign. 1 + weight may be negative: multiply by it as it"
+            " is.",
+        ),
+        Mistake(
+            "the second on what attention gives",
+            lambda *weights: (
+                *(folded := fold_norms(*weights))[:4],
+                weights[4] * (1 + weights[5])[:, None],
+                folded[5],
+                *weights[6:],
+            ),
+            "norm2 has gone into `out`, as its published name (`post_attention_layernorm`)"
+            " suggests. It stands before the MLP: gate and up read the stream through it.",
+        ),
+        Mistake(
+            "attention alone",
+            partial(fold_norms, by_second=""),
+            "norm2 is as it was, and gate and up are, too. Its numbers move as well: gate and up"
+            " read the stream through it.",
+        ),
+        Mistake(
+            "MLP alone",
+            partial(fold_norms, by_first=""),
+            "norm1 is as it was, and query, key and value are, too. Its numbers move as well: these"
+            " three read the stream through it.",
+        ),
+    ),
+    hints=(
+        "Write one matrix and its norm as one line: matrix @ (normal * factor), where normal is the"
+        " token after the division and factor is what the norm multiplies by. Which other matrix"
+        " gives the same with normal alone?",
+        "Input number i of the matrix is multiplied by factor[i] before it comes in. So multiply"
+        " column i by factor[i]: weights are (outputs, inputs), and matrix * factor does it for all"
+        " columns. Which of the seven matrices read what a norm gives?",
+        "norm1: query, key, value. norm2: gate, up. The factor is 1 + weight, and each norm keeps"
+        " torch.zeros_like(weight). out and down stay as they are.",
+    ),
+)
+
+EXERCISES = (EMBED, GEGLU, DECODER_LAYER, DECODER, LOGITS, FOLD_NORMS)

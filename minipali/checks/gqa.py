@@ -1,4 +1,4 @@
-"""Lesson 09: key and value heads that are shared by groups of query heads."""
+"""Lesson 09: key and value heads that are shared by groups of query heads, also afterwards."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +16,25 @@ from minipali.rope import apply_rope, rope_angles
 
 def _repeat_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(9)
-    sizes = ((3, 2, 5, 4), 2), ((2, 3, 4, 7), 3), ((3, 2, 5, 6), 4), ((2, 4, 3, 5), 1)
+    # In the first, nothing repeated, a copy less and a copy more all give another shape.
+    sizes = ((3, 2, 5, 6), 4), ((2, 3, 4, 7), 3), ((3, 2, 5, 4), 2), ((2, 4, 3, 5), 1)
     return [(torch.randn(shape, generator=random), times) for shape, times in sizes]
+
+
+def _repeat_kv(
+    x: Tensor,
+    times: int,
+    *,
+    copies: Callable[[int, int], int] = lambda g, times: times,
+    head_at: Callable[[int, int, int], int] = lambda place, g, times: place // times,
+    factor: Callable[[int], float] = lambda times: 1.0,
+    finish: Callable[[Tensor, int, int], Tensor] = lambda y, g, times: y,
+) -> Tensor:
+    """repeat_kv with one thing changed."""
+    g = x.shape[1]
+    times = copies(g, times)
+    heads = [x[:, head_at(place, g, times)] for place in range(g * times)]
+    return finish(torch.stack(heads, dim=1) * factor(times) if heads else x[:, :0], g, times)
 
 
 def _copies_inside_the_tokens(x: Tensor, times: int) -> Tensor:
@@ -41,22 +58,53 @@ REPEAT_KV = Exercise(
     mistakes=(
         Mistake(
             "tile",
-            lambda x, times: x.repeat(1, times, 1, 1),
+            partial(_repeat_kv, head_at=lambda place, g, times: place % g),
             "The heads come in the order 0 1 0 1. The copies of a head must stand side by side,"
             " 0 0 1 1, because neighbouring query heads share one: repeat_interleave, not repeat."
             " With one head the two are the same.",
         ),
         Mistake(
+            "heads reversed",
+            partial(_repeat_kv, head_at=lambda place, g, times: g - 1 - place // times),
+            "The heads come in reverse order, the last one first. The first query heads read head"
+            " 0: place i of the result holds head i // times.",
+        ),
+        Mistake(
+            "tile, reversed",
+            partial(_repeat_kv, head_at=lambda place, g, times: g - 1 - place % g),
+            "The heads come in reverse order, and one after the other (1 0 1 0). Place i of the"
+            " result holds head i // times: 0 0 1 1.",
+        ),
+        Mistake(
+            "first head for all",
+            partial(_repeat_kv, head_at=lambda place, g, times: 0),
+            "All heads of the result are copies of the first one. That is right if there is one"
+            " key/value head. Each of the g heads appears `times` times.",
+        ),
+        Mistake(
             "copies inside the tokens",
             _copies_inside_the_tokens,
-            "The new axis for the copies stands behind the tokens, so the reshape mixes tokens into"
-            " heads. Put it right behind the heads: (b, g, times, s, k), then reshape.",
+            "The copies were made behind the tokens or along the width, and the reshape then mixes"
+            " tokens into heads. The new axis belongs right behind the heads: (b, g, times, s, k),"
+            " then reshape.",
         ),
         Mistake(
             "tokens repeated",
             lambda x, times: x.repeat_interleave(times, dim=2),
             "The tokens are repeated, not the heads: axis 2 of (b, g, s, k) counts tokens. Repeat"
             " along axis 1.",
+        ),
+        Mistake(
+            "all tokens again",
+            lambda x, times: x.repeat(1, 1, times, 1),
+            "The tokens come again, not the heads: axis 2 of (b, g, s, k) counts tokens. Repeat"
+            " along axis 1.",
+        ),
+        Mistake(
+            "width repeated",
+            lambda x, times: x.repeat_interleave(times, dim=3),
+            "The numbers inside the heads are repeated, so the heads become wider. There should be"
+            " more heads: repeat along axis 1 of (b, g, s, k).",
         ),
         Mistake(
             "batch repeated",
@@ -75,6 +123,48 @@ REPEAT_KV = Exercise(
             _averaged,
             "All heads of the result are alike: the average of the key/value heads. Each group"
             " reads its own head, unchanged.",
+        ),
+        Mistake(
+            "shared out",
+            partial(_repeat_kv, factor=lambda times: 1 / times),
+            "Each copy is divided by `times`. Nothing is shared out: every query head reads the"
+            " whole head.",
+        ),
+        Mistake(
+            "multiplied",
+            partial(_repeat_kv, factor=lambda times: times),
+            "The numbers are multiplied by `times`. Each copy holds the head as it is; there are"
+            " more of them.",
+        ),
+        Mistake(
+            "one copy too few",
+            partial(_repeat_kv, copies=lambda g, times: times - 1),
+            "There is one copy too few. `times` counts all copies of a head, the head itself among"
+            " them.",
+        ),
+        Mistake(
+            "one copy too many",
+            partial(_repeat_kv, copies=lambda g, times: times + 1),
+            "There is one copy too many. `times` counts all copies of a head, the head itself among"
+            " them.",
+        ),
+        Mistake(
+            "times as the number of heads",
+            partial(_repeat_kv, copies=lambda g, times: max(1, times // g)),
+            "`times` is taken for the number of heads that are wanted. It says how often each head"
+            " appears: g * times come out.",
+        ),
+        Mistake(
+            "not merged",
+            partial(_repeat_kv, finish=lambda y, g, times: y.unflatten(1, (g, -1))),
+            "The copies have an axis of their own, (b, g, times, s, k). Merge it with the heads:"
+            " reshape to (b, g * times, s, k).",
+        ),
+        Mistake(
+            "heads behind the tokens",
+            partial(_repeat_kv, finish=lambda y, g, times: y.transpose(1, 2)),
+            "The heads stand behind the tokens, (b, s, h, k). They belong in front of them: (b, h,"
+            " s, k).",
         ),
         Mistake(
             "not repeated",
@@ -107,11 +197,19 @@ def grouped_query_attention(
     mask: Tensor | None,
     *,
     order: Callable[[Tensor, int], Tensor] = repeat_kv,
+    order_of_values: Callable[[Tensor, int], Tensor] | None = None,
+    weights: Callable[[Tensor, Tensor, Tensor | None], Tensor] = attention_weights,
+    cut: str = "b t (h k) -> b h t k",
     merge: str = "b g r t k -> b t (g r k)",
     transpose: bool = True,
     width_of_model: bool = False,
-    rotate_keys: bool = True,
-    masked: bool = True,
+    rotated: str = "qk",
+    recall: bool = True,
+    exchanged: bool = False,
+    hidden: Callable[[Tensor | None, Tensor], Tensor | None] = lambda mask, scores: mask,
+    size: Callable[[int, int], float] = lambda k, d: k,
+    out: Callable[[Tensor, Tensor], Tensor] = F.linear,
+    finish: Callable[[Tensor, Tensor], Tensor] = lambda y, x: y,
 ) -> Tensor:
     """(b, t, d) -> (b, t, d). The reference, or with one thing changed."""
     b, t, d = x.shape
@@ -121,24 +219,47 @@ def grouped_query_attention(
         y = F.linear(x, weight)
         if not transpose:
             return y.reshape(b, -1, t, k)
-        return rearrange(y, "b t (h k) -> b h t k", k=k)
+        return rearrange(y, cut, k=k)
 
     query, key, value = split(q_weight), split(k_weight), split(v_weight)
-    key, value = remember(rotate(key) if rotate_keys else key, value)
+    query, key, value = (
+        rotate(one) if name in rotated else one
+        for name, one in zip("qkv", (query, key, value), strict=True)
+    )
+    if recall:
+        key, value = remember(key, value)
+    if exchanged:
+        key, value = value, key
     groups = key.shape[1]
-    key, value = (order(one, heads // kv_heads) for one in (key, value))
-    mixed = attention_weights(rotate(query), key, mask if masked else None) @ value
+    key = order(key, heads // kv_heads)
+    value = (order_of_values or order)(value, heads // kv_heads)
+    mask = hidden(mask, query @ key.mT)
+    if mask is not None:
+        mask = mask[..., -key.shape[2] :]
+    query = query * (query.shape[-1] / size(query.shape[-1], d)) ** 0.5
+    mixed = weights(query, key, mask) @ value
     mixed = rearrange(mixed, "b (g r) t k -> b g r t k", g=groups)
-    return F.linear(rearrange(mixed, merge).reshape(b, t, -1), o_weight)
+    return finish(out(rearrange(mixed, merge).reshape(b, t, -1), o_weight), x)
+
+
+def _zeros_for_hidden(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return (scores if mask is None else scores * mask).softmax(dim=-1)
+
+
+def _over_the_queries(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return (scores if mask is None else scores.masked_fill(~mask, -1e30)).softmax(dim=-2)
 
 
 def _tools(earlier: tuple[Tensor, Tensor], t: int, g: int, k: int) -> tuple[Callable, Callable]:
     """rotate and remember for t tokens that follow earlier ones; earlier: two of (b, e, g * k).
 
-    Neither keeps anything, so that every attempt meets the same case. Both accept any cut of the
-    same numbers into heads, and complain about what can only come from a wrong order of steps.
+    Both accept any cut of the same numbers into heads, and complain about what can only come from a
+    wrong order of steps.
     """
     b, e, _ = earlier[0].shape
+    calls: list[Tensor] = []
     positions = e + 1 + torch.arange(t) + 2 * torch.arange(b)[:, None]
 
     def rotate(y: Tensor) -> Tensor:
@@ -147,9 +268,22 @@ def _tools(earlier: tuple[Tensor, Tensor], t: int, g: int, k: int) -> tuple[Call
                 f"rotate turns the {t} tokens of this call, (b, heads, {t}, k), before anything is"
                 f" remembered; found {tuple(y.shape)}."
             )
+        if calls and y.shape[1] * y.shape[3] == g * k:
+            raise ValueError(
+                "rotate was given keys after remember was called. What is remembered must be"
+                " rotated already, and is not rotated again: each key turns once, by the position"
+                " of its own token. And remember is called once: key, value = remember(key, value)."
+            )
         return apply_rope(y, *rope_angles(positions, y.shape[-1], 50.0))
 
     def remember(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(key)
+        if len(calls) > 1:
+            raise ValueError(
+                "remember was called a second time, and would store this call's tokens twice. Call"
+                " it once, with keys and values, and take both of what it returns:"
+                " key, value = remember(key, value)."
+            )
         for name, given in (("keys", key), ("values", value)):
             if given.ndim != 4 or given.shape[2] != t or given.shape[1] * given.shape[3] != g * k:
                 raise ValueError(
@@ -180,9 +314,9 @@ def _grouped_cases() -> list[tuple]:
         weights.append(some(d, h * k, size=(h * k) ** -0.5))
         rotate, remember = _tools((some(b, e, g * k), some(b, e, g * k)), t, g, k)
         mask = None
-        if masked:  # every query sees something and misses something; no two rows are alike
+        if masked:  # every query sees something old and something new, and misses something
             mask = torch.rand(b, 1, t, e + t, generator=random) < 0.6
-            mask[..., 0], mask[..., -1] = True, False
+            mask[..., 0], mask[..., -2], mask[..., -1] = True, True, False
         return (x, *weights, h, g, rotate, remember, mask)
 
     # d // h differs from k, but cuts all widths without a rest: who takes it for the width of a
@@ -213,10 +347,57 @@ GROUPED_QUERY_ATTENTION = Exercise(
             " heads as 0 0 1 1, or group the query heads as (g r), never as (r g).",
         ),
         Mistake(
+            "values tiled",
+            partial(
+                grouped_query_attention, order_of_values=lambda x, times: x.repeat(1, times, 1, 1)
+            ),
+            "The keys are repeated as 0 0 1 1 and the values as 0 1 0 1, so a head looks with one"
+            " group's keys and takes another's values. Repeat both in the same way.",
+        ),
+        Mistake(
+            "hidden scores are 0",
+            partial(grouped_query_attention, weights=_zeros_for_hidden),
+            "Hidden scores are set to 0, and the softmax still gives them weight: exp(0) is 1. Set"
+            " them to minus infinity, or hand the mask to attend.",
+        ),
+        Mistake(
+            "softmax over the queries",
+            partial(grouped_query_attention, weights=_over_the_queries),
+            "The softmax runs over the queries. Each query shares its weight out among the keys:"
+            " the last axis, dim=-1.",
+        ),
+        Mistake(
+            "one row's mask for all",
+            partial(
+                grouped_query_attention,
+                hidden=lambda mask, scores: None if mask is None else mask[:1],
+            ),
+            "All rows of the batch got the mask of the first one. Each has its own: hand attend the"
+            " whole mask, (b, 1, t, s).",
+        ),
+        Mistake(
             "groups put back in another order",
             partial(grouped_query_attention, merge="b g r t k -> b t (r g k)"),
             "The heads are grouped rightly, but put side by side in another order than they came:"
             " as (r g). o_weight expects the query heads in their old order, (g r).",
+        ),
+        Mistake(
+            "groups in reverse order",
+            partial(
+                grouped_query_attention,
+                order=lambda x, times: x.flip(1).repeat_interleave(times, dim=1),
+            ),
+            "The groups read the key/value heads in reverse order. Query head i reads head number i"
+            " // (heads // kv_heads).",
+        ),
+        Mistake(
+            "first head for all",
+            partial(
+                grouped_query_attention,
+                order=lambda x, times: x[:, :1].expand(-1, x.shape[1] * times, -1, -1),
+            ),
+            "All query heads read the first key/value head. Query head i reads head number i //"
+            " (heads // kv_heads).",
         ),
         Mistake(
             "key/value heads averaged",
@@ -245,16 +426,133 @@ GROUPED_QUERY_ATTENTION = Exercise(
             " transpose, so numbers of different tokens are mixed up. Bring t before h first.",
         ),
         Mistake(
-            "keys not rotated",
-            partial(grouped_query_attention, rotate_keys=False),
-            "The queries are rotated and the keys are not, so their angle depends on where the"
-            " query is and no longer on the distance. Rotate both, before the keys are remembered.",
+            "heads cut as (k h)",
+            partial(grouped_query_attention, cut="b t (k h) -> b h t k"),
+            "The heads are cut as (k h): each head got every h-th number. The weights keep the"
+            " numbers of a head side by side: (h k), the head as the slow axis.",
+        ),
+        Mistake(
+            "merged as (k h)",
+            partial(grouped_query_attention, merge="b g r t k -> b t (k g r)"),
+            "The heads are put together as (k h), number by number. o_weight expects the numbers of"
+            " a head side by side: (h k), the head as the slow axis.",
+        ),
+        *(
+            Mistake(
+                f"rotated: {rotated or 'nothing'}",
+                partial(grouped_query_attention, rotated=rotated),
+                says,
+            )
+            for rotated, says in (
+                (
+                    "q",
+                    "The queries are rotated and the keys are not, so their angle depends on where"
+                    " the query is and no longer on the distance. Rotate both, before the keys are"
+                    " remembered.",
+                ),
+                (
+                    "k",
+                    "The keys are rotated and the queries are not, so their angle depends on where"
+                    " the key is and no longer on the distance. Rotate both.",
+                ),
+                (
+                    "",
+                    "Nothing is rotated, so the layer does not know which token stands where."
+                    " Rotate queries and keys, before the keys are remembered.",
+                ),
+                (
+                    "qkv",
+                    "The values are rotated too. Only queries and keys are compared, so only these"
+                    " two are rotated; values are averaged as they are.",
+                ),
+                (
+                    "qv",
+                    "The values are rotated and the keys are not. Queries and keys are compared, so"
+                    " these two are rotated; values are averaged as they are.",
+                ),
+            )
+        ),
+        Mistake(
+            "nothing remembered",
+            partial(grouped_query_attention, recall=False),
+            "The queries see the tokens of this call alone. Hand keys and values to `remember`, and"
+            " go on with what it returns: those of everything so far.",
+        ),
+        Mistake(
+            "keys and values exchanged",
+            partial(grouped_query_attention, exchanged=True),
+            "Keys and values have changed places: queries are compared with keys, and values are"
+            " averaged. (remember returns the keys first.)",
         ),
         Mistake(
             "mask ignored",
-            partial(grouped_query_attention, masked=False),
+            partial(grouped_query_attention, hidden=lambda mask, scores: None),
             "The mask is not used: the queries look at keys that are hidden from them. Hand it to"
             " attend.",
+        ),
+        Mistake(
+            "mask upside down",
+            partial(
+                grouped_query_attention,
+                hidden=lambda mask, scores: None if mask is None else ~mask,
+            ),
+            "The mask is upside down: True is where a query may look.",
+        ),
+        Mistake(
+            "causal without a mask",
+            partial(
+                grouped_query_attention,
+                hidden=lambda mask, scores: (
+                    torch.ones_like(scores[:, :1], dtype=torch.bool).tril()
+                    if mask is None
+                    else mask
+                ),
+            ),
+            "Without a mask your queries do not see later tokens. None means that every query sees"
+            " everything; a causal mask would be handed over as a mask.",
+        ),
+        Mistake(
+            "causal too",
+            partial(
+                grouped_query_attention,
+                hidden=lambda mask, scores: (
+                    torch.ones_like(scores[:, :1], dtype=torch.bool).tril(
+                        scores.shape[-1] - scores.shape[-2]
+                    )
+                    & (True if mask is None else mask)
+                ),
+            ),
+            "Your queries never see later tokens, whatever the mask says. The mask alone says who"
+            " sees what, and None means that every query sees everything.",
+        ),
+        Mistake(
+            "scaled by the model's width",
+            partial(grouped_query_attention, size=lambda k, d: d),
+            "The scores are divided by the root of d, the width of the model. What is multiplied"
+            " are heads of k numbers: divide by the root of k.",
+        ),
+        Mistake(
+            "not scaled",
+            partial(grouped_query_attention, size=lambda k, d: 1),
+            "The scores are not divided by the root of k. (attend does it for you.)",
+        ),
+        Mistake(
+            "divided by k",
+            partial(grouped_query_attention, size=lambda k, d: k**2),
+            "The scores are divided by k, or twice by its root. Divide by the root of k, once."
+            " (attend does it for you.)",
+        ),
+        Mistake(
+            "x added",
+            partial(grouped_query_attention, finish=lambda y, x: x + y),
+            "x is added at the end. That is the residual connection, and it belongs to the layer"
+            " around the attention (lesson 10). Return what o_weight gives.",
+        ),
+        Mistake(
+            "last map missing",
+            partial(grouped_query_attention, out=lambda y, weight: y),
+            "The last map is missing: the heads stand side by side, heads * k numbers. o_weight"
+            " mixes them and brings them back to d.",
         ),
     ),
     hints=(
@@ -269,4 +567,304 @@ GROUPED_QUERY_ATTENTION = Exercise(
     ),
 )
 
-EXERCISES = (REPEAT_KV, GROUPED_QUERY_ATTENTION)
+
+def _share_cases() -> list[tuple]:
+    random = torch.Generator().manual_seed(19)
+
+    def case(k: int, d: int, groups: list[list[int]]) -> tuple:
+        wide = k * sum(map(len, groups))
+        shapes = (wide, d), (wide, d), (wide, d), (d, wide)
+        return (*(torch.randn(shape, generator=random) for shape in shapes), groups)
+
+    # In the first, rows and columns are equally many: who takes one for the other gets no error.
+    return [
+        case(3, 12, [[3, 0], [2, 1]]),
+        case(2, 9, [[5, 0, 3], [1, 4, 2]]),
+        case(4, 5, [[1, 2], [4, 0], [3, 5]]),
+        case(2, 7, [[1, 2, 0]]),
+        case(3, 4, [[1], [2], [0]]),
+    ]
+
+
+def share_heads(
+    q_weight: Tensor,
+    k_weight: Tensor,
+    v_weight: Tensor,
+    o_weight: Tensor,
+    groups: list[list[int]],
+    *,
+    read: Callable[[list[list[int]]], list[list[int]]] = lambda groups: groups,
+    cut: str = "(h k) d -> h k d",
+    joined: Callable[[Tensor], Tensor] = lambda heads: heads.mean(dim=0),
+    joined_values: Callable[[Tensor], Tensor] | None = None,
+    queries: Callable[[list[int]], list[int]] = lambda order: order,
+    columns: Callable[[list[int]], list[int]] = lambda order: order,
+    rows_of_out: bool = False,
+    queries_averaged: bool = False,
+    repeated: bool = False,
+    finish: Callable[[tuple], tuple] = lambda four: four,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Multi-head weights, (h k, d) three times and (d, h k), as those of a grouped layer.
+
+    The reference, or with one thing changed.
+    """
+    heads, groups = sum(map(len, groups)), read(groups)
+    order = [head for group in groups for head in group]
+    back = " -> ".join(reversed(cut.split(" -> ")))
+
+    def heads_of(weight: Tensor) -> Tensor:
+        return rearrange(weight, cut, h=heads)
+
+    def shared(weight: Tensor, join: Callable[[Tensor], Tensor]) -> Tensor:
+        few = torch.stack([join(heads_of(weight)[group]) for group in groups])
+        if repeated:
+            few = few.repeat_interleave(heads // len(groups), dim=0)
+        return rearrange(few, back)
+
+    q = rearrange(heads_of(q_weight)[queries(order)], back)
+    if queries_averaged:
+        q = shared(q_weight, joined)
+    if rows_of_out and o_weight.shape[0] % heads == 0:
+        o = rearrange(heads_of(o_weight)[columns(order)], back)
+    elif rows_of_out:
+        o = o_weight
+    else:
+        o = rearrange(heads_of(o_weight.mT)[columns(order)], back).mT
+    k, v = shared(k_weight, joined), shared(v_weight, joined_values or joined)
+    return finish((q, k, v, o))
+
+
+def _neighbours(groups: list[list[int]]) -> list[list[int]]:
+    size = len(groups[0])
+    return [list(range(i * size, (i + 1) * size)) for i in range(len(groups))]
+
+
+def _every_nth(groups: list[list[int]]) -> list[list[int]]:
+    count, heads = len(groups), sum(map(len, groups))
+    return [list(range(i, heads, count)) for i in range(count)]
+
+
+def _in_turns(q_weight, k_weight, v_weight, o_weight, groups, columns: bool):
+    """The query heads as (r g), and the columns of o_weight with them or as they should be."""
+    right = share_heads(q_weight, k_weight, v_weight, o_weight, groups)
+    turns = [[head] for heads in zip(*groups, strict=True) for head in heads]
+    wrong = share_heads(q_weight, k_weight, v_weight, o_weight, turns)
+    return wrong[0], *right[1:3], wrong[3] if columns else right[3]
+
+
+def _columns_averaged(q_weight, k_weight, v_weight, o_weight, groups):
+    *three, o = share_heads(q_weight, k_weight, v_weight, o_weight, groups)
+    o = rearrange(o, "d (g r k) -> d g r k", g=len(groups), r=len(groups[0]))
+    return *three, o.mean(dim=2, keepdim=True).expand_as(o).flatten(1)
+
+
+def _where(order: list[int]) -> list[int]:
+    """Where each head went: the other way round."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+_KEEP_TOGETHER = (
+    " A grouped layer gives neighbouring query heads one key/value head, so the heads of a group"
+    " must become neighbours: in the rows of q_weight and, in the same order, in the columns of"
+    " o_weight."
+)
+
+SHARE_HEADS = Exercise(
+    name="share_heads",
+    transfer=True,
+    reference=share_heads,
+    cases=_share_cases,
+    axes="w d; v d; v d; d w",
+    parts=("q_weight", "k_weight", "v_weight", "o_weight"),
+    checked=(
+        "shape, dtype and every value of the four weights for 5 layers of 3 to 6 heads: two groups"
+        " of 2 and of 3, three of 2, one of all heads, and groups of one; inputs unchanged"
+    ),
+    mistakes=(
+        Mistake(
+            "queries in their old order",
+            partial(share_heads, queries=sorted),
+            "The query heads are still in their old order." + _KEEP_TOGETHER,
+        ),
+        Mistake(
+            "columns in their old order",
+            partial(share_heads, columns=sorted),
+            "The query heads are reordered, and the columns of o_weight are not, so what a head"
+            " found is taken for what another one found." + _KEEP_TOGETHER,
+        ),
+        Mistake(
+            "nothing reordered",
+            partial(share_heads, queries=sorted, columns=sorted),
+            "Keys and values are right, but the query heads are still in their old order, and read"
+            " the heads of other groups." + _KEEP_TOGETHER,
+        ),
+        Mistake(
+            "queries the other way round",
+            partial(share_heads, queries=_where),
+            "The query heads are reordered the other way round: head i was moved to place order[i]."
+            " Place i must hold head order[i], with order = the groups' heads one after the other:"
+            " index with it, q[order].",
+        ),
+        Mistake(
+            "columns the other way round",
+            partial(share_heads, columns=_where),
+            "The columns of o_weight are reordered the other way round. They follow the query"
+            " heads: place i holds the columns of head order[i], in both.",
+        ),
+        Mistake(
+            "both the other way round",
+            partial(share_heads, queries=_where, columns=_where),
+            "Query heads and columns are reordered the other way round: head i was moved to place"
+            " order[i]. Place i must hold head order[i]: index with it, q[order].",
+        ),
+        Mistake(
+            "rows of o_weight",
+            partial(share_heads, rows_of_out=True),
+            "The rows of o_weight are reordered. Its rows are the model's numbers; what the heads"
+            " found comes in by its columns: o_weight is (d, heads * k).",
+        ),
+        Mistake(
+            "sum of the heads",
+            partial(share_heads, joined=lambda heads: heads.sum(dim=0)),
+            "Keys and values are the sum of a group's heads. Take the mean, or scores and values"
+            " grow with the size of the group.",
+        ),
+        Mistake(
+            "values summed",
+            partial(share_heads, joined_values=lambda heads: heads.sum(dim=0)),
+            "The values are the sum of a group's heads. Take the mean, as for the keys.",
+        ),
+        Mistake(
+            "first head of a group",
+            partial(share_heads, joined=lambda heads: heads[0]),
+            "Keys and values are those of the first head of a group; the others are thrown away."
+            " Take the mean of the group's heads.",
+        ),
+        Mistake(
+            "last head of a group",
+            partial(share_heads, joined=lambda heads: heads[-1]),
+            "Keys and values are those of the last head of a group; the others are thrown away."
+            " Take the mean of the group's heads.",
+        ),
+        Mistake(
+            "values of the first head",
+            partial(share_heads, joined_values=lambda heads: heads[0]),
+            "The keys are the mean of a group's heads, and the values are those of the first. Take"
+            " the mean for both.",
+        ),
+        Mistake(
+            "mean inside a head",
+            partial(
+                share_heads, joined=lambda heads: heads.mean(1, keepdim=True).expand_as(heads)[0]
+            ),
+            "The mean runs over the numbers of one head, so that its rows become equal. Take it"
+            " over the heads of a group, number by number: all first rows, all second rows, ...",
+        ),
+        Mistake(
+            "neighbours as groups",
+            partial(share_heads, read=_neighbours),
+            "The groups are those of neighbours, 0 1 | 2 3, whatever `groups` says. It lists the"
+            " numbers of the heads that are to share.",
+        ),
+        Mistake(
+            "neighbours averaged",
+            lambda *given: (
+                *share_heads(*given)[:1],
+                *share_heads(*given[:4], _neighbours(given[4]))[1:3],
+                *share_heads(*given)[3:],
+            ),
+            "Query heads and columns are in order, but keys and values are the means of neighbours,"
+            " 0 1 | 2 3. Average the heads that a group lists (or reorder them first, too).",
+        ),
+        *(
+            Mistake(
+                f"first of each group, then the second: {what}",
+                lambda *given, columns=columns: _in_turns(*given, columns),
+                "The query heads are put in turns: the first of each group, then the second of"
+                " each." + _KEEP_TOGETHER,
+            )
+            for what, columns in (("queries and columns", True), ("queries", False))
+        ),
+        Mistake(
+            "heads of a group sorted",
+            partial(share_heads, read=lambda groups: [sorted(group) for group in groups]),
+            "The heads of a group are sorted. That computes the same, but the contract asks for the"
+            " order in which `groups` lists them.",
+        ),
+        Mistake(
+            "groups sorted",
+            partial(share_heads, read=sorted),
+            "The groups are sorted. That computes the same, but the contract asks for the order of"
+            " `groups`: the first group's head comes first.",
+        ),
+        Mistake(
+            "groups sorted by their smallest head",
+            partial(share_heads, read=lambda groups: sorted(groups, key=min)),
+            "The groups are sorted. That computes the same, but the contract asks for the order of"
+            " `groups`: the first group's head comes first.",
+        ),
+        Mistake(
+            "columns averaged, too",
+            _columns_averaged,
+            "The columns of o_weight are averaged over a group. Each query head still finds"
+            " something of its own, which goes out through its own columns: they are reordered, and"
+            " not averaged.",
+        ),
+        Mistake(
+            "queries averaged, too",
+            partial(share_heads, queries_averaged=True),
+            "The query heads are averaged, too. Only keys and values are shared; all query heads"
+            " stay, in a new order.",
+        ),
+        Mistake(
+            "every nth head as a group",
+            partial(share_heads, read=_every_nth),
+            "The groups are those of every n-th head, whatever `groups` says. It lists the numbers"
+            " of the heads that are to share.",
+        ),
+        Mistake(
+            "heads cut as (k h)",
+            partial(share_heads, cut="(k h) d -> h k d"),
+            "The heads are cut as (k h): each got every h-th row. The rows of a head lie one after"
+            " the other: (h k), the head as the slow axis.",
+        ),
+        Mistake(
+            "single rows for heads",
+            lambda *given: (
+                *(one[[i for group in given[4] for i in group]] for one in given[:1]),
+                *(torch.stack([one[g].mean(0) for g in given[4]]) for one in given[1:3]),
+                given[3][:, [i for group in given[4] for i in group]],
+            ),
+            "You take single rows of the weights for heads. A head is k rows (and k columns of"
+            " o_weight): cut into (heads, k, d) first; k is the number of rows divided by the"
+            " number of heads.",
+        ),
+        Mistake(
+            "keys and values repeated",
+            partial(share_heads, repeated=True),
+            "Keys and values have as many heads as before, equal ones in a group. That computes the"
+            " right thing and saves nothing: return one head for each group.",
+        ),
+        Mistake(
+            "keys and values exchanged",
+            partial(share_heads, finish=lambda four: (four[0], four[2], four[1], four[3])),
+            "The weights of keys and values have changed places in what you return.",
+        ),
+        Mistake(
+            "o_weight turned",
+            partial(share_heads, finish=lambda four: (*four[:3], four[3].mT)),
+            "o_weight is turned: it must be (d, heads * k) again, as it came.",
+        ),
+    ),
+    hints=(
+        "heads = the length of all groups together; k = rows // heads. Cut q, k and v weights into"
+        " (heads, k, d), and o_weight into (d, heads, k). Then a head is one index.",
+        "For keys and values: for each group, the mean over its heads, k_heads[group].mean(dim=0);"
+        " stack the groups, and flatten back. A list of numbers may be an index: k_heads[[2, 0]]"
+        " are heads 2 and 0.",
+        "order = [head for group in groups for head in group]. Then q_heads[order] and"
+        " o_heads[:, order], flattened back to (heads * k, d) and (d, heads * k).",
+    ),
+)
+
+EXERCISES = (REPEAT_KV, GROUPED_QUERY_ATTENTION, SHARE_HEADS)

@@ -1,7 +1,7 @@
-"""Lesson 08: one layer's cache, the positions of new tokens, and a decoding loop with a cache."""
+"""Lesson 08: one layer's cache, positions of new tokens, a decoding loop, a window as a ring."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -34,46 +34,62 @@ def _cache_cases() -> list[tuple]:
     ]
 
 
-def _start_ignored(keys, values, start, key, value):
-    _, t = start, key.shape[2]
-    keys[:, :, :t], values[:, :, :t] = key, value
-    return keys[:, :, : start + t], values[:, :, : start + t]
+def _cache_update(
+    keys: Tensor,
+    values: Tensor,
+    start: int,
+    key: Tensor,
+    value: Tensor,
+    *,
+    place: Callable[[int, int, int], int] = lambda start, new, longest: start,
+    stored: str = "kv",
+    value_of: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
+    tokens: Callable[[Tensor], Tensor] = lambda new: new,
+    rows: Callable[[Tensor], Tensor] = lambda new: new,
+    onto: Callable[[Tensor, Tensor], Tensor] = lambda old, new: new,
+    behind: Callable[[Tensor], Tensor] = lambda rest: rest,
+    read: Callable[[int, int, int], tuple[int, int]] = lambda start, end, longest: (0, end),
+    from_the_buffer: bool = True,
+    new_first: bool = False,
+    order: Callable[[tuple], tuple] = lambda both: both,
+) -> tuple[Tensor, Tensor]:
+    """cache_update with one thing changed."""
+    t, longest, both = key.shape[2], keys.shape[2], []
+    for name, buffer, new in zip("kv", (keys, values), (key, value_of(key, value)), strict=True):
+        joined = torch.cat((buffer[:, :, :start], new, buffer[:, :, start + t :]), dim=2)
+        written = tokens(rows(new))
+        if name in stored:
+            first = min(place(start, t, longest), longest - written.shape[2])
+            part = buffer[:, :, first : first + written.shape[2]]
+            part[...] = onto(part, written)
+            rest = buffer[:, :, start + t :]
+            rest[...] = behind(rest)
+        first, last = read(start, start + t, longest)
+        whole = (buffer if from_the_buffer else joined)[:, :, first:last]
+        both.append(torch.cat((new, buffer[:, :, :start]), dim=2) if new_first else whole)
+    return order(tuple(both))
 
 
-def _whole_buffer(keys, values, start, key, value):
-    cache_update(keys, values, start, key, value)
-    return keys, values
-
-
-def _only_new(keys, values, start, key, value):
-    cache_update(keys, values, start, key, value)
-    return key, value
-
-
-def _only_old(keys, values, start, key, value):
-    cache_update(keys, values, start, key, value)
-    return keys[:, :, :start], values[:, :, :start]
-
-
-def _not_stored(keys, values, start, key, value):
-    return (
-        torch.cat((keys[:, :, :start], key), dim=2),
-        torch.cat((values[:, :, :start], value), dim=2),
-    )
-
-
-def _one_token(keys, values, start, key, value):
-    keys[:, :, start], values[:, :, start] = key[:, :, 0], value[:, :, 0]
-    return keys[:, :, : start + 1], values[:, :, : start + 1]
-
-
-def _values_hold_keys(keys, values, start, key, value):
-    return cache_update(keys, values, start, key, key)
+def _in_front(keys, values, start, key, value):
+    """The new ones in front of the old ones, in the buffers too."""
+    end = start + key.shape[2]
+    for buffer, new in ((keys, key), (values, value)):
+        buffer[:, :, :end] = torch.cat((new, buffer[:, :, :start]), dim=2)
+    return keys[:, :, :end], values[:, :, :end]
 
 
 def _behind_the_buffer(keys, values, start, key, value):
     return torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
 
+
+_NOT_STORED = (
+    "What you return is right, but nothing is stored: the buffers are as they were. The next call"
+    " would find garbage. Write into them: keys[:, :, a:b] = key."
+)
+_ONE_TOKEN = (
+    "Only the first token of this call is stored. The first call brings the whole prompt: write all"
+    " t = key.shape[2] tokens, to the places start to start + t."
+)
 
 CACHE_UPDATE = Exercise(
     name="cache_update",
@@ -90,45 +106,152 @@ CACHE_UPDATE = Exercise(
     mistakes=(
         Mistake(
             "start ignored",
-            _start_ignored,
+            partial(_cache_update, place=lambda start, new, longest: 0),
             "The new tokens are written to the front of the buffer, over the tokens that were"
             " there. `start` tokens are stored already: write from place `start` on.",
         ),
         Mistake(
+            "one place too far",
+            partial(_cache_update, place=lambda start, new, longest: start + 1),
+            "The new tokens are written one place too far back, and one place of garbage stays"
+            " between old and new. Places count from 0, so `start` is the first free one.",
+        ),
+        Mistake(
+            "over the last token",
+            partial(_cache_update, place=lambda start, new, longest: max(0, start - 1)),
+            "The first new token is written over the last old one. Places count from 0: the old"
+            " ones are 0 to start - 1, and `start` is the first free one.",
+        ),
+        Mistake(
+            "over the last token, and one less returned",
+            partial(
+                _cache_update,
+                place=lambda start, new, longest: max(0, start - 1),
+                read=lambda start, end, longest: (0, end - (start > 0)),
+            ),
+            "The first new token is written over the last old one. Places count from 0: the old"
+            " ones are 0 to start - 1, and `start` is the first free one.",
+        ),
+        Mistake(
+            "at the end of the buffer",
+            partial(_cache_update, place=lambda start, new, longest: longest - new),
+            "The new tokens are written to the end of the buffer. They belong behind those that"
+            " are there: from place `start` on.",
+        ),
+        Mistake(
             "whole buffer returned",
-            _whole_buffer,
+            partial(_cache_update, read=lambda start, end, longest: (0, longest)),
             "The whole buffer is returned, with places that hold no token yet. Only the first start"
             " + t places are filled: cut the buffers there.",
         ),
         Mistake(
             "only the new returned",
-            _only_new,
+            partial(_cache_update, read=lambda start, end, longest: (start, end)),
             "Only the keys and values of this call are returned. The new token must see the earlier"
             " ones too: return everything so far.",
         ),
         Mistake(
             "only the old returned",
-            _only_old,
+            partial(_cache_update, read=lambda start, end, longest: (0, start)),
             "The tokens of this call are stored, but they are missing in what is returned. A token"
             " sees itself too: return start + t places.",
         ),
         Mistake(
+            "last place not returned",
+            partial(_cache_update, read=lambda start, end, longest: (0, end - 1)),
+            "The last token is missing in what is returned. A slice ends before its second number:"
+            " keys[:, :, : start + t] holds start + t places.",
+        ),
+        Mistake(
+            "one place too many returned",
+            partial(_cache_update, read=lambda start, end, longest: (0, end + 1)),
+            "One place too many is returned, which holds no token yet. start + t places are filled:"
+            " keys[:, :, : start + t].",
+        ),
+        Mistake(
             "not stored",
-            _not_stored,
-            "What you return is right, but nothing is stored: the buffers are as they were. The"
-            " next call would find garbage. Write into them: keys[:, :, a:b] = key.",
+            partial(_cache_update, stored="", from_the_buffer=False),
+            _NOT_STORED,
+        ),
+        Mistake(
+            "written into a copy",
+            partial(_cache_update, stored=""),
+            "Nothing is stored, and what you return holds the garbage that was there. You write"
+            " into a copy (a list of places, as in keys[:, :, [4, 5]][...], or .clone() makes"
+            " one): write keys[:, :, a:b] = key.",
+        ),
+        Mistake(
+            "values not stored",
+            partial(_cache_update, stored="k", from_the_buffer=False),
+            "What you return is right, and the keys are stored, but the values are not: the next"
+            " call would find garbage. Write into both buffers.",
+        ),
+        Mistake(
+            "keys not stored",
+            partial(_cache_update, stored="v", from_the_buffer=False),
+            "What you return is right, and the values are stored, but the keys are not: the next"
+            " call would find garbage. Write into both buffers.",
         ),
         Mistake(
             "one token at a time",
-            _one_token,
-            "Only the first token of this call is stored. The first call brings the whole prompt:"
-            " write all t = key.shape[2] tokens, to the places start to start + t.",
+            partial(
+                _cache_update,
+                tokens=lambda new: new[:, :, :1],
+                read=lambda start, end, longest: (0, start + 1),
+            ),
+            _ONE_TOKEN,
+        ),
+        Mistake(
+            "one token at a time, all returned",
+            partial(_cache_update, tokens=lambda new: new[:, :, :1]),
+            _ONE_TOKEN,
+        ),
+        Mistake(
+            "last token alone",
+            partial(_cache_update, tokens=lambda new: new[:, :, -1:]),
+            "Only the last token of this call is stored, in the first free place. The first call"
+            " brings the whole prompt: write all t = key.shape[2] tokens.",
+        ),
+        Mistake(
+            "first row alone",
+            partial(_cache_update, rows=lambda new: new[:1].expand_as(new)),
+            "All rows of the buffers get the tokens of the first text. Each text of the batch has"
+            " its own row: keys[:, :, a:b] = key, with key as it is.",
+        ),
+        Mistake(
+            "added",
+            partial(_cache_update, onto=lambda old, new: old + new),
+            "The new tokens are added to what lies in the buffer, and that is garbage. Assign them:"
+            " = and not +=.",
+        ),
+        Mistake(
+            "the rest cleared",
+            partial(_cache_update, behind=torch.zeros_like),
+            "What lies further back is overwritten with zeros. Leave it alone: write to the places"
+            " start to start + t, and to no others.",
         ),
         Mistake(
             "keys in place of values",
-            _values_hold_keys,
+            partial(_cache_update, value_of=lambda key, value: key),
             "The buffer of the values holds keys. Look at the two lines that write: one stores key,"
             " the other value.",
+        ),
+        Mistake(
+            "values first",
+            partial(_cache_update, order=lambda both: both[::-1]),
+            "Keys and values have changed places in what you return: keys first.",
+        ),
+        Mistake(
+            "new before old",
+            partial(_cache_update, new_first=True),
+            "What you return begins with the new tokens. The old ones come first, as they are"
+            " stored.",
+        ),
+        Mistake(
+            "stored in front",
+            _in_front,
+            "The new tokens are put in front of the old ones, which are moved back. Nothing is"
+            " moved: the new ones are written behind the old ones, from place `start` on.",
         ),
         Mistake(
             "appended behind the buffer",
@@ -154,10 +277,11 @@ def _positions_cases() -> list[tuple]:
         return is_real, torch.tensor(earlier)[:, None]
 
     return [
-        case(["#####", "..###", ".####"], [0, 0, 0]),  # prompts, padded on the left
-        case(["#", "#", "#"], [5, 3, 4]),  # one new token each
+        case(["#####", "..###", ".####", "....."], [0, 0, 0, 0]),  # prompts, padded on the left
+        case(["#", "#", "#"], [3, 5, 4]),  # one new token each
         case(["###", "##."], [7, 2]),  # more tokens; the second row is padded at the end
         case(["#", "."], [9, 4]),  # the second row has ended
+        case(["#" * 300, "." * 7 + "#" * 293], [0, 0]),  # more than a byte can count
     ]
 
 
@@ -167,15 +291,23 @@ def _token_positions(
     *,
     count: Callable[[Tensor], Tensor] = lambda is_real: is_real.cumsum(1),
     go_on: Callable[[Tensor], Tensor] = lambda earlier: earlier,
+    more: int = 0,
     least: int = 1,
+    at_padding: Callable[[Tensor, Tensor], Tensor] = lambda positions, is_real: positions,
 ) -> Tensor:
     """token_positions with one thing changed."""
-    return (count(is_real) + go_on(earlier)).clamp(min=least)
+    positions = (count(is_real) + go_on(earlier) + more).clamp(min=least)
+    return at_padding(positions, is_real)
 
 
-def _all_padding_one(is_real, earlier):
-    return (is_real.cumsum(1) + earlier).masked_fill(~is_real, 1)
-
+_RESTART = (
+    "It looks like positions restart at 1 in every call. With a cache, a call brings only the new"
+    " tokens: go on after the `earlier` ones of the row."
+)
+_EARLIER = (
+    "All rows go on from one and the same number. Each row has had its own number of real tokens:"
+    " `earlier` is (b, 1), one number a row."
+)
 
 TOKEN_POSITIONS = Exercise(
     name="token_positions",
@@ -183,16 +315,12 @@ TOKEN_POSITIONS = Exercise(
     cases=_positions_cases,
     axes="b t",
     checked=(
-        "every position in 4 calls: a padded prompt, one new token after prompts of different"
-        " lengths, three new tokens, and a row that has ended"
+        "every position in 5 calls: padded prompts and a row of nothing but padding, one new token"
+        " after prompts of different lengths, three new tokens, a row that has ended, and 300"
+        " tokens at once; inputs unchanged"
     ),
     mistakes=(
-        Mistake(
-            "positions restart",
-            partial(_token_positions, go_on=torch.zeros_like),
-            "It looks like positions restart at 1 in every call. With a cache, a call brings only"
-            " the new tokens: go on after the `earlier` ones of the row.",
-        ),
+        Mistake("positions restart", partial(_token_positions, go_on=torch.zeros_like), _RESTART),
         Mistake(
             "padding counted",
             partial(
@@ -204,8 +332,26 @@ TOKEN_POSITIONS = Exercise(
         ),
         Mistake(
             "counted from 0",
-            partial(_token_positions, count=lambda is_real: is_real.cumsum(1) - 1, least=0),
+            partial(_token_positions, more=-1, least=0),
             "Positions are counted from 0. The contract says from 1, as transformers does it.",
+        ),
+        Mistake(
+            "counted from 0, and 0 made 1",
+            partial(_token_positions, more=-1),
+            "Every position is one too low, and 0 is made 1. cumsum counts the token itself, as it"
+            " should: subtract nothing.",
+        ),
+        Mistake(
+            "counted before the token",
+            partial(_token_positions, count=lambda is_real: is_real.cumsum(1) - is_real.long()),
+            "Only the tokens *before* a place are counted. The contract counts up to and including"
+            " it: is_real.cumsum(dim=1) does.",
+        ),
+        Mistake(
+            "one too many",
+            partial(_token_positions, more=1),
+            "Every position is one too high. cumsum counts the token itself already: the first real"
+            " token has position 1.",
         ),
         Mistake(
             "padding in front gets 0",
@@ -220,17 +366,81 @@ TOKEN_POSITIONS = Exercise(
             " tokens, counted from 1, the next position is earlier + 1.",
         ),
         Mistake(
+            "one jumped over",
+            partial(_token_positions, go_on=lambda earlier: earlier + (earlier > 0)),
+            "Between the last call and this one a position is left out. After `earlier` tokens,"
+            " counted from 1, the next position is earlier + 1, and cumsum adds this 1 already.",
+        ),
+        Mistake(
+            "clamped before earlier",
+            partial(_token_positions, count=lambda is_real: is_real.cumsum(1).clamp(min=1)),
+            "1 is made the least number before `earlier` is added, so padding in front counts as a"
+            " token in later calls. First add, then clamp: a place with padding gets the number of"
+            " real tokens so far, and 1 only where there are none.",
+        ),
+        Mistake(
             "all padding gets 1",
-            _all_padding_one,
+            partial(_token_positions, at_padding=lambda p, is_real: p.masked_fill(~is_real, 1)),
             "All padding gets position 1. The model would not mind, because padding is masked; but"
             " the contract asks for the number of real tokens so far, and 1 only where there are"
             " none.",
+        ),
+        Mistake(
+            "all padding gets 0",
+            partial(_token_positions, at_padding=lambda p, is_real: p * is_real),
+            "All padding gets position 0. The contract asks for the number of real tokens so far,"
+            " and 1 where there are none.",
+        ),
+        Mistake(
+            "padding gets the next position",
+            partial(_token_positions, at_padding=lambda p, is_real: p + (~is_real & (p > 1))),
+            "Padding behind real tokens gets the position of the next token. The contract asks for"
+            " the number of real tokens so far.",
         ),
         Mistake(
             "counted along the batch",
             partial(_token_positions, count=lambda is_real: is_real.cumsum(0)),
             "Tokens are counted along the batch. Rows are different texts: count along the tokens,"
             " axis 1.",
+        ),
+        Mistake(
+            "sum of the row",
+            partial(
+                _token_positions,
+                count=lambda is_real: is_real.sum(1, keepdim=True).expand(is_real.shape),
+            ),
+            "All tokens of a row get the same position: the sum. A position counts the real tokens"
+            " up to its place: a running sum, cumsum.",
+        ),
+        Mistake(
+            "counted from the end",
+            partial(_token_positions, count=lambda is_real: is_real.flip(1).cumsum(1).flip(1)),
+            "The tokens are counted from the end of the row. Count from the left.",
+        ),
+        Mistake(
+            "earlier of the first row",
+            partial(_token_positions, go_on=lambda earlier: earlier[:1].expand_as(earlier)),
+            _EARLIER,
+        ),
+        Mistake(
+            "earlier of the longest row",
+            partial(_token_positions, go_on=lambda earlier: earlier.max().expand_as(earlier)),
+            _EARLIER,
+        ),
+        Mistake(
+            "earlier subtracted",
+            partial(_token_positions, go_on=lambda earlier: -earlier),
+            "`earlier` is subtracted. These tokens came before, so the new ones are further on: add"
+            " it.",
+        ),
+        Mistake(
+            "counted in bytes",
+            partial(
+                _token_positions,
+                count=lambda is_real: is_real.cumsum(1, dtype=torch.uint8).long(),
+            ),
+            "After 255 tokens the count begins again at 0: it was made in uint8, which holds no"
+            " more. A picture alone can have more tokens.",
         ),
     ),
     hints=(
@@ -257,12 +467,29 @@ def decode(
     *,
     go_on: bool = True,
     count_padding: bool = False,
+    later: int = 0,
+    advance: bool = True,
+    turned: str = "qk",
     rotate_late: bool = False,
+    newest: bool = False,
     grow_mask: bool = True,
     shared: bool = False,
     prompt_twice: bool = False,
-    hide_padding: bool = True,
+    hide_padding: tuple[bool, bool] = (True, True),
     causal: bool = False,
+    visible: Callable[[Tensor, int], Tensor] = lambda mask, prompt: mask,
+    of_a_row: Callable[[Tensor], Tensor] = lambda positions: positions,
+    again: str = "",
+    only_new: bool = False,
+    exchanged: bool = False,
+    forget: bool = False,
+    chained: bool = True,
+    place: int = -1,
+    read: Callable[[Tensor], Tensor] | None = None,
+    choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(dim=-1, keepdim=True),
+    fed: Callable[[list[Tensor]], Tensor] = lambda tokens: tokens[-1],
+    more: int = 0,
+    finished: Callable[[list[Tensor]], Tensor] = lambda all_logits: torch.stack(all_logits, dim=1),
 ) -> Tensor:
     """Prompt tokens (b, t) -> logits (b, steps, v) of the new ones.
 
@@ -272,40 +499,55 @@ def decode(
     buffers: list = [None] * layers
     seen = is_real[:, :0]
     earlier = torch.zeros(len(prompt), 1, dtype=torch.long)
-    start, all_logits = 0, []
-    longest = 2 * prompt.shape[1] + steps
-    while len(all_logits) < steps:
+    start, all_logits, chosen, everywhere = 0, [], [prompt[:, -1:]], prompt
+    longest = 2 * prompt.shape[1] + steps + more
+    while len(all_logits) < steps + more:
         tokens, real = calls[-1]
         positions = token_positions(real, earlier if go_on else torch.zeros_like(earlier))
+        if only_new and start:
+            positions = torch.full_like(positions, len(all_logits))
+        positions = of_a_row(positions + later * (start > 0))
+        everywhere = torch.cat((everywhere, positions), dim=1) if start else positions
         counted = torch.ones_like(real) if count_padding else real
-        earlier = earlier + counted.sum(dim=1, keepdim=True)
+        if advance or not start:
+            earlier = earlier + counted.sum(dim=1, keepdim=True)
         hidden_tokens = torch.zeros_like(real) if start and not grow_mask else real
-        seen = torch.cat((seen, hidden_tokens), dim=1)
-        mask = (seen if hide_padding else torch.ones_like(seen))[:, None, None]
+        seen = torch.cat((seen[:, :0] if forget else seen, hidden_tokens), dim=1)
+        hide = hide_padding[0 if start == 0 else 1]
+        mask = (seen if hide else torch.ones_like(seen))[:, None, None]
         if causal and start == 0:
             mask = mask & torch.ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
-        x = embed(tokens)
+        mask = visible(mask, prompt.shape[1])
+        x = embedded = embed(tokens)
         for i in range(layers):
             query, key, value = project(i, x)
-            query = rotate(query, positions)
-            if not rotate_late:
+            query = rotate(query, positions) if "q" in turned else query
+            if "k" in turned and not rotate_late:
                 key = rotate(key, positions)
-            place = 0 if shared else i
-            if buffers[place] is None:
+            value = rotate(value, positions) if "v" in turned else value
+            where = 0 if shared else i
+            if buffers[where] is None:
                 b, g, _, k = key.shape
-                buffers[place] = [key.new_zeros(b, g, longest, k) for _ in "kv"]
-            keys, values = cache_update(*buffers[place], start, key, value)
+                buffers[where] = [key.new_zeros(b, g, longest, k) for _ in "kv"]
+            keys, values = cache_update(*buffers[where], start, key, value)
+            if forget:
+                keys, values = key, value
             if rotate_late:
-                keys = rotate(keys, positions)
-            x = finish(i, x, attend(query, keys, values, mask))
+                keys = rotate(keys, positions[:, -1:] if newest else positions)
+            if again and start:
+                old = rotate(keys, everywhere if again == "own" else positions)
+                keys = keys.copy_(old) if again == "kept" else old
+            if exchanged:
+                keys, values = values, keys
+            x = finish(i, x if chained else embedded, attend(query, keys, values, mask))
         start += tokens.shape[1]
         if prompt_twice and len(calls) == 1:
             calls.append((prompt, is_real))
             continue
-        all_logits.append(head(x[:, -1]))
-        new = all_logits[-1].argmax(dim=-1, keepdim=True)
-        calls.append((new, torch.ones_like(new, dtype=torch.bool)))
-    return torch.stack(all_logits, dim=1)
+        all_logits.append(head(read(x) if read else x[:, place]))
+        chosen.append(choose(all_logits[-1]))
+        calls.append((fed(chosen), torch.ones_like(chosen[-1], dtype=torch.bool)))
+    return finished(all_logits)
 
 
 def _tiny_model(
@@ -334,8 +576,9 @@ def _tiny_model(
     def project(layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if x.shape[1] > longest:
             raise ValueError(
-                "the other tokens are in the cache, so each call after the first brings only the"
-                f" new one; project got {x.shape[1]} tokens at once (the prompt has {longest})"
+                "this is a loop without a cache: the other tokens are in the cache, so each call"
+                f" after the first brings only the new one; project got {x.shape[1]} tokens at once"
+                f" (the prompt has {longest})"
             )
         return tuple(
             (x @ weight.T).unflatten(-1, (-1, k)).transpose(1, 2) for weight in maps[layer][:3]
@@ -371,20 +614,147 @@ def _tiny_model(
     return embed, project, rotate, attend, finish, head
 
 
+@cache  # two mistakes at once are tried on them hundreds of times
 def _decode_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(9)
 
     def case(rows: list[str], steps: int, layers: int, h: int, g: int, k: int) -> tuple:
         is_real = torch.tensor([[place == "#" for place in row] for row in rows])
         prompt = torch.randint(1, 11, is_real.shape, generator=random) * is_real  # 0 is padding
-        # Of the seeds tried, 89 gives the most varied tokens, none of them close to a tie.
-        return prompt, is_real, steps, layers, *_tiny_model(89, len(rows[0]), layers, h, g, k)
+        # Of the seeds tried, 315 gives the most varied tokens, none of them close to a tie.
+        return prompt, is_real, steps, layers, *_tiny_model(315, len(rows[0]), layers, h, g, k)
 
     return [
-        case(["#####", "..###", ".####"], 4, 2, 4, 2, 6),
+        case(["..###", "#####", ".####"], 4, 2, 4, 2, 6),
         case([".###", "####"], 3, 3, 2, 2, 4),
     ]
 
+
+def _alone(**changes) -> Callable:
+    """An edit of decode that is not tried together with others: two at once cost time."""
+    return lambda *given: decode(*given, **changes)
+
+
+def _hide(part: str) -> Callable[[Tensor, int], Tensor]:
+    """Part of what a new token sees is hidden from it; the prompt sees what it should."""
+
+    def visible(mask: Tensor, prompt: int) -> Tensor:
+        if mask.shape[-1] == prompt:
+            return mask
+        mask = mask.clone()
+        if part == "itself":
+            mask[..., -1] = False
+        elif part == "prompt":
+            mask[..., :prompt] = False
+        else:
+            mask[..., prompt:-1] = False
+        return mask
+
+    return visible
+
+
+_ALONE = (
+    Mistake(
+        "new token does not see itself",
+        _alone(visible=_hide("itself")),
+        "A new token sees all others, but not itself. Its key and value are in the cache when it"
+        " looks: put a True for it into the mask before the call.",
+    ),
+    Mistake(
+        "prompt hidden later",
+        _alone(visible=_hide("prompt")),
+        "New tokens do not see the prompt. The mask of a later call has a column for each place so"
+        " far: those of the prompt, as they were, and one more for each new token.",
+    ),
+    Mistake(
+        "earlier new tokens hidden",
+        _alone(visible=_hide("between")),
+        "A new token sees the prompt and itself, but not the tokens that were written before it."
+        " Each call adds a True that stays.",
+    ),
+    Mistake(
+        "mask upside down",
+        _alone(visible=lambda mask, prompt: ~mask),
+        "The mask is upside down: True is where a query may look, which is where tokens are real.",
+    ),
+    Mistake(
+        "one row's mask for all",
+        _alone(visible=lambda mask, prompt: mask[:1].expand_as(mask)),
+        "All rows got the mask of the first one. Each row has its own padding: (b, 1, 1, s).",
+    ),
+    Mistake(
+        "one row's positions for all",
+        _alone(of_a_row=lambda positions: positions[:1].expand_as(positions)),
+        "All rows got the positions of the first one. Rows have different padding, so their"
+        " positions differ: (b, t).",
+    ),
+    Mistake(
+        "all keys by the newest position",
+        _alone(rotate_late=True, newest=True),
+        "The cache holds keys that are not rotated, and each call rotates all of them by the"
+        " newest position. A key keeps the position of its own token: rotate it once, before it is"
+        " stored.",
+    ),
+    *(
+        Mistake(
+            f"rotated again: {how}",
+            _alone(again=how),
+            "All keys of the cache are rotated once more in each call. A key is rotated once, by"
+            " the position of its own token, and stored so.",
+        )
+        for how in ("read", "kept", "own")
+    ),
+    Mistake(
+        "position stays",
+        _alone(advance=False, later=-1),
+        "All new tokens get the position of the prompt's last one. `earlier` is the number of all"
+        " real tokens before a call, and grows by one with each new token.",
+    ),
+    Mistake(
+        "only new tokens counted",
+        _alone(only_new=True),
+        "The new tokens are counted 1, 2, 3, ..., as if there were no prompt. They come after it:"
+        " `earlier` holds the real tokens of the prompt, too.",
+    ),
+    Mistake(
+        "keys and values exchanged",
+        _alone(exchanged=True),
+        "Keys and values have changed places on the way to attend: query, key, value.",
+    ),
+    Mistake(
+        "mean of all places",
+        _alone(read=lambda x: x.mean(dim=1)),
+        "The logits come from the mean of all places. What follows the last token is read from the"
+        " last place: head(x[:, -1]).",
+    ),
+    Mistake(
+        "last token of the prompt fed",
+        _alone(fed=lambda tokens: tokens[0]),
+        "Each later call gets the last token of the prompt again. Feed the token that was just"
+        " chosen.",
+    ),
+    Mistake(
+        "first choice fed again",
+        _alone(fed=lambda tokens: tokens[1]),
+        "Each later call gets the first chosen token again. Feed the one that was just chosen.",
+    ),
+    Mistake(
+        "one token late",
+        _alone(fed=lambda tokens: tokens[-2]),
+        "Each later call gets the token before the one that was just chosen. Feed the newest one.",
+    ),
+    Mistake(
+        "second likeliest",
+        _alone(choose=lambda logits: logits.topk(2, dim=-1).indices[:, 1:]),
+        "The second largest logit is chosen. The likeliest token is the one with the largest:"
+        " argmax.",
+    ),
+    Mistake(
+        "logarithms of probabilities",
+        _alone(finished=lambda all_logits: torch.stack(all_logits, dim=1).log_softmax(-1)),
+        "These are logarithms of probabilities. Return the logits, as head gives them.",
+    ),
+)
 
 DECODE = Exercise(
     name="decode",
@@ -430,13 +800,13 @@ DECODE = Exercise(
         ),
         Mistake(
             "prompt appended twice",
-            partial(decode, prompt_twice=True),
+            _alone(prompt_twice=True),
             "The prompt is in the cache twice: it went through the model once to fill the cache,"
             " and once more to get the first logits. The first call does both.",
         ),
         Mistake(
             "padding visible",
-            partial(decode, hide_padding=False),
+            partial(decode, hide_padding=(False, False)),
             "The mask lets tokens see the padding. Padding is False in the mask, in the first call"
             " and in each later one.",
         ),
@@ -445,6 +815,124 @@ DECODE = Exercise(
             partial(decode, causal=True),
             "The prompt is masked causally. Here, as in PaliGemma, it is a prefix: each of its"
             " tokens sees all its real tokens, later ones too.",
+        ),
+        Mistake(
+            "padding visible later",
+            _alone(hide_padding=(True, False)),
+            "The padding is hidden in the first call, and visible in the later ones. The mask of a"
+            " later call has a column for each place so far, and padding stays False in it.",
+        ),
+        Mistake(
+            "padding visible at first",
+            _alone(hide_padding=(False, True)),
+            "The padding is visible in the first call. It is False in the mask, in the first call"
+            " and in each later one.",
+        ),
+        Mistake(
+            "only the new token visible",
+            partial(decode, forget=True),
+            "In later calls the new token sees nothing but itself: what was stored is not handed to"
+            " attend. Attend to all keys and values so far.",
+        ),
+        Mistake(
+            "last position twice",
+            partial(decode, later=-1),
+            "The first new token gets the position of the prompt's last token, and so on: all new"
+            " positions are one too low. token_positions adds 1 by itself, so `earlier` is the"
+            " number of all real tokens before this call.",
+        ),
+        Mistake(
+            "one position jumped over",
+            _alone(later=1),
+            "All new positions are one too high: between the prompt and the first new token one is"
+            " left out. `earlier` is the number of real tokens before this call; token_positions"
+            " adds the 1.",
+        ),
+        Mistake(
+            "position does not advance",
+            _alone(advance=False),
+            "All new tokens get the same position. `earlier` grows by one with each of them.",
+        ),
+        *(
+            Mistake(f"turned: {turned or 'nothing'}", partial(decode, turned=turned), says)
+            for turned, says in (
+                (
+                    "qkv",
+                    "The values are rotated too. Only queries and keys are: what they share is a"
+                    " distance, and a value meets no second turned vector.",
+                ),
+                (
+                    "q",
+                    "The keys are not rotated, neither before they are stored nor after. Rotate"
+                    " queries and keys, each by the positions of its own call.",
+                ),
+                (
+                    "k",
+                    "The queries are not rotated. Rotate queries and keys, each by the positions of"
+                    " its own call.",
+                ),
+                (
+                    "",
+                    "Nothing is rotated, so the model does not know which token stands where."
+                    " Rotate queries and keys by the positions of their call.",
+                ),
+            )
+        ),
+        *_ALONE,
+        Mistake(
+            "layers not chained",
+            _alone(chained=False),
+            "Each layer is finished with the embedded tokens, as if no layer had come before. Hand"
+            " on what the last one returned: x = finish(layer, x, mixed).",
+        ),
+        Mistake(
+            "first place read",
+            partial(decode, place=0),
+            "The logits come from the first place. The last place has seen the whole prompt, and"
+            " what follows it is the new token: head(x[:, -1]).",
+        ),
+        Mistake(
+            "first row's choice",
+            _alone(
+                choose=lambda logits: logits[:1].argmax(-1, keepdim=True).expand(len(logits), 1),
+            ),
+            "Every text gets the token that was chosen for the first one. Each row chooses its own:"
+            " argmax over the last axis, dim=-1.",
+        ),
+        Mistake(
+            "least likely",
+            _alone(choose=lambda logits: logits.argmin(dim=-1, keepdim=True)),
+            "The smallest logit is chosen. The likeliest token is the one with the largest:"
+            " argmax.",
+        ),
+        Mistake(
+            "probabilities",
+            partial(decode, finished=lambda all_logits: torch.stack(all_logits, dim=1).softmax(-1)),
+            "These are probabilities. Return the logits, as head gives them.",
+        ),
+        Mistake(
+            "steps in front",
+            _alone(finished=torch.stack),
+            "The steps are the first axis. Put them behind the batch: torch.stack(all_logits,"
+            " dim=1).",
+        ),
+        Mistake(
+            "one step too few",
+            partial(decode, more=-1),
+            "There is one step too few. The first call, with the prompt, chooses a token already:"
+            " `steps` calls in all, and logits of each.",
+        ),
+        Mistake(
+            "one step too many",
+            _alone(more=1),
+            "There is one step too many. The first call, with the prompt, chooses a token already:"
+            " `steps` calls in all, the prompt's among them.",
+        ),
+        Mistake(
+            "prompt's logits left out",
+            _alone(more=1, finished=lambda all_logits: torch.stack(all_logits[1:], dim=1)),
+            "The logits of the first call are missing. The first new token is chosen from what the"
+            " prompt's last place gives, so these are the first to be returned.",
         ),
     ),
     hints=(
@@ -462,4 +950,276 @@ DECODE = Exercise(
     ),
 )
 
-EXERCISES = (CACHE_UPDATE, TOKEN_POSITIONS, DECODE)
+
+def _ring_cases() -> list[tuple]:
+    random = torch.Generator().manual_seed(18)
+
+    def case(b: int, g: int, window: int, k: int, start: int, t: int) -> tuple:
+        buffers = []
+        for _ in "kv":
+            # What is not filled yet is garbage: a new buffer is not empty.
+            buffer = torch.randn(b, g, window, k, generator=random)
+            buffer[:, :, start:] = 1000 + 100 * buffer[:, :, start:]
+            buffers.append(buffer)
+        key, value = (torch.randn(b, g, t, k, generator=random) for _ in "kv")
+        return (*buffers, start, key, value)
+
+    return [
+        case(3, 2, 5, 4, 0, 3),  # a short prompt
+        case(3, 2, 5, 4, 3, 1),  # one more, and the ring is not full yet
+        case(3, 2, 5, 4, 12, 1),  # long ago it was
+        case(2, 3, 5, 4, 8, 3),  # three, of which the last begins the ring anew
+        case(2, 1, 5, 6, 0, 8),  # a prompt that is longer than the window
+        case(2, 2, 4, 3, 7, 6),  # and more of it later
+    ]
+
+
+def ring_update(
+    keys: Tensor,
+    values: Tensor,
+    start: int,
+    key: Tensor,
+    value: Tensor,
+    *,
+    back: Callable[[int], int] = lambda window: window - 1,
+    known: Callable[[int, int], int] = lambda start, window: start,
+    number: Callable[[Tensor, int], Tensor] = lambda places, window: places % window,
+    keep_first: bool = False,
+    tokens: Callable[[int, int, int], int] = lambda start, t, window: t,
+    write_first: bool = False,
+    stored: str = "kv",
+    value_of: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
+    old_order: Callable[[Tensor, int], Tensor] = lambda places, window: places,
+    cut: bool = False,
+    parts: Callable[[Tensor, Tensor], tuple] = lambda old, new: (old, new),
+    rolled: bool = False,
+    order: Callable[[tuple], tuple] = lambda both: both,
+) -> tuple[Tensor, Tensor]:
+    """All keys and values that this call's tokens may see, and its own stored in the ring.
+
+    keys, values: (b, g, window, k), written in place; key, value: (b, g, t, k) -> two of (b, g, s,
+    k). The reference, or with one thing changed.
+    """
+    window, t, both = keys.shape[2], key.shape[2], []
+    before = torch.arange(max(0, known(start, window) - back(window)), known(start, window))
+    before = old_order(number(before, window), window)
+    for name, buffer, new in zip("kv", (keys, values), (key, value_of(key, value)), strict=True):
+        old = buffer[:, :, before]
+        fresh = torch.arange(start, start + t)[: tokens(start, t, window)]
+        fresh = fresh[:window] if keep_first else fresh[-window:]
+        if name in stored:
+            buffer[:, :, number(fresh, window)] = new[:, :, fresh - start]
+            if rolled:  # what is oldest at the front
+                buffer[...] = buffer.roll(-((start + t) % window) * (start + t >= window), 2)
+        if write_first:
+            old = buffer[:, :, before]
+        whole = torch.cat(parts(old, new), dim=2)
+        both.append(whole[:, :, -window:] if cut else whole)
+    return order(tuple(both))
+
+
+_NOT_IN_THE_RING = " Token number n of a row, counted from 0, lies at place n % window."
+
+_PUSHED = (
+    "The buffer is pushed along, so that the oldest token lies in front. That moves every key in"
+    " each step. In a ring nothing moves: the new token takes the place of the oldest."
+    + _NOT_IN_THE_RING
+)
+
+
+def _pushed_through(keys, values, start, key, value):
+    window, both = keys.shape[2], []
+    for buffer, new in ((keys, key), (values, value)):
+        old = buffer[:, :, : min(start, window)].clone()
+        both.append(torch.cat((old[:, :, -(window - 1) :], new), dim=2))
+        kept = torch.cat((old, new), dim=2)[:, :, -window:]
+        buffer[:, :, : kept.shape[2]] = kept
+    return tuple(both)
+
+
+def _start_as_a_place(keys, values, start, key, value):
+    """As in an ordinary cache; where torch would refuse, the rest is dropped."""
+    room = max(0, keys.shape[2] - start)
+    return cache_update(keys, values, start, key[:, :, :room], value[:, :, :room])
+
+
+def _last_at_first(keys, values, start, key, value):
+    seen = ring_update(keys.clone(), values.clone(), start, key, value)
+    keys[:, :, start % keys.shape[2]] = key[:, :, -1]
+    values[:, :, start % keys.shape[2]] = value[:, :, -1]
+    return seen
+
+
+def _ring_returned(keys, values, start, key, value):
+    ring_update(keys, values, start, key, value)
+    end = start + key.shape[2]
+    return keys[:, :, :end].clone(), values[:, :, :end].clone()
+
+
+RING_UPDATE = Exercise(
+    name="ring_update",
+    transfer=True,
+    reference=ring_update,
+    cases=_ring_cases,
+    axes="b g s k; b g s k; b g window k; b g window k",
+    parts=("seen_keys", "seen_values", "keys", "values"),
+    in_place=("keys", "values"),
+    checked=(
+        "what is returned and what is stored, every value, in 6 calls: a short prompt, one token"
+        " before and one after the ring is full, three that run over its end, a prompt longer than"
+        " the window, and many tokens later; places that are not filled hold garbage"
+    ),
+    mistakes=(
+        Mistake(
+            "one old token too many",
+            partial(ring_update, back=lambda window: window),
+            "One old token too many is returned. A token sees `window` tokens, and it is one of"
+            " them: at most window - 1 come from the ring.",
+        ),
+        Mistake(
+            "one old token too few",
+            partial(ring_update, back=lambda window: window - 2),
+            "One old token is missing in what is returned. A token sees `window` tokens, itself"
+            " among them: window - 1 come from the ring.",
+        ),
+        Mistake(
+            "written before read",
+            partial(ring_update, write_first=True),
+            "The ring is written before it is read. The new tokens lie where old ones lay that the"
+            " first of the new ones still sees: read first, then write.",
+        ),
+        Mistake(
+            "ordered by place",
+            partial(ring_update, old_order=lambda places, window: places.sort().values),
+            "The old tokens come in the order of their places. In a ring the oldest does not lie at"
+            " place 0: tokens start - window + 1 to start - 1 lie at these numbers % window.",
+        ),
+        Mistake(
+            "newest first",
+            partial(ring_update, old_order=lambda places, window: places.flip(0)),
+            "The old tokens come with the newest first. Return the oldest first.",
+        ),
+        Mistake(
+            "first tokens of a long prompt kept",
+            partial(ring_update, keep_first=True),
+            "Of more tokens than the window holds, the first are kept. Later tokens see the last"
+            " ones: store the last `window` tokens." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "one token stored",
+            partial(ring_update, tokens=lambda start, t, window: 1),
+            "Only the first token of this call is stored. A call may bring several: store all t, or"
+            " the last `window` of them.",
+        ),
+        Mistake(
+            "cut off at the end of the ring",
+            partial(ring_update, tokens=lambda start, t, window: window - start % window),
+            "Tokens that no longer fit behind place start % window are lost. The ring goes on at"
+            " place 0: each token has a place of its own, (start + j) % window.",
+        ),
+        Mistake(
+            "start as a place",
+            _start_as_a_place,
+            "`start` is used as a place of the buffer. After `window` tokens it lies behind the"
+            " end, and nothing is stored." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "ring returned",
+            _ring_returned,
+            "You return the ring as it is after writing: its places are not in the order of the"
+            " tokens, and of several new tokens the first no longer find what they should see."
+            " Return the old ones, oldest first, and then all new ones.",
+        ),
+        Mistake(
+            "last token stored at the place of the first",
+            _last_at_first,
+            "Only one token of this call is stored. A call may bring several: store all t, or the"
+            " last `window` of them, each at its own place.",
+        ),
+        Mistake(
+            "no ring",
+            partial(ring_update, number=lambda places, window: places.clamp(max=window - 1)),
+            "After the last place the ring does not begin anew: all later tokens go to its last"
+            " place." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "ring one place further",
+            partial(ring_update, number=lambda places, window: (places + 1) % window),
+            "All tokens lie one place too far, as if they were counted from 1." + _NOT_IN_THE_RING,
+        ),
+        Mistake("pushed through", _pushed_through, _PUSHED),
+        Mistake("pushed through, read from the ring", partial(ring_update, rolled=True), _PUSHED),
+        Mistake(
+            "not stored",
+            partial(ring_update, stored=""),
+            "What you return is right, but nothing is stored. The next call would find the ring as"
+            " it was: write into keys and values.",
+        ),
+        Mistake(
+            "values not stored",
+            partial(ring_update, stored="k"),
+            "What you return is right, and the keys are stored, but the values are not. Write into"
+            " both rings.",
+        ),
+        Mistake(
+            "keys in place of values",
+            partial(ring_update, value_of=lambda key, value: key),
+            "The ring of the values holds keys. Look at the two lines that write: one stores key,"
+            " the other value.",
+        ),
+        Mistake(
+            "only the new returned",
+            partial(ring_update, parts=lambda old, new: (new,)),
+            "Only the tokens of this call are returned. They see the earlier ones too: up to window"
+            " - 1 from the ring, then the new ones.",
+        ),
+        Mistake(
+            "only the old returned",
+            partial(ring_update, parts=lambda old, new: (old,)),
+            "The tokens of this call are missing in what is returned. Each sees itself: the old"
+            " ones first, then all new ones.",
+        ),
+        Mistake(
+            "new before old",
+            partial(ring_update, parts=lambda old, new: (new, old)),
+            "What you return begins with the new tokens. The oldest come first.",
+        ),
+        Mistake(
+            "cut to the window",
+            partial(ring_update, cut=True),
+            "What you return is cut to the last `window` tokens. That is right for one new token."
+            " Of several, the first sees window - 1 tokens before *itself*: return these and all"
+            " new ones.",
+        ),
+        Mistake(
+            "ring begins anew",
+            partial(ring_update, known=lambda start, window: start % window),
+            "Only the tokens since the last time round are returned. The ring is full then: the"
+            " places behind hold older tokens, which are still in the window.",
+        ),
+        Mistake(
+            "garbage before the ring is full",
+            partial(ring_update, known=max),
+            "Places are returned that hold no token yet. Only `start` tokens came before, and while"
+            " these are fewer than window - 1, only so many are returned.",
+        ),
+        Mistake(
+            "values first",
+            partial(ring_update, order=lambda both: both[::-1]),
+            "Keys and values have changed places in what you return: keys first.",
+        ),
+    ),
+    hints=(
+        "Name tokens by their numbers in the row, not by their places: the old ones that are seen"
+        " are start - window + 1 to start - 1 (from 0, if that is less than 0), the new ones start"
+        " to start + t - 1. A place is then number % window.",
+        "torch.arange(a, b) % window gives the places of tokens a to b - 1, oldest first, and"
+        " keys[:, :, places] copies what lies there. Read so, join with the new tokens (torch.cat"
+        " along axis 2), and write only after that.",
+        "To write: keys[:, :, places] = ... If t is more than window, several tokens have the same"
+        " place. Store the last window of them alone: key[:, :, -window:], whose numbers begin at"
+        " max(start, start + t - window).",
+    ),
+)
+
+EXERCISES = (CACHE_UPDATE, TOKEN_POSITIONS, DECODE, RING_UPDATE)

@@ -21,6 +21,7 @@ STEMS = (
     "training",
     "weights",
     "locations",
+    "masks",
 )
 
 

@@ -1,9 +1,11 @@
 """Lesson 15: boxes to tokens and back, and how much two boxes have in common."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 
 from minipali import locations, scenes
 from minipali.asking import generate
@@ -17,12 +19,14 @@ from minipali.tokens import Processor
 
 
 def _boxes() -> list[tuple]:
-    # Wide, tall, sticking out on both sides, and the whole picture.
+    # Wide, tall, sticking out on all sides, the whole picture, and no whole pixels.
     return [
-        ([37.0, 120.0, 200.0, 413.0], 240, 640),
+        ([37.0, 120.0, 201.0, 413.0], 240, 640),
         ([100.5, 12.0, 911.0, 300.0], 1000, 333),
         ([-12.0, 50.0, 60.0, 131.0], 90, 120),
+        ([20.0, -7.5, 96.5, 80.0], 90, 120),
         ([0.0, 0.0, 75.0, 50.0], 75, 50),
+        ([3.3, 7.4, 8.8, 21.7], 11, 29),
     ]
 
 
@@ -32,25 +36,55 @@ def box_to_tokens(
     width: int,
     *,
     number: Callable[[float], int] = lambda fraction: round(fraction * 1023),
-    sides: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width),
-    inside: bool = True,
-    x_first: bool = False,
+    sides: Callable[[int, int], tuple[float, float]] = lambda height, width: (height, width),
+    inside: Callable[[float], float] = lambda fraction: min(max(fraction, 0.0), 1.0),
+    edges: Callable[[float, int], float] = lambda place, side: place,
+    order: Sequence[int] = (0, 1, 2, 3),
+    read: Callable[[Sequence[float]], Sequence[float]] = lambda box: box,
+    last: Callable[[list], list] = lambda numbers: numbers,
 ) -> list[int]:
     """(y0, x0, y1, x1) in pixels -> four numbers from 0 to 1023.
 
-    The reference, or with one thing changed.
+    The reference, or with one thing changed. edges: (place, its side) -> place, before all else.
     """
-    fractions = [place / side for place, side in zip(box, sides(height, width) * 2)]  # noqa: B905
-    if inside:
-        fractions = [min(max(fraction, 0.0), 1.0) for fraction in fractions]
-    y0, x0, y1, x1 = map(number, fractions)
-    return [x0, y0, x1, y1] if x_first else [y0, x0, y1, x1]
+    own = (height, width) * 2
+    places = [edges(place, side) for place, side in zip(read(box), own, strict=True)]
+    fractions = [place / side for place, side in zip(places, sides(height, width) * 2, strict=True)]
+    numbers = [number(inside(fraction)) for fraction in fractions]
+    return last([numbers[i] for i in order])
 
 
 _MARKS = (
     " There are 1024 numbers, from 0 to 1023, so there are 1023 steps between the first and the"
     " last: round(fraction * 1023)."
 )
+_OUTSIDE = (
+    "A box that sticks out of the picture gets numbers below 0 or above 1023, for which there are"
+    " no tokens. Move fractions below 0 to 0 and above 1 to 1: all four, on both sides."
+)
+_BINS = (
+    "The picture is cut into 1024 bins, and each place gets the number of its bin. Other models do"
+    " that. PaliGemma's numbers are marks on a ruler." + _MARKS
+)
+_ONE_SIDE = (
+    "Both directions are divided by the same side, as if the picture were filled up to a square or"
+    " cut to one. PaliGemma squeezes it into a square: y is a fraction of the height, x of the"
+    " width."
+)
+
+_LENGTHS = (
+    "The last two numbers are the height and the width of the box. PaliGemma says its lower and"
+    " right edges: y1 and x1."
+)
+
+
+def _to_lengths(box: Sequence[float]) -> list[float]:
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def _from_lengths(box: Sequence[float]) -> list[float]:
+    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
 
 BOX_TO_TOKENS = Exercise(
     name="box_to_tokens",
@@ -58,14 +92,42 @@ BOX_TO_TOKENS = Exercise(
     cases=_boxes,
     axes="",
     checked=(
-        "the list of four numbers for 4 boxes, in a wide and in a tall picture, for a box that"
-        " sticks out of the picture on two sides, and for one that is the whole picture"
+        "the list of four numbers for 6 boxes, in wide and in tall pictures, for boxes that stick"
+        " out of the picture on each of the four sides, and for one that is the whole picture"
     ),
     mistakes=(
         Mistake(
             "x before y",
-            partial(box_to_tokens, x_first=True),
+            partial(box_to_tokens, order=(1, 0, 3, 2)),
             "x comes before y. The order is y0, x0, y1, x1: top, left, bottom, right.",
+        ),
+        Mistake(
+            "both y first",
+            partial(box_to_tokens, order=(0, 2, 1, 3)),
+            "The order is y0, y1, x0, x1. It must be y0, x0, y1, x1: first the upper left corner,"
+            " then the lower right one.",
+        ),
+        Mistake("height and width of the box", partial(box_to_tokens, last=_to_lengths), _LENGTHS),
+        Mistake(
+            "height and width of the box, not yet rounded",
+            partial(box_to_tokens, read=_to_lengths),
+            _LENGTHS,
+        ),
+        Mistake(
+            "read as height and width",
+            partial(box_to_tokens, read=_from_lengths),
+            "The last two numbers of the box are taken for its height and width. They are its lower"
+            " and right edges, y1 and x1: nothing is to be added.",
+        ),
+        *(
+            Mistake(
+                f"divided by {square}",
+                partial(box_to_tokens, sides=lambda height, width, square=square: (square,) * 2),
+                "Places are divided by a fixed number, as if the box were in pixels of the square"
+                " that the model sees. It is in pixels of the original picture: divide y by its"
+                " height, x by its width.",
+            )
+            for square in (72, 224)
         ),
         Mistake(
             "times 1024",
@@ -81,8 +143,12 @@ BOX_TO_TOKENS = Exercise(
         Mistake(
             "1024 bins",
             partial(box_to_tokens, number=lambda fraction: min(int(fraction * 1024), 1023)),
-            "The picture is cut into 1024 bins, and each place gets the number of its bin. Other"
-            " models do that. PaliGemma's numbers are marks on a ruler." + _MARKS,
+            _BINS,
+        ),
+        Mistake(
+            "1024 bins, the last one open",
+            partial(box_to_tokens, number=lambda fraction: int(fraction * 1024)),
+            _BINS,
         ),
         Mistake(
             "cut off",
@@ -91,10 +157,74 @@ BOX_TO_TOKENS = Exercise(
             " by half a step on average. Use round.",
         ),
         Mistake(
-            "left outside",
-            partial(box_to_tokens, inside=False),
-            "A box that sticks out of the picture gets numbers below 0 or above 1023, for which"
-            " there are no tokens. Move fractions below 0 to 0 and above 1 to 1.",
+            "rounded up",
+            partial(box_to_tokens, number=lambda fraction: math.ceil(fraction * 1023)),
+            "The numbers are rounded up. So a box moves down and to the right by half a step on"
+            " average. Use round, to the nearest.",
+        ),
+        Mistake(
+            "pixels rounded first",
+            partial(box_to_tokens, edges=lambda place, side: round(place)),
+            "The pixels are rounded before they are divided. In a small picture that costs many"
+            " marks. Round once, at the end.",
+        ),
+        Mistake(
+            "pixels cut off first",
+            partial(box_to_tokens, edges=lambda place, side: int(place)),
+            "The pixels are made whole (int) before they are divided. In a small picture that"
+            " costs many marks. Round once, at the end.",
+        ),
+        Mistake(
+            "not whole",
+            partial(box_to_tokens, number=lambda fraction: fraction * 1023),
+            "The numbers are not whole. There are tokens for whole numbers alone: round them to the"
+            " nearest.",
+        ),
+        Mistake(
+            "fractions",
+            partial(box_to_tokens, number=lambda fraction: fraction),
+            "These are fractions of the picture. One step is missing: a number from 0 to 1023."
+            + _MARKS,
+        ),
+        Mistake(
+            "times 1000",
+            partial(box_to_tokens, number=lambda fraction: round(fraction * 1000)),
+            "The fraction is multiplied by 1000. Some other models count so." + _MARKS,
+        ),
+        Mistake(
+            "as text",
+            partial(box_to_tokens, number=lambda fraction: f"<loc{round(fraction * 1023):04d}>"),
+            "These are the tokens as text. Return the four numbers themselves, as ints.",
+        ),
+        Mistake("left outside", partial(box_to_tokens, inside=lambda fraction: fraction), _OUTSIDE),
+        Mistake(
+            "left above 1",
+            partial(box_to_tokens, inside=lambda fraction: max(fraction, 0)),
+            _OUTSIDE,
+        ),
+        Mistake(
+            "left below 0",
+            partial(box_to_tokens, inside=lambda fraction: min(fraction, 1)),
+            _OUTSIDE,
+        ),
+        Mistake(
+            "mirrored",
+            partial(box_to_tokens, inside=lambda fraction: abs(fraction)),
+            "A place outside of the picture is mirrored into it (abs). Move it to the edge: a"
+            " fraction below 0 becomes 0.",
+        ),
+        Mistake(
+            "cut off at the last pixel",
+            partial(box_to_tokens, edges=lambda place, side: min(max(place, 0), side - 1)),
+            "Places are moved to side - 1 at most, the number of the last pixel. A box's edges are"
+            " places between pixels, and the right edge of the picture is at the full width.",
+        ),
+        Mistake(
+            "side minus 1",
+            partial(box_to_tokens, sides=lambda height, width: (height - 1, width - 1)),
+            "Places are divided by height - 1 and width - 1, the numbers of the last pixels. A"
+            " box's edges are places between pixels, and the lower edge of the picture is at the"
+            " full height.",
         ),
         Mistake(
             "height and width exchanged",
@@ -104,8 +234,22 @@ BOX_TO_TOKENS = Exercise(
         Mistake(
             "longer side for both",
             partial(box_to_tokens, sides=lambda height, width: (max(height, width),) * 2),
-            "Both are divided by the longer side, as if the picture were filled up to a square."
-            " PaliGemma squeezes it into a square: y is a fraction of the height, x of the width.",
+            _ONE_SIDE,
+        ),
+        Mistake(
+            "shorter side for both",
+            partial(box_to_tokens, sides=lambda height, width: (min(height, width),) * 2),
+            _ONE_SIDE,
+        ),
+        Mistake(
+            "height for both",
+            partial(box_to_tokens, sides=lambda height, width: (height,) * 2),
+            _ONE_SIDE,
+        ),
+        Mistake(
+            "width for both",
+            partial(box_to_tokens, sides=lambda height, width: (width,) * 2),
+            _ONE_SIDE,
         ),
     ),
     hints=(
@@ -122,7 +266,11 @@ BOX_TO_TOKENS = Exercise(
 
 
 def _numbers() -> list[tuple]:
-    return [([51, 309, 708, 646], 375, 500), ([0, 256, 1023, 767], 890, 301)]
+    return [
+        ([51, 309, 708, 646], 375, 500),
+        ([0, 256, 1023, 767], 890, 301),
+        ([100, 0, 345, 1023], 31, 17),
+    ]
 
 
 def tokens_to_box(
@@ -133,6 +281,7 @@ def tokens_to_box(
     scale: Callable[[int, int, int], float] = lambda number, side, other: number / 1023 * side,
     read: Sequence[int] = (0, 1, 2, 3),
     give: Sequence[int] = (0, 1, 2, 3),
+    last: Callable[[list], list] = lambda box: box,
 ) -> list[float]:
     """Four numbers from 0 to 1023 -> (y0, x0, y1, x1) in pixels.
 
@@ -143,7 +292,7 @@ def tokens_to_box(
     numbers = [numbers[i] for i in read]
     sides = ((height, width), (width, height)) * 2
     box = [scale(number, *both) for number, both in zip(numbers, sides, strict=True)]
-    return [box[i] for i in give]
+    return last([box[i] for i in give])
 
 
 _RESIZED = (
@@ -151,12 +300,25 @@ _RESIZED = (
     " saw. Whoever asked has the original picture, so multiply by *its* height and width."
 )
 
+_BARS = (
+    "The places are right in square pictures alone: they are computed as if the picture had been"
+    " filled up to a square, or cut to one. PaliGemma squeezes it: y is a fraction of the height, x"
+    " of the width."
+)
+_WHOLE = (
+    "The places are made whole pixels. Leave them as they are: whoever needs whole pixels can round"
+    " later."
+)
+
 TOKENS_TO_BOX = Exercise(
     name="tokens_to_box",
     reference=tokens_to_box,
     cases=_numbers,
     axes="",
-    checked="the four places in pixels for 2 boxes, in a wide and in a tall picture",
+    checked=(
+        "the four places in pixels for 3 boxes, in a wide and in two tall pictures, the numbers 0"
+        " and 1023 among them"
+    ),
     mistakes=(
         Mistake(
             "x read first",
@@ -184,23 +346,96 @@ TOKENS_TO_BOX = Exercise(
             partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * other),
             "Height and width are exchanged: y is a fraction of the height, x of the width.",
         ),
-        Mistake(
-            "pixels of the small model's square",
-            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * 72),
-            _RESIZED,
+        *(
+            Mistake(
+                f"pixels of a square of {square}",
+                partial(
+                    tokens_to_box,
+                    scale=lambda number, side, other, square=square: number / 1023 * square,
+                ),
+                _RESIZED,
+            )
+            for square in (72, 224, 448, 896)
         ),
         Mistake(
-            "pixels of PaliGemma's square",
-            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * 224),
-            _RESIZED,
+            "longer side for both",
+            partial(
+                tokens_to_box,
+                scale=lambda number, side, other: number / 1023 * max(side, other),
+            ),
+            _BARS,
+        ),
+        Mistake(
+            "shorter side for both",
+            partial(
+                tokens_to_box,
+                scale=lambda number, side, other: number / 1023 * min(side, other),
+            ),
+            _BARS,
+        ),
+        Mistake(
+            "bars taken off",
+            partial(
+                tokens_to_box,
+                scale=lambda number, side, other: (
+                    number / 1023 * max(side, other) - (max(side, other) - side) / 2
+                ),
+            ),
+            _BARS,
+        ),
+        Mistake(
+            "middle of a bin",
+            partial(tokens_to_box, scale=lambda number, side, other: (number + 0.5) / 1024 * side),
+            "You return the middle of one of 1024 bins. The numbers are marks on a ruler: 0 is one"
+            " edge, 1023 the other, and number / 1023 the fraction.",
+        ),
+        Mistake(
+            "side minus 1",
+            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * (side - 1)),
+            "The fractions are multiplied by side - 1, the number of the last pixel. The number"
+            " 1023 is the edge of the picture itself: multiply by the full height and width.",
+        ),
+        Mistake(
+            "1024 and side minus 1",
+            partial(tokens_to_box, scale=lambda number, side, other: number / 1024 * (side - 1)),
+            "The numbers are divided by 1024, and then multiplied by side - 1. 1023 is the edge of"
+            " the picture: number / 1023, times the full height or width.",
         ),
         Mistake(
             "whole pixels",
             partial(
                 tokens_to_box, scale=lambda number, side, other: float(round(number / 1023 * side))
             ),
-            "The places are rounded to whole pixels. Leave them as they are: whoever needs whole"
-            " pixels can round later.",
+            _WHOLE,
+        ),
+        Mistake(
+            "whole pixels, cut off",
+            partial(
+                tokens_to_box, scale=lambda number, side, other: float(int(number / 1023 * side))
+            ),
+            _WHOLE,
+        ),
+        Mistake(
+            "both y first",
+            partial(tokens_to_box, give=(0, 2, 1, 3)),
+            "The places are right, but in the order y0, y1, x0, x1. Return y0, x0, y1, x1.",
+        ),
+        Mistake(
+            "height and width of the box",
+            partial(tokens_to_box, last=_to_lengths),
+            "The last two numbers are the height and the width of the box. Return its lower and"
+            " right edges: y1 and x1.",
+        ),
+        Mistake(
+            "read as height and width",
+            partial(tokens_to_box, last=_from_lengths),
+            "The last two numbers are taken for the height and width of the box and added to the"
+            " first two. They are its lower and right edges themselves.",
+        ),
+        Mistake(
+            "whole fractions",
+            partial(tokens_to_box, scale=lambda number, side, other: number // 1023 * side),
+            "// divides and cuts off, so that every number below 1023 becomes 0. Use /.",
         ),
     ),
     hints=(
@@ -224,11 +459,24 @@ def _pairs() -> list[tuple]:
     return [
         ([0.0, 0.0, 4.0, 6.0], [1.0, 2.0, 7.0, 8.0]),
         ([10.0, 10.0, 20.0, 14.0], [12.0, 11.0, 15.0, 13.0]),  # one inside the other
+        ([12.5, 11.0, 15.0, 13.0], [10.0, 10.5, 20.0, 14.0]),  # and the other way round
+        ([3.5, 20.0, 9.0, 26.5], [1.0, 18.0, 7.0, 24.0]),
+        ([2.0, 3.0, 4.5, 9.0], [2.0, 3.0, 4.5, 9.0]),  # the same
         ([0.0, 0.0, 2.0, 3.0], [5.0, 7.0, 9.0, 8.0]),  # apart in both directions
+        ([0.0, 0.0, 30.0, 30.0], [32.0, 33.0, 60.0, 70.0]),  # and near, the first one first
+        ([32.0, 33.0, 60.0, 70.0], [0.0, 0.0, 30.0, 30.0]),
+        ([0.0, 40.0, 30.0, 70.0], [31.0, 0.0, 60.0, 38.0]),
         ([0.0, 0.0, 2.0, 9.0], [4.0, 1.0, 6.0, 5.0]),  # apart in one
+        ([1.0, 0.0, 9.0, 2.0], [2.0, 4.0, 5.0, 6.0]),  # and in the other
         ([0.0, 0.0, 3.0, 3.0], [3.0, 0.0, 6.0, 3.0]),  # an edge in common
+        ([0.25, 0.5, 0.251, 0.501], [0.25, 0.5, 0.251, 0.501]),  # in fractions, and small
+        ([5.0, 5.0, 5.0, 5.0], [2.0, 2.0, 8.0, 9.0]),  # a point inside a box
         ([5.0, 5.0, 5.0, 5.0], [5.0, 5.0, 5.0, 5.0]),  # nothing at all
     ]
+
+
+def _both_at_least_0(height: float, width: float) -> float:
+    return max(height, 0.0) * max(width, 0.0)
 
 
 def _overlap(
@@ -236,21 +484,42 @@ def _overlap(
     b: Sequence[float],
     *,
     divide: Callable = lambda shared, a, b: shared / (_area(a) + _area(b) - shared),
-    clamp: bool = True,
+    clamp: Callable[[float, float], float] = _both_at_least_0,
     more: float = 0.0,
+    finish: Callable[[float], float] = lambda value: value,
+    read: Callable[[Sequence[float]], Sequence[float]] = lambda box: box,
+    empty: Callable[[Sequence[float], Sequence[float]], float] = lambda a, b: 0.0,
+    guard: bool = True,
 ) -> float:
     """overlap with one thing changed. divide: (shared area, a, b) -> result; more: per side."""
-    height = min(a[2], b[2]) - max(a[0], b[0]) + more
-    width = min(a[3], b[3]) - max(a[1], b[1]) + more
-    shared = max(height, 0.0) * max(width, 0.0) if clamp else height * width
+    a, b = read(a), read(b)
+    height, width = (side + more for side in _sides(a, b))
+    shared = clamp(height, width)
     if more:
         a, b = ([y0, x0, y1 + more, x1 + more] for y0, x0, y1, x1 in (a, b))
-    return divide(shared, a, b) if shared else 0.0
+    return finish(divide(shared, a, b)) if shared or not guard else empty(a, b)
+
+
+def _sides(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    return min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
 
 
 def _hull(a: Sequence[float], b: Sequence[float]) -> float:
     return _area([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
 
+
+def _union(shared: float, a: Sequence[float], b: Sequence[float]) -> float:
+    return _area(a) + _area(b) - shared
+
+
+_APART = (
+    "Boxes that lie apart share something. The height or the width of what they share comes out"
+    " negative, and negative times negative is positive. Make each at least 0 before you multiply."
+)
+_UNION = (
+    "The shared area is in the union twice: it lies in both boxes. Union = area of a + area of b -"
+    " shared area."
+)
 
 OVERLAP = Exercise(
     name="overlap",
@@ -258,22 +527,59 @@ OVERLAP = Exercise(
     cases=_pairs,
     axes="",
     checked=(
-        "6 pairs of boxes: crossing, one inside the other, apart in two directions and in one, with"
-        " only an edge in common, and without any area"
+        "15 pairs of boxes: crossing, one inside the other, the same box twice, apart in two"
+        " directions and in one, far and near, with only an edge in common, and without any area"
     ),
     mistakes=(
         Mistake(
             "shared area counted twice",
             partial(_overlap, divide=lambda shared, a, b: shared / (_area(a) + _area(b))),
-            "The shared area is in the union twice: it lies in both boxes. Union = area of a + area"
-            " of b - shared area.",
+            _UNION,
         ),
         Mistake(
-            "boxes apart",
-            partial(_overlap, clamp=False),
-            "Boxes that lie apart share something. The height or the width of what they share comes"
-            " out negative, and negative times negative is positive. Make each at least 0 before"
-            " you multiply.",
+            "boxes apart", partial(_overlap, clamp=lambda height, width: height * width), _APART
+        ),
+        Mistake(
+            "boxes apart, the result at least 0",
+            partial(
+                _overlap,
+                clamp=lambda height, width: height * width,
+                finish=lambda value: max(value, 0.0),
+            ),
+            _APART,
+        ),
+        Mistake(
+            "boxes apart, the area at least 0",
+            partial(_overlap, clamp=lambda height, width: max(height * width, 0.0)),
+            _APART,
+        ),
+        Mistake(
+            "boxes apart, lengths without sign",
+            partial(_overlap, clamp=lambda height, width: abs(height) * abs(width)),
+            "Boxes that lie apart share something: you drop the sign of a height or width below 0"
+            " (abs), and that is the gap between the boxes. Make it 0 instead: max(height, 0.0).",
+        ),
+        Mistake(
+            "boxes apart, width alone",
+            partial(_overlap, clamp=lambda height, width: height * max(width, 0.0)),
+            "The width of the shared part is made at least 0, its height is not: boxes that lie one"
+            " above the other get a negative overlap. Make both at least 0.",
+        ),
+        Mistake(
+            "boxes apart, height alone",
+            partial(_overlap, clamp=lambda height, width: max(height, 0.0) * width),
+            "The height of the shared part is made at least 0, its width is not: boxes that lie"
+            " side by side get a negative overlap. Make both at least 0.",
+        ),
+        Mistake(
+            "shared area alone",
+            partial(_overlap, divide=lambda shared, a, b: shared),
+            "This is the shared area itself. Divide it by the union of both boxes.",
+        ),
+        Mistake(
+            "root of the result",
+            partial(_overlap, finish=lambda value: value**0.5 if value >= 0 else value),
+            "This is the root of the overlap. Areas are compared as they are: shared / union.",
         ),
         Mistake(
             "divided by the first box",
@@ -294,10 +600,25 @@ OVERLAP = Exercise(
             " box is perfect. Divide by the union of both.",
         ),
         Mistake(
+            "divided by the larger box",
+            partial(_overlap, divide=lambda shared, a, b: shared / max(_area(a), _area(b))),
+            "The shared area is divided by the area of the larger box. Divide by the union: what"
+            " lies in one of them or in both.",
+        ),
+        Mistake(
             "twice the shared area over the sum",
             partial(_overlap, divide=lambda shared, a, b: 2 * shared / (_area(a) + _area(b))),
             "This is the Dice score, 2 * shared / (a + b), another measure with larger values. Here"
             " we want shared / union.",
+        ),
+        Mistake(
+            "shared area taken off twice",
+            partial(
+                _overlap,
+                divide=lambda shared, a, b: shared / max(_area(a) + _area(b) - 2 * shared, 1e-9),
+            ),
+            "The shared area is taken off twice, so the union is only what lies in one of the two"
+            " and not in both. It was counted twice, and once it must stay: a + b - shared.",
         ),
         Mistake(
             "one pixel more",
@@ -311,6 +632,53 @@ OVERLAP = Exercise(
             "The shared area is divided by the box around both. The union is only what lies in one"
             " of them or in both: area of a + area of b - shared area.",
         ),
+        *(
+            Mistake(
+                f"{eps} added",
+                partial(
+                    _overlap,
+                    divide=lambda shared, a, b, eps=eps: shared / (_union(shared, a, b) + eps),
+                ),
+                "Something small is added to the union, so that nothing is divided by 0. For small"
+                " boxes in fractions it is not small: the same box twice is no longer 1.0. Return"
+                " 0.0 before you divide, if nothing is shared.",
+            )
+            for eps in (1.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+        ),
+        Mistake(
+            "1 for the same box without area",
+            partial(_overlap, empty=lambda a, b: 1.0 if _area(a) == _area(b) == 0 else 0.0),
+            "Two boxes without any area get 1.0. They share nothing that could be measured: 0.0.",
+        ),
+        Mistake(
+            "boxes read as corner, height, width",
+            partial(_overlap, read=_from_lengths),
+            "The last two numbers of a box are taken for its height and width. They are its lower"
+            " and right edges, y1 and x1.",
+        ),
+        Mistake(
+            "boxes read as y0, y1, x0, x1",
+            partial(_overlap, read=lambda box: [box[0], box[2], box[1], box[3]]),
+            "The boxes are read as y0, y1, x0, x1. They come as y0, x0, y1, x1: places 0 and 2 are"
+            " vertical.",
+        ),
+        Mistake(
+            "generalised",
+            lambda a, b: (
+                locations.overlap(a, b)
+                - (_hull(a, b) - _union(_both_at_least_0(*_sides(a, b)), a, b)) / (_hull(a, b) or 1)
+            ),
+            "This is the generalised overlap, which takes off the empty part of the box around"
+            " both. Boxes that share nothing have an overlap of 0.0 here.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "0 / 0",
+            partial(_overlap, guard=False),
+            "Two boxes without any area have the union 0, and 0 / 0 is no number. If nothing is"
+            " shared, return 0.0 before you divide.",
+        ),
     ),
     hints=(
         "First the part that both share: its top is the lower of the two tops, max(a[0], b[0]), and"
@@ -322,7 +690,380 @@ OVERLAP = Exercise(
     ),
 )
 
-EXERCISES = (BOX_TO_TOKENS, TOKENS_TO_BOX, OVERLAP)
+# --- average_precision ----------------------------------------------------------------------------
+
+Found = tuple[float, int, list[float]]  # score, picture, box
+
+
+def _by_score(found: list[Found], limit: float) -> list[Found]:
+    return sorted(found, key=lambda one: -one[0])
+
+
+def average_precision(
+    found: list[Found],
+    truths: list[list[list[float]]],
+    measure: Callable,
+    limit: float,
+    *,
+    order: Callable[[list[Found], float], list[Found]] = _by_score,
+    hit: Callable[[float, float], bool] = lambda value, limit: value > limit,
+    mark: Callable[[int, int], object] | None = lambda picture, i: (picture, i),
+    pick: str = "best free",
+    everywhere: bool = False,
+    gain: Callable[[int, int, float], float] = lambda hits, rank, value: hits / rank,
+    of_misses: bool = False,
+    places_of: str = "all",
+    smooth: str = "",
+    divisor: Callable[[int, int, int, int], float] = lambda truths, hits, found, pictures: truths,
+    least: int = 1,
+    zero: float = 0.0,
+) -> float:
+    """From 0.0 to 1.0. The reference, or with one thing changed.
+
+    order: of (found, limit); mark: what is remembered of a true box that is taken; pick: "best
+    free", "best" (a miss if it is taken) or "first free"; everywhere: true boxes of all pictures
+    are tried; gain: from hits so far, rank and overlap; of_misses: misses gain, too; places_of:
+    "all" boxes, or of each "picture"; smooth: "later" (each precision is made the best one from
+    there on) or "11" (the mean of the best ones at 11 recalls); divisor: of the sum; least: in
+    place of a divisor of 0; zero: what the sum starts with.
+    """
+    taken, hits, gains, number = set(), 0, [], sum(map(len, truths))
+    seen: dict[int, list[int]] = {}
+    for rank, (_, picture, box) in enumerate(order(found, limit), start=1):
+        own = seen.setdefault(picture, [0, 0])
+        own[1] += 1
+        near = [
+            (measure(box, true), key)
+            for place in (range(len(truths)) if everywhere else [picture])
+            for i, true in enumerate(truths[place])
+            if (key := mark(place, i) if mark else None) not in taken or pick == "best"
+        ]
+        near = [(value, key) for value, key in near if hit(value, limit)]
+        if near:
+            value, key = near[0] if pick == "first free" else max(near, key=lambda one: one[0])
+        if not near or key in taken:
+            if of_misses:
+                gains.append(gain(hits, rank, 0.0))
+            continue
+        if mark:
+            taken.add(key)
+        hits += 1
+        own[0] += 1
+        gains.append(
+            gain(own[0], own[1], value) if places_of == "picture" else gain(hits, rank, value)
+        )
+    if smooth:
+        gains = [max(gains[i:]) for i in range(len(gains))]
+    if smooth == "11":
+        recalls = [math.ceil(number * tenth / 10 - 1e-9) for tenth in range(11)]
+        best = [gains[max(need - 1, 0)] for need in recalls if len(gains) >= max(need, 1)]
+        return sum(best) / 11
+    return sum(gains, zero) / (divisor(number, hits, len(found), len(truths)) or least)
+
+
+def _by_picture(found: list[Found], truths: list, measure: Callable, limit: float) -> float:
+    each = [
+        average_precision([one for one in found if one[1] == i], [[]] * i + [own], measure, limit)
+        for i, own in enumerate(truths)
+        if own
+    ]
+    return sum(each) / len(each)
+
+
+def _answers() -> list[tuple]:
+    # On a line, all boxes 10 high: box(0, 10) and box(2, 12) share 8 of 12.
+    def box(left: float, right: float) -> list[float]:
+        return [0.0, float(left), 10.0, float(right)]
+
+    first, near, third = box(0, 10), box(3, 13), box(40, 50)
+    two = [
+        (0.2, 0, box(0, 9)),
+        (0.7, 0, box(0.5, 10.5)),  # the best is the first, and the second is above 0.3, too
+        (0.9, 0, box(0, 10)),
+        (0.5, 1, box(60, 70)),
+        (0.4, 1, box(21, 31)),
+    ]
+    many = [
+        (0.30, 0, box(42, 52)),  # 0.67 of the third
+        (0.95, 0, box(1.6, 11.6)),  # nearer to the second than to the first: 0.75 and 0.72
+        (0.80, 1, box(0, 10)),  # nothing is there, but in other pictures
+        (0.90, 0, box(1, 11)),  # nearest to the first: 0.82
+        (0.60, 2, box(20, 26)),  # just 0.5 of the second
+        (0.85, 0, box(2.5, 12.5)),  # its best is taken, and so is the other one
+        (0.40, 2, box(22, 34)),  # 0.71
+    ]
+    truths = [[first, near, third], [], [first, box(20, 32)]]
+    given = [
+        ([(0.6, 0, box(70, 80)), (0.3, 0, box(39, 49)), (0.8, 0, first)], [[first, third]], 0.5),
+        ([(0.4, 0, box(1, 11)), (0.7, 0, first)], [[first, third, box(70, 80)]], 0.5),  # twice
+        ([(0.9, 1, first), (0.5, 0, third)], [[first, third], [near]], 0.6),  # another's
+        ([(0.9, 0, box(0, 5)), (0.6, 0, third)], [[first, third]], 0.5),  # just 0.5
+        (two, [[first, box(4, 14)], [box(20, 30), box(80, 90)]], 0.3),
+        (many, truths, 0.5),
+        (many, truths, 0.7),
+        ([], [[first]], 0.5),
+    ]
+    return [(found, true, locations.overlap, limit) for found, true, limit in given]
+
+
+_NOT_THE_ORDER = (
+    "The boxes are not taken in the order of their scores, the highest first. The whole measure is"
+    " about this order: a sure mistake costs more than an unsure one."
+)
+
+_SMOOTH = (
+    "The curve of precision over recall is made smooth, or averaged between its points. Other rules"
+    " do that. Here the precision at each hit counts as it is, and nothing else."
+)
+
+AVERAGE_PRECISION = Exercise(
+    name="average_precision",
+    transfer=True,
+    reference=average_precision,
+    cases=_answers,
+    axes="",
+    checked=(
+        "the number for 8 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits; some"
+        " true boxes are found twice or never, some boxes have two true ones near, some are just at"
+        " the limit, and one picture has no true box"
+    ),
+    mistakes=(
+        Mistake(
+            "in the order given",
+            partial(average_precision, order=lambda found, limit: found),
+            _NOT_THE_ORDER,
+        ),
+        Mistake(
+            "lowest score first",
+            partial(
+                average_precision, order=lambda found, limit: sorted(found, key=lambda one: one[0])
+            ),
+            "The boxes are taken with the *lowest* score first. The highest comes first:"
+            " sorted(found, reverse=True), or a key with a minus.",
+        ),
+        Mistake(
+            "picture by picture",
+            partial(
+                average_precision,
+                order=lambda found, limit: sorted(found, key=lambda one: (one[1], -one[0])),
+            ),
+            "The boxes are taken picture by picture. There is one list for all pictures, ordered by"
+            " score alone.",
+        ),
+        Mistake(
+            "mean over the pictures",
+            _by_picture,
+            "This is a number for each picture, and then their mean. All boxes of all pictures"
+            " stand in one list, and there is one number.",
+        ),
+        Mistake(
+            "a true box counted twice",
+            partial(average_precision, mark=None),
+            "A true box counts as found more than once. Who says the same box ten times would be"
+            " ten times right. Keep in mind which are taken.",
+        ),
+        Mistake(
+            "the best one, though taken",
+            partial(average_precision, pick="best"),
+            "A box whose nearest true box is taken already counts as a miss. By our rule it may"
+            " still take another true box above the limit: choose among those that are free.",
+        ),
+        Mistake(
+            "the first free one",
+            partial(average_precision, pick="first free"),
+            "A box takes the first true box above the limit. By our rule it takes the one with the"
+            " *largest* overlap among those that are free.",
+        ),
+        Mistake(
+            "in other pictures",
+            partial(average_precision, everywhere=True),
+            "A box is compared with true boxes of other pictures. Only those of its own picture"
+            " count: truths[picture].",
+        ),
+        Mistake(
+            "at the limit",
+            partial(average_precision, hit=lambda value, limit: value >= limit),
+            "A box whose overlap is just the limit counts as right. It must be above: > and not"
+            " >=.",
+        ),
+        Mistake(
+            "limit of 0.5",
+            partial(average_precision, hit=lambda value, limit: value > 0.5),
+            "The limit is always 0.5. It is the argument `limit`.",
+        ),
+        Mistake(
+            "divided by the hits",
+            partial(average_precision, divisor=lambda truths, hits, found, pictures: hits),
+            "The sum is divided by the number of boxes that were right. Then a true box that nobody"
+            " found costs nothing. Divide by the number of all true boxes.",
+        ),
+        Mistake(
+            "divided by the found",
+            partial(average_precision, divisor=lambda truths, hits, found, pictures: found),
+            "The sum is divided by the number of boxes that were said. Divide by the number of all"
+            " true boxes, found or not.",
+        ),
+        Mistake(
+            "precision alone",
+            partial(
+                average_precision,
+                gain=lambda hits, rank, value: 1.0,
+                divisor=lambda truths, hits, found, pictures: found,
+            ),
+            "This is the share of boxes that are right, the precision of the whole list. The order"
+            " plays no part in it. Note the precision *at each hit*: hits so far / place in the"
+            " list.",
+        ),
+        Mistake(
+            "recall alone",
+            partial(average_precision, gain=lambda hits, rank, value: 1.0),
+            "This is the share of true boxes that were found, the recall. Boxes that are wrong cost"
+            " nothing in it. Add the precision at each hit, hits so far / place in the list.",
+        ),
+        Mistake(
+            "misses noted, too",
+            partial(
+                average_precision,
+                of_misses=True,
+                divisor=lambda truths, hits, found, pictures: found,
+            ),
+            "This is the mean of the precision over all places of the list. Note it at the hits"
+            " alone, and divide by the number of true boxes.",
+        ),
+        Mistake(
+            "misses added",
+            partial(average_precision, of_misses=True),
+            "The precision is added at every place of the list, also where the box is wrong. Add it"
+            " at the hits alone.",
+        ),
+        Mistake(
+            "place from 0",
+            partial(average_precision, gain=lambda hits, rank, value: hits / max(rank - 1, 1)),
+            "The places in the list are counted from 0, so the precision comes out too high. The"
+            " first box has place 1.",
+        ),
+        Mistake(
+            "1 / place",
+            partial(average_precision, gain=lambda hits, rank, value: 1 / rank),
+            "You add 1 / place. The precision at a hit is the number of hits so far, this one with"
+            " them, divided by the place.",
+        ),
+        Mistake(
+            "hits before this one",
+            partial(average_precision, gain=lambda hits, rank, value: (hits - 1) / rank),
+            "The hit itself is missing in the precision: count it first, then divide by the place.",
+        ),
+        Mistake(
+            "weighted by the overlap",
+            partial(average_precision, gain=lambda hits, rank, value: value * hits / rank),
+            "The precision is multiplied by the overlap. A box above the limit is right, and how"
+            " far above plays no part.",
+        ),
+        Mistake(
+            "made smooth",
+            partial(average_precision, smooth="later"),
+            _SMOOTH,
+        ),
+        Mistake("made smooth at 11 points", partial(average_precision, smooth="11"), _SMOOTH),
+        Mistake(
+            "trapezoids",
+            partial(
+                average_precision,
+                gain=lambda hits, rank, value: (
+                    (hits / rank + ((hits - 1) / (rank - 1) if rank > 1 else 1.0)) / 2
+                ),
+            ),
+            _SMOOTH,
+        ),
+        Mistake(
+            "F1",
+            partial(
+                average_precision,
+                gain=lambda hits, rank, value: 1.0,
+                divisor=lambda truths, hits, found, pictures: (truths + found) / 2,
+            ),
+            "This is the F1 score, precision and recall of the whole list in one number. The order"
+            " plays no part in it. Add the precision at each hit, hits so far / place in the list.",
+        ),
+        Mistake(
+            "mean overlap",
+            partial(average_precision, gain=lambda hits, rank, value: value),
+            "You add the overlaps. A box above the limit is right, and how far above plays no part:"
+            " add the precision, hits so far / place in the list.",
+        ),
+        Mistake(
+            "divided by the pictures",
+            partial(average_precision, divisor=lambda truths, hits, found, pictures: pictures),
+            "The sum is divided by the number of pictures. Divide by the number of all true boxes:"
+            " sum(len(own) for own in truths).",
+        ),
+        Mistake(
+            "percent",
+            partial(average_precision, divisor=lambda truths, hits, found, pictures: truths / 100),
+            "The result is a hundred times too large, perhaps in percent. It must be 0.0 to 1.0.",
+        ),
+        Mistake(
+            "taken in all pictures",
+            partial(average_precision, mark=lambda picture, i: i),
+            "If true box number 0 of one picture is taken, you take number 0 of all others for"
+            " taken, too. Remember the picture with it: (picture, number).",
+        ),
+        Mistake(
+            "one for each picture",
+            partial(average_precision, mark=lambda picture, i: picture),
+            "After one hit in a picture all of its true boxes count as taken. Remember which one it"
+            " was: (picture, number).",
+        ),
+        Mistake(
+            "places in the picture",
+            partial(average_precision, places_of="picture"),
+            "Hits and places are counted for each picture by itself. There is one list for all"
+            " pictures: count through all of it.",
+        ),
+        *(
+            Mistake(
+                f"unsure ones dropped, {name}",
+                partial(
+                    average_precision,
+                    order=lambda found, limit, least=least: [
+                        one for one in _by_score(found, limit) if one[0] > (least or limit)
+                    ],
+                ),
+                "Boxes with a low score are left out. The limit is one for overlaps, not for"
+                " scores: all boxes are in the list.",
+            )
+            for name, least in (("below the limit", None), ("below 0.5", 0.5))
+        ),
+    ),
+    crashes=tuple(
+        Mistake(
+            f"divided by 0 {what}, from {zero}",
+            partial(average_precision, least=0, zero=zero, divisor=divisor),
+            f"The sum is divided by the number of {what}, which is 0 where nothing was found."
+            f" Divide"
+            " by the number of all true boxes.",
+        )
+        for zero in (0, 0.0)
+        for what, divisor in (
+            ("hits", lambda truths, hits, found, pictures: hits),
+            ("boxes that were said", lambda truths, hits, found, pictures: found),
+        )
+    ),
+    hints=(
+        "Sort by score first. Then go through the list once, with two things in your memory: how"
+        " many boxes were right so far, and which true boxes are taken.",
+        "For each box: among the true boxes of its picture that are free, the one with the largest"
+        " overlap. Is it above the limit? Then it is taken, hits grows by 1, and hits / place is"
+        " added to the total.",
+        "for place, (score, picture, box) in enumerate(sorted(found, reverse=True), start=1): ... A"
+        " set of (picture, number of the true box) holds what is taken. At the end total /"
+        " sum(len(own) for own in truths).",
+    ),
+)
+
+_precision = average_precision  # what a learner's is compared with where the name is taken
+
+EXERCISES = (BOX_TO_TOKENS, TOKENS_TO_BOX, OVERLAP, AVERAGE_PRECISION)
 
 
 # --- all three at work ----------------------------------------------------------------------------
@@ -353,10 +1094,7 @@ def try_boxes(
         show(Outcome(name, status, message))
         return status == CORRECT
 
-    asked = evaluation_set(scenes.VALIDATION_ARTIST, each, 15, ("detection",))
-    sizes = np.random.default_rng(0).integers(100, 700, (each, 2)).tolist()
-    pictures = [scene.picture.resize(size) for (scene, _), size in zip(asked, sizes, strict=True)]
-    answers = generate(model, processor, pictures, [question.prompt for _, question in asked])
+    asked, sizes, _, answers = _asked(model, processor, each)
     mine, package, tokens, wanted = [], [], [], []
     try:
         for (scene, question), (width, height), answer in zip(asked, sizes, answers, strict=True):
@@ -396,3 +1134,78 @@ def _pixels(box: Sequence[float], height: int, width: int) -> list[float]:
 
 def _fractions(box: Sequence[float], height: int, width: int) -> list[float]:
     return [edge / side for edge, side in zip(box, (height, width) * 2, strict=True)]
+
+
+def _asked(model: PaliGemma, processor: Processor, each: int) -> tuple[list, list, list, list]:
+    """New scenes with a `detect` question each, the sizes of the pictures, these, and answers."""
+    asked = evaluation_set(scenes.VALIDATION_ARTIST, each, 15, ("detection",))
+    sizes = np.random.default_rng(0).integers(100, 700, (each, 2)).tolist()
+    pictures = [scene.picture.resize(size) for (scene, _), size in zip(asked, sizes, strict=True)]
+    answers = generate(model, processor, pictures, [question.prompt for _, question in asked])
+    return asked, sizes, pictures, answers
+
+
+def confidences(
+    model: PaliGemma, processor: Processor, pictures: list, prompts: list[str], answers: list[str]
+) -> list[list[float]]:
+    """For each answer, the probability that the model gave to the four tokens of each box."""
+    batch = processor(pictures, prompts, answers)
+    labels = batch.pop("labels")[:, 1:]
+    with torch.inference_mode():
+        told = model(**batch)[:, :-1].log_softmax(dim=-1)
+    each = told.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    first = processor.first_location
+    rows = []
+    for logs, row in zip(each, labels, strict=True):
+        of_places = logs[(row >= first) & (row < first + locations.LOCATIONS)]
+        rows.append(of_places.reshape(-1, 4).sum(dim=1).exp().tolist())
+    return rows
+
+
+def try_precision(
+    model: PaliGemma,
+    processor: Processor,
+    tokens_to_box: Callable,
+    overlap: Callable,
+    average_precision: Callable,
+    each: int = 100,
+) -> bool:
+    """Average precision of the trained model's boxes by a learner's functions; display it.
+
+    The scores are the model's own: the probability that it gave to the four tokens of a box. Beside
+    them stands the same with scores that know nothing. Returns whether the numbers are right.
+    """
+    name = "average_precision on the trained model's boxes"
+    asked, sizes, pictures, answers = _asked(model, processor, each)
+    prompts = [question.prompt for _, question in asked]
+    sure = confidences(model, processor, pictures, prompts, answers)
+    found, truths, fractions = [], [], []
+    try:
+        for i, (width, height) in enumerate(sizes):
+            for score, numbers in zip(sure[i], numbers_in(answers[i]), strict=True):
+                found.append((score, i, tokens_to_box(numbers, height, width)))
+                fractions.append((score, i, _pixels([n / 1023 for n in numbers], height, width)))
+            scene, question = asked[i]
+            named = [one for one in scene.things if one.name in question.prompt.split()]
+            truths.append([_pixels(one.box, height, width) for one in named])
+        chance = np.random.default_rng(1).permutation(len(found)) / len(found)
+        blind = [(float(c), i, box) for c, (_, i, box) in zip(chance, found, strict=True)]
+        apart = 0.0
+        for limit in (0.5, 0.75, 0.9):
+            mine, unsure = (
+                average_precision(list(one), truths, overlap, limit) for one in (found, blind)
+            )
+            right = _precision(fractions, truths, locations.overlap, limit)
+            apart = max(apart, abs(mine - right))
+            print(
+                f"limit {limit}: {mine:.3f} by the model's own probabilities, {unsure:.3f} in a"
+                " random order"
+            )
+    except BaseException as error:
+        show(failed(name, error))
+        return False
+    if not apart <= 1e-4:
+        show(Outcome(name, WRONG, f"The right numbers are others, by up to {apart:.4f}."))
+        return False
+    show(Outcome(name, CORRECT, f"{len(found)} boxes for {sum(map(len, truths))} true ones."))
+    return True

@@ -9,21 +9,36 @@ from torch import Tensor
 from minipali import norms
 from minipali.checks.engine import Exercise, Mistake
 
+NORMS = (
+    "layer_norm", "native_layer_norm", "rms_norm", "batch_norm", "native_batch_norm", "group_norm",
+    "native_group_norm", "instance_norm",
+)  # fmt: skip
+
 
 def _layer_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(3)
 
-    def case(b: int, n: int, d: int, eps: float) -> tuple:
+    def case(b: int, n: int, d: int, eps: float, size: float = 1.0) -> tuple:
         # Means far from 0, and another scale for each token, so that every statistic matters.
         scale = 1 + 2 * torch.rand(b, n, 1, generator=random)
-        x = scale * torch.randn(b, n, d, generator=random) + 1.5
+        x = size * (scale * torch.randn(b, n, d, generator=random) + 1.5)
         return x, torch.randn(d, generator=random), torch.randn(d, generator=random), eps
 
-    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0)]
+    tiny = case(2, 3, 6, 0.25, size=0.001)
+    tiny[0][1, 2] = 3.0  # its variance is 0
+    # Whole numbers, and as many as a power of two: sums and means are exact, in whatever order. The
+    # mean of the squares minus the square of the mean is 0.
+    x = 16384 + torch.tensor([[[-3.0, -1, 1, 3], [2, -2, 6, -6]], [[5, 1, -1, -5], [-4, 0, 4, 0]]])
+    return [
+        case(2, 3, 5, 0.5),
+        case(3, 4, 7, 2.0),
+        tiny,
+        (x, torch.tensor([1.5, -0.5, 2, 1]), torch.tensor([0.5, 1, -1, 2]), 0.5),
+    ]
 
 
 def _rms_cases() -> list[tuple]:
-    return [(x, weight, eps) for x, weight, _bias, eps in _layer_cases()]
+    return [(x, weight, eps) for x, weight, _bias, eps in _layer_cases()[:3]]
 
 
 def _batch_cases() -> list[tuple]:
@@ -45,7 +60,7 @@ def _batch_cases() -> list[tuple]:
         case(3, 4, True, 0.3, 0.5),
         case(2, 5, True, 0.1, 1.0),
         case(3, 5, False, 0.3, 0.5),
-        case(2, 4, False, 0.1, 1.0),
+        case(1, 4, False, 0.1, 1.0),
     ]
 
 
@@ -57,6 +72,49 @@ def _root_then_eps(variance: Tensor, eps: float) -> Tensor:
     return variance.sqrt() + eps
 
 
+def _no_root(variance: Tensor, eps: float) -> Tensor:
+    return variance + eps
+
+
+def _root_below(variance: Tensor, eps: float) -> Tensor:
+    return 1 / (variance + eps).sqrt()
+
+
+def _other_eps(eps: float) -> Callable[[Tensor, float], Tensor]:
+    return lambda variance, _: (variance + eps).sqrt()
+
+
+EPS_SENTENCE = (
+    "Your eps is outside the root. It belongs inside: sqrt(variance + eps). With the usual eps of"
+    " 0.000001 you would not notice, except where the variance is tiny."
+)
+RMS_EPS_SENTENCE = (
+    "Your eps is outside the root. It belongs inside: sqrt(mean of the squares + eps). With the"
+    " usual eps of 0.000001 you would not notice, except where the numbers are tiny."
+)
+EPS_MISSING = (
+    "eps is missing, or it is not the one that was given. It is an argument: it keeps a token whose"
+    " numbers are all the same from giving 0 / 0."
+)
+EPS_MISSING_OF_FEATURES = (
+    "eps is missing, or it is not the one that was given. It is an argument: it keeps a feature"
+    " whose variance is 0 from giving 0 / 0."
+)
+RMS_EPS_MISSING = (
+    "eps is missing, or it is not the one that was given. It is an argument: it keeps a token of"
+    " zeros from giving 0 / 0, which is nan."
+)
+NO_ROOT = (
+    "You divide by the variance itself. Its root is missing, so a token that is ten times as large"
+    " comes out ten times as small."
+)
+MULTIPLIED = "You multiply by the root. Divide by it: large tokens are to become smaller."
+NO_KEEPDIM = (
+    "The averaged axis is gone, so torch lays the tokens' means along the wrong axis. Keep it with"
+    " length 1: x.mean(dim=-1, keepdim=True)."
+)
+
+
 def _layer_norm(
     x: Tensor,
     weight: Tensor,
@@ -65,31 +123,45 @@ def _layer_norm(
     *,
     axes: int | tuple = -1,
     correction: int = 0,
-    centre: bool = True,
+    subtract: bool = True,
+    about_mean: bool = True,
+    absolute: bool = False,
+    total: bool = False,
+    cancelling: bool = False,
     divisor: Callable = _by_root,
-    plus: float = 0.0,
+    factor: Callable[[Tensor], Tensor] = lambda weight: weight,
+    biases: float = 1.0,
+    bias_first: bool = False,
+    keepdim: bool = True,
 ) -> Tensor:
     """layer_norm with one thing changed."""
-    mean = x.mean(dim=axes, keepdim=True)
-    variance = x.var(dim=axes, correction=correction, keepdim=True)
-    if not centre:
-        mean, variance = 0.0, x.square().mean(dim=axes, keepdim=True)
-    return (x - mean) / divisor(variance, eps) * (plus + weight) + bias
+    mean = x.mean(dim=axes, keepdim=keepdim)
+    variance = x.var(dim=axes, correction=correction, keepdim=keepdim)
+    squares = x.square().mean(dim=axes, keepdim=keepdim)
+    if cancelling:
+        variance = squares - mean.square()
+    if not about_mean:
+        variance = squares
+    if absolute:
+        variance = (x - mean).abs().mean(dim=axes, keepdim=keepdim)
+    if total:
+        variance = variance * x.shape[-1]
+    normal = (x - mean if subtract else x) / divisor(variance, eps)
+    if bias_first:
+        return (normal + biases * bias) * factor(weight)
+    return normal * factor(weight) + biases * bias
 
-
-EPS_SENTENCE = (
-    "Your eps is outside the root. It belongs inside: sqrt(variance + eps). With the usual eps of"
-    " 0.000001 you would not notice, except where the variance is tiny."
-)
 
 LAYER_NORM = Exercise(
     name="layer_norm",
     reference=norms.layer_norm,
     cases=_layer_cases,
     axes="b n d",
+    banned=NORMS,
     checked=(
-        "shape, dtype and every value on 2 batches of 2 x 3 and 3 x 4 tokens, widths 5 and 7, eps"
-        " 0.5 and 2, means far from 0; inputs unchanged"
+        "shape, dtype and every value on 4 batches, widths 4 to 7, eps 0.25 to 2: ordinary numbers,"
+        " tiny ones with a token of variance 0, and a mean that is thousands of times the spread;"
+        " inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -107,6 +179,34 @@ LAYER_NORM = Exercise(
             " and eps stands outside the root. Write sqrt(variance + eps) with a variance that"
             " divides by d.",
         ),
+        *(
+            Mistake(f"eps {eps}", partial(_layer_norm, divisor=_other_eps(eps)), EPS_MISSING)
+            for eps in (0.0, 1e-8, 1e-6, 1e-5, 1e-3)
+        ),
+        Mistake(
+            "eps squared",
+            partial(_layer_norm, divisor=lambda variance, eps: (variance + eps**2).sqrt()),
+            "eps is squared. Add it to the variance as it is: sqrt(variance + eps).",
+        ),
+        Mistake(
+            "sum of squares",
+            partial(_layer_norm, total=True),
+            "The squared distances are added up and not divided by d. The variance is their mean.",
+        ),
+        Mistake(
+            "absolute distances",
+            partial(_layer_norm, absolute=True, divisor=_no_root),
+            "You divide by the mean distance from the mean. The standard deviation squares the"
+            " distances, takes their mean, and then the root.",
+        ),
+        Mistake("no root", partial(_layer_norm, divisor=_no_root), NO_ROOT),
+        Mistake("multiplied", partial(_layer_norm, divisor=_root_below), MULTIPLIED),
+        Mistake(
+            "not divided",
+            partial(_layer_norm, divisor=lambda variance, eps: 1.0),
+            "You subtract the mean and do not divide. After it each token is divided by"
+            " sqrt(variance + eps).",
+        ),
         Mistake(
             "over the tokens",
             partial(_layer_norm, axes=-2),
@@ -120,6 +220,18 @@ LAYER_NORM = Exercise(
             " and averages over its features, the last axis: dim=-1.",
         ),
         Mistake(
+            "over batch and tokens",
+            partial(_layer_norm, axes=(0, 1)),
+            "Your averages run over the batch and the tokens: one mean for each feature, as"
+            " BatchNorm has it. LayerNorm averages over the features of one token: dim=-1.",
+        ),
+        Mistake(
+            "over tokens and features",
+            partial(_layer_norm, axes=(1, 2)),
+            "You took one mean and one variance for a whole picture, all its tokens together. Each"
+            " token has its own: dim=-1 alone.",
+        ),
+        Mistake(
             "over everything",
             partial(_layer_norm, axes=(0, 1, 2)),
             "You took one mean and one variance for the whole tensor: x.mean() without an axis"
@@ -127,17 +239,58 @@ LAYER_NORM = Exercise(
         ),
         Mistake(
             "mean not subtracted",
-            partial(_layer_norm, centre=False),
+            partial(_layer_norm, subtract=False, about_mean=False),
             "The mean is still there: you divide by the root mean square, as RMSNorm does."
             " LayerNorm first subtracts the mean of each token.",
         ),
         Mistake(
+            "divided only",
+            partial(_layer_norm, subtract=False),
+            "You divide by the standard deviation, but the mean is still there. Subtract it first:"
+            " (x - mean) / sqrt(variance + eps).",
+        ),
+        Mistake(
+            "squares of x",
+            partial(_layer_norm, about_mean=False),
+            "You subtract the mean, but you divide by the root mean square of x as it came in. The"
+            " variance is the mean of the squared distances from the mean.",
+        ),
+        Mistake(
+            "cancelling",
+            partial(_layer_norm, cancelling=True),
+            "Your variance is the mean of the squares minus the square of the mean. On paper that"
+            " is right. In 32-bit numbers two huge squares lose the small difference between them:"
+            " subtract the mean first, then square.",
+        ),
+        Mistake(
             "1 + weight",
-            partial(_layer_norm, plus=1.0),
+            partial(_layer_norm, factor=lambda weight: 1 + weight),
             "You multiply by 1 + weight. That is how Gemma stores the weights of its RMSNorm."
             " LayerNorm's weight is the factor itself.",
         ),
+        Mistake(
+            "weight missing",
+            partial(_layer_norm, factor=torch.ones_like),
+            "The weight is missing: multiply the normalised token by it.",
+        ),
+        Mistake(
+            "bias missing",
+            partial(_layer_norm, biases=0.0),
+            "The bias is missing: add it at the end.",
+        ),
+        Mistake(
+            "bias subtracted",
+            partial(_layer_norm, biases=-1.0),
+            "The bias is subtracted. It is to be added.",
+        ),
+        Mistake(
+            "bias first",
+            partial(_layer_norm, bias_first=True),
+            "The bias is added before the weight multiplies. The weight multiplies the normalised"
+            " token alone; the bias comes last.",
+        ),
     ),
+    crashes=(Mistake("no keepdim", partial(_layer_norm, keepdim=False), NO_KEEPDIM),),
     hints=(
         "One token at a time: what is the mean of its d numbers, and the mean of the squared"
         " distances from that mean?",
@@ -154,18 +307,25 @@ def rms_norm(
     weight: Tensor,
     eps: float,
     *,
-    axis: int = -1,
-    centre: bool = False,
-    plus: float = 1.0,
+    axis: int | tuple = -1,
+    subtract: bool = False,
+    plus: Callable[[Tensor, Tensor], Tensor] = lambda normal, weight: normal * (1 + weight),
+    measure: Callable[[Tensor], Tensor] = torch.square,
     total: bool = False,
     divisor: Callable = _by_root,
+    squared_mean: bool = False,
+    correction: int = 0,
     about_mean: bool = False,
+    keepdim: bool = True,
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed."""
     centred = x - x.mean(dim=axis, keepdim=True)
-    squares = (centred if centre or about_mean else x).square()
-    squares = (squares.sum if total else squares.mean)(dim=axis, keepdim=True)
-    return (centred if centre else x) / divisor(squares, eps) * (plus + weight)
+    squares = measure(centred if about_mean else x)
+    squares = (squares.sum if total else squares.mean)(dim=axis, keepdim=keepdim)
+    squares = squares * (x.shape[-1] / (x.shape[-1] - correction))
+    if squared_mean:
+        squares = x.mean(dim=axis, keepdim=True).square()
+    return plus((centred if subtract else x) / divisor(squares, eps), weight)
 
 
 RMS_NORM = Exercise(
@@ -173,22 +333,54 @@ RMS_NORM = Exercise(
     reference=rms_norm,
     cases=_rms_cases,
     axes="b n d",
+    banned=NORMS,
     checked=(
-        "shape, dtype and every value on 2 batches of 2 x 3 and 3 x 4 tokens, widths 5 and 7, eps"
-        " 0.5 and 2, means far from 0; inputs unchanged"
+        "shape, dtype and every value on 3 batches, widths 5 to 7, eps 0.25 to 2, means far from 0,"
+        " ordinary and tiny numbers; inputs unchanged"
     ),
     mistakes=(
         Mistake(
             "weight without the 1",
-            partial(rms_norm, plus=0.0),
+            partial(rms_norm, plus=torch.mul),
             "You multiply by weight. Gemma stores the factor minus one, so that a weight of 0"
             " changes nothing: multiply by 1 + weight.",
         ),
         Mistake(
+            "weight missing",
+            partial(rms_norm, plus=lambda normal, weight: normal),
+            "The weight is missing: multiply by 1 + weight at the end.",
+        ),
+        Mistake(
+            "1 added to the result",
+            partial(rms_norm, plus=lambda normal, weight: normal * weight + 1),
+            "The 1 is added to the result. It belongs to the weight: times (1 + weight).",
+        ),
+        Mistake(
+            "weight added",
+            partial(rms_norm, plus=lambda normal, weight: normal + 1 + weight),
+            "1 + weight is added. Multiply by it.",
+        ),
+        Mistake(
+            "weight as bias",
+            partial(rms_norm, plus=torch.add),
+            "The weight is added. Multiply by 1 + weight.",
+        ),
+        Mistake(
+            "1 - weight",
+            partial(rms_norm, plus=lambda normal, weight: normal * (1 - weight)),
+            "You multiply by 1 - weight. The factor is 1 + weight.",
+        ),
+        Mistake(
             "mean subtracted",
-            partial(rms_norm, centre=True),
+            partial(rms_norm, subtract=True, about_mean=True),
             "You subtract the mean, as LayerNorm does. RMSNorm leaves the mean where it is: divide"
             " x itself by the root of the mean of its squares.",
+        ),
+        Mistake(
+            "mean subtracted above only",
+            partial(rms_norm, subtract=True),
+            "You divide by the root mean square, but you subtract the mean from x. RMSNorm leaves"
+            " the mean where it is.",
         ),
         Mistake(
             "variance for the squares",
@@ -196,13 +388,59 @@ RMS_NORM = Exercise(
             "You divide by the standard deviation, which measures distances from the mean. RMSNorm"
             " measures distances from 0: the mean of x squared.",
         ),
-        Mistake("eps outside the root", partial(rms_norm, divisor=_root_then_eps), EPS_SENTENCE),
         Mistake(
-            "eps missing",
-            partial(rms_norm, divisor=lambda squares, _: squares.sqrt()),
-            "eps is missing, or it is not the one that was given. A token of zeros would give"
-            " 0 / 0, which is nan: divide by sqrt(mean of the squares + eps).",
+            "unbiased variance for the squares",
+            partial(rms_norm, about_mean=True, correction=1),
+            "You divide by torch's x.std() or the root of x.var(), which measure distances from the"
+            " mean and divide by d - 1. RMSNorm measures distances from 0: the mean of x squared.",
         ),
+        Mistake(
+            "divided by d - 1",
+            partial(rms_norm, correction=1),
+            "The sum of the squares is divided by d - 1. Their mean divides by d.",
+        ),
+        Mistake(
+            "eps squared",
+            partial(rms_norm, divisor=lambda squares, eps: (squares + eps**2).sqrt()),
+            "eps is squared. Add it to the mean of the squares as it is.",
+        ),
+        Mistake(
+            "eps as least divisor",
+            partial(rms_norm, divisor=lambda squares, eps: squares.sqrt().clamp(min=eps)),
+            "You use eps as the least divisor, as F.normalize does. Here it is added to the mean of"
+            " the squares, inside the root.",
+        ),
+        Mistake(
+            "divided by 1 + weight",
+            partial(rms_norm, plus=lambda normal, weight: normal / (1 + weight)),
+            "You divide by 1 + weight. Multiply by it.",
+        ),
+        Mistake(
+            "square of the mean",
+            partial(rms_norm, squared_mean=True),
+            "You take the mean first and square it. Square each number first, then take the mean:"
+            " x.square().mean(...).",
+        ),
+        Mistake(
+            "absolute values",
+            partial(rms_norm, measure=torch.abs, divisor=_no_root),
+            "You divide by the mean of the absolute values. Square them, take the mean, take its"
+            " root.",
+        ),
+        Mistake(
+            "not squared",
+            partial(rms_norm, measure=torch.abs),
+            "The numbers are not squared before the mean is taken. Root, mean, square, read from"
+            " the right: square first.",
+        ),
+        Mistake(
+            "eps outside the root", partial(rms_norm, divisor=_root_then_eps), RMS_EPS_SENTENCE
+        ),
+        *(
+            Mistake(f"eps {eps}", partial(rms_norm, divisor=_other_eps(eps)), RMS_EPS_MISSING)
+            for eps in (0.0, 1e-8, 1e-6, 1e-5, 1e-3)
+        ),
+        Mistake("multiplied", partial(rms_norm, divisor=_root_below), MULTIPLIED),
         Mistake(
             "sum of squares",
             partial(rms_norm, total=True),
@@ -216,12 +454,30 @@ RMS_NORM = Exercise(
             " averages over its features, the last axis: dim=-1.",
         ),
         Mistake(
+            "over the batch",
+            partial(rms_norm, axis=0),
+            "Your average runs over the batch. RMSNorm treats each token alone and averages over"
+            " its features, the last axis: dim=-1.",
+        ),
+        Mistake(
+            "over tokens and features",
+            partial(rms_norm, axis=(1, 2)),
+            "You took one mean for a whole picture, all its tokens together. Each token has its"
+            " own: dim=-1 alone.",
+        ),
+        Mistake(
+            "over everything",
+            partial(rms_norm, axis=(0, 1, 2)),
+            "You took one mean for the whole tensor. Each token has its own: dim=-1, keepdim=True.",
+        ),
+        Mistake(
             "no root",
-            partial(rms_norm, divisor=lambda squares, eps: squares + eps),
+            partial(rms_norm, divisor=_no_root),
             "You divide by the mean square itself. Its root is missing, so a token that is ten"
             " times as large comes out ten times as small.",
         ),
     ),
+    crashes=(Mistake("no keepdim", partial(rms_norm, keepdim=False), NO_KEEPDIM),),
     hints=(
         "Read the name from the right: square the numbers, take their mean, take its root. Then"
         " divide.",
@@ -245,27 +501,59 @@ def batch_norm(
     axes: int | tuple = 0,
     correction: int = 0,
     remembered: int = 1,
+    spread: Callable[[Tensor], Tensor] = lambda variance: variance,
     divisor: Callable = _by_root,
-    use_memory_in_training: bool = False,
-    use_batch_in_eval: bool = False,
+    divisor_in_eval: Callable | None = None,
+    in_training: str = "batch",
+    in_eval: str = "memory",
+    remember_in_training: bool = True,
     remember_in_eval: bool = False,
-    swap_momentum: bool = False,
+    turned: bool = False,
+    old_share: Callable[[float], float] = lambda momentum: 1 - momentum,
+    new_share: Callable[[float], float] = lambda momentum: momentum,
+    scaled_in_training: bool = True,
+    scaled_in_eval: bool = True,
+    factor: Callable[[Tensor], Tensor] = lambda weight: weight,
+    biases: float = 1.0,
+    subtract: bool = True,
+    order: tuple[int, int, int] = (0, 1, 2),
+    var_moves: bool = True,
+    mean_moves: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output (b, d) and the new running mean and variance, (d,) each.
 
     The reference, or with one thing changed.
     """
-    mean, variance = x.mean(dim=axes), x.var(dim=axes, correction=correction)
-    kept = x.var(dim=axes, correction=remembered)
-    of_batch = not use_memory_in_training if training else use_batch_in_eval
-    if not of_batch:
-        mean, variance = running_mean, running_var
-    y = (x - mean) / divisor(variance, eps) * weight + bias
-    if training or remember_in_eval:
-        share = 1 - momentum if swap_momentum else momentum
-        running_mean = (1 - share) * running_mean + share * x.mean(dim=axes)
-        running_var = (1 - share) * running_var + share * kept
-    return y, running_mean, running_var
+    training = training != turned
+    of_batch = x.mean(dim=axes), ((x - x.mean(dim=axes)).square()).mean(dim=axes)
+    count = x.numel() if isinstance(axes, tuple) else len(x)
+
+    def variance(correction: int) -> Tensor:
+        # Of one example the unbiased one is 0 / 0.
+        share = count / (count - correction) if count > correction else float("nan")
+        return of_batch[1] * share
+
+    old, moved = (running_mean, running_var), (running_mean, running_var)
+    if remember_in_training if training else remember_in_eval:
+        one, other = old_share(momentum), new_share(momentum)
+        moved = (
+            one * running_mean + other * of_batch[0] if mean_moves else running_mean,
+            one * running_var + other * spread(variance(remembered)) if var_moves else running_var,
+        )
+    used = {"batch": (of_batch[0], variance(correction)), "memory": old, "new": moved}
+    mean, own = used[in_training if training else in_eval]
+    by = divisor if training or divisor_in_eval is None else divisor_in_eval
+    y = (x - mean if subtract else x) / by(own, eps)
+    if scaled_in_training if training else scaled_in_eval:
+        y = y * factor(weight) + biases * bias
+    result = y, *moved
+    return tuple(result[place] for place in order)
+
+
+def _over_the_features(x, weight, bias, running_mean, running_var, training, momentum, eps):
+    given = x, weight, bias, running_mean, running_var, training, momentum, eps
+    y, *memory = batch_norm(*given)
+    return norms.layer_norm(x, weight, bias, eps) if training else y, *memory
 
 
 BATCH_NORM = Exercise(
@@ -274,23 +562,39 @@ BATCH_NORM = Exercise(
     cases=_batch_cases,
     axes="b d; d; d",
     parts=("y", "running_mean", "running_var"),
+    banned=NORMS,
     checked=(
         "output, new running mean and new running variance in two training steps (batches of 3 and"
-        " 2) and twice in eval mode, momentum 0.1 and 0.3, eps 0.5 and 1; inputs unchanged"
+        " 2) and twice in eval mode (batches of 3 and 1), momentum 0.1 and 0.3, eps 0.5 and 1;"
+        " inputs unchanged"
     ),
     mistakes=(
         Mistake(
             "batch statistics in eval mode",
-            partial(batch_norm, use_batch_in_eval=True, remember_in_eval=True),
-            "In eval mode you still use the statistics of the batch. An answer would then depend on"
-            " which other examples came with it: use running_mean and running_var when training is"
-            " False.",
+            partial(batch_norm, in_eval="batch", remember_in_eval=True),
+            "In eval mode you do what belongs to training: you use the statistics of the batch, and"
+            " the memory moves. An answer would then depend on which other examples came with it."
+            " When training is False, use running_mean and running_var, and return them as they"
+            " came.",
+        ),
+        Mistake(
+            "batch statistics in eval mode, memory left alone",
+            partial(batch_norm, in_eval="batch"),
+            "In eval mode the output still uses the statistics of the batch. An answer would then"
+            " depend on which other examples came with it: use running_mean and running_var when"
+            " training is False.",
         ),
         Mistake(
             "memory changes in eval mode",
             partial(batch_norm, remember_in_eval=True),
             "Your output is right, but the memory changes in eval mode. When training is False,"
             " return running_mean and running_var as they came.",
+        ),
+        Mistake(
+            "training the other way round",
+            partial(batch_norm, turned=True),
+            "Training and eval mode are exchanged: you use the batch and move the memory when"
+            " training is False.",
         ),
         Mistake(
             "unbiased variance in the output",
@@ -306,15 +610,119 @@ BATCH_NORM = Exercise(
         ),
         Mistake(
             "memory used in training",
-            partial(batch_norm, use_memory_in_training=True),
+            partial(batch_norm, in_training="memory"),
             "In training you normalise with the running statistics. There they are only kept for"
             " later; a training step uses the mean and variance of its own batch.",
         ),
         Mistake(
+            "new memory used in training",
+            partial(batch_norm, in_training="new"),
+            "In training you normalise with the new memory, just moved. There the memory is only"
+            " kept for later; a training step uses the mean and variance of its own batch.",
+        ),
+        Mistake(
             "momentum the other way round",
-            partial(batch_norm, swap_momentum=True),
+            partial(
+                batch_norm,
+                old_share=lambda momentum: momentum,
+                new_share=lambda momentum: 1 - momentum,
+            ),
             "Your momentum works the other way round. In torch it is the share of the *new* batch:"
             " (1 - momentum) * old + momentum * new.",
+        ),
+        Mistake(
+            "old memory does not shrink",
+            partial(batch_norm, old_share=lambda momentum: 1.0),
+            "The batch's share is added, but the old memory keeps its full size, so the memory"
+            " grows with every step: (1 - momentum) * old + momentum * new.",
+        ),
+        Mistake(
+            "memory is the last batch",
+            partial(batch_norm, old_share=lambda momentum: 0.0, new_share=lambda momentum: 1.0),
+            "The new memory is the last batch alone; what was remembered is gone. Move it by the"
+            " share `momentum`: (1 - momentum) * old + momentum * new.",
+        ),
+        Mistake(
+            "half and half",
+            partial(batch_norm, old_share=lambda momentum: 0.5, new_share=lambda momentum: 0.5),
+            "The memory gets half of the old and half of the new. The batch's share is `momentum`.",
+        ),
+        Mistake(
+            "momentum fixed",
+            partial(batch_norm, old_share=lambda momentum: 0.9, new_share=lambda momentum: 0.1),
+            "The share of the new batch is fixed at 0.1. It is an argument: `momentum`.",
+        ),
+        Mistake(
+            "memory never moves",
+            partial(batch_norm, remember_in_training=False),
+            "The memory does not move in training. It goes by the share `momentum` towards the"
+            " batch: (1 - momentum) * old + momentum * new.",
+        ),
+        Mistake(
+            "variance never moves",
+            partial(batch_norm, var_moves=False),
+            "The running mean moves, the running variance does not. Both belong to the memory.",
+        ),
+        Mistake(
+            "mean never moves",
+            partial(batch_norm, mean_moves=False),
+            "The running variance moves, the running mean does not. Both belong to the memory.",
+        ),
+        Mistake(
+            "standard deviation in the memory",
+            partial(batch_norm, spread=torch.sqrt),
+            "The memory of the variance moves towards the standard deviation. It keeps the variance"
+            " itself, without the root.",
+        ),
+        Mistake(
+            "variance before mean",
+            partial(batch_norm, order=(0, 2, 1)),
+            "Running mean and running variance are exchanged in what you return: y, then the mean,"
+            " then the variance.",
+        ),
+        Mistake(
+            "output last",
+            partial(batch_norm, order=(1, 2, 0)),
+            "The output comes last in what you return. Return y, the running mean, the running"
+            " variance.",
+        ),
+        Mistake(
+            "no weight and bias in eval mode",
+            partial(batch_norm, scaled_in_eval=False),
+            "In eval mode the weight and the bias are missing. Both modes end the same way: times"
+            " the weight, plus the bias.",
+        ),
+        Mistake(
+            "no weight and bias in training",
+            partial(batch_norm, scaled_in_training=False),
+            "In training the weight and the bias are missing. Both modes end the same way: times"
+            " the weight, plus the bias.",
+        ),
+        Mistake(
+            "no weight and bias",
+            partial(batch_norm, scaled_in_eval=False, scaled_in_training=False),
+            "The weight and the bias are missing: times the weight, plus the bias.",
+        ),
+        Mistake(
+            "weight missing",
+            partial(batch_norm, factor=torch.ones_like),
+            "The weight is missing: multiply the normalised features by it.",
+        ),
+        Mistake(
+            "1 + weight",
+            partial(batch_norm, factor=lambda weight: 1 + weight),
+            "You multiply by 1 + weight. That is how Gemma stores the weights of its RMSNorm."
+            " BatchNorm's weight is the factor itself.",
+        ),
+        Mistake(
+            "bias missing",
+            partial(batch_norm, biases=0.0),
+            "The bias is missing: add it at the end.",
+        ),
+        Mistake(
+            "mean not subtracted",
+            partial(batch_norm, subtract=False),
+            "The mean is still there: you only divide. Subtract it first.",
         ),
         Mistake(
             "over everything",
@@ -322,7 +730,50 @@ BATCH_NORM = Exercise(
             "You took one mean and one variance for the whole batch: x.mean() without an axis"
             " averages over everything. Each feature has its own: dim=0.",
         ),
+        Mistake(
+            "over the features",
+            _over_the_features,
+            "Your averages run over the features of one example, as LayerNorm's do. BatchNorm"
+            " averages each feature over the batch: dim=0.",
+        ),
+        Mistake(
+            "memory moves away",
+            partial(
+                batch_norm,
+                old_share=lambda momentum: 1.0,
+                new_share=lambda momentum: -momentum,
+            ),
+            "The batch's share is subtracted from the memory. The memory moves towards the batch:"
+            " (1 - momentum) * old + momentum * new.",
+        ),
         Mistake("eps outside the root", partial(batch_norm, divisor=_root_then_eps), EPS_SENTENCE),
+        *(
+            Mistake(
+                f"eps {eps}", partial(batch_norm, divisor=_other_eps(eps)), EPS_MISSING_OF_FEATURES
+            )
+            for eps in (0.0, 1e-3)
+        ),
+        Mistake(
+            "eps missing in eval mode",
+            partial(batch_norm, divisor_in_eval=_other_eps(0.0)),
+            "eps is missing in eval mode, or it is not the one that was given. Both modes divide by"
+            " sqrt(variance + eps).",
+        ),
+        Mistake(
+            "no root",
+            partial(batch_norm, divisor=_no_root),
+            "You divide by the variance itself. Its root is missing.",
+        ),
+        Mistake(
+            "root missing in eval mode",
+            partial(batch_norm, divisor_in_eval=_no_root),
+            "In eval mode you divide by the running variance itself. Its root is missing.",
+        ),
+        Mistake(
+            "memory's root added to eps in eval mode",
+            partial(batch_norm, divisor_in_eval=_root_then_eps),
+            "In eval mode your eps is outside the root. It belongs inside: sqrt(variance + eps).",
+        ),
     ),
     hints=(
         "Two questions, and both depend on `training`: which mean and variance does this batch"
@@ -336,40 +787,51 @@ BATCH_NORM = Exercise(
 
 
 def layer_norm_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference: gradients of x (b, n, d), weight (d,) and bias (d,), by autograd."""
-    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    bias = torch.zeros_like(weight, requires_grad=True)
-    with torch.enable_grad():
-        y = norms.layer_norm(x, weight, bias, eps)
-        return torch.autograd.grad(y, (x, weight, bias), gradient)
-
-
-def _backward(
     gradient: Tensor,
     x: Tensor,
     weight: Tensor,
     eps: float,
     *,
-    of_mean: bool = True,
-    of_scale: bool = True,
-    with_weight: bool = True,
+    mean_term: float = 1.0,
+    scale_term: float = 1.0,
+    of_mean: Callable[[Tensor], Tensor] = lambda each: each.mean(dim=-1, keepdim=True),
+    of_scale: Callable[[Tensor], Tensor] = lambda each: each.mean(dim=-1, keepdim=True),
+    terms_weighted: bool = True,
+    shape: str = "normal, normal",
+    keepdim: bool = True,
+    weighted: str = "first",
     divisor: Callable[[Tensor], Tensor] = torch.sqrt,
-    of_x: bool = False,
+    correction: int = 0,
+    eps_inside: Callable[[Tensor, float], Tensor] = torch.add,
+    of_weight: Callable[[Tensor, Tensor], Tensor] = lambda x, normal: normal,
+    weight_again: bool = False,
+    bias_weighted: bool = False,
     over: Callable[[Tensor], Tensor] = lambda each: each.sum(dim=(0, 1)),
-    eps_kept: float = 1.0,
+    order: tuple[int, int, int] = (0, 1, 2),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The formula, or with one thing changed."""
-    centred = x - x.mean(dim=-1, keepdim=True)
-    square = centred.square().mean(dim=-1, keepdim=True) + eps * eps_kept
+    """Gradients of x (b, n, d), weight (d,), bias (d,). The reference, or with one thing changed.
+
+    Not by autograd, which the exercise bans; a test holds it against autograd.
+    """
+    centred = x - x.mean(dim=-1, keepdim=keepdim)
+    square = eps_inside(x.var(dim=-1, correction=correction, keepdim=True), eps)
     normal = centred / square.sqrt()
-    back = inner = gradient * weight if with_weight else gradient
-    if of_mean:
-        back = back - inner.mean(dim=-1, keepdim=True)
-    if of_scale:
-        back = back - normal * (inner * normal).mean(dim=-1, keepdim=True)
-    return back / divisor(square), over(gradient * (x if of_x else normal)), over(gradient)
+    inner = gradient * weight if weighted == "first" else gradient
+    named = {"normal": normal, "centred": centred, "x": x, "1": 1.0}
+    outside, inside = (named[name] for name in shape.split(", "))
+    of_terms = inner if terms_weighted else gradient
+    through_scale = outside * of_scale(of_terms * inside)
+    back = inner - mean_term * of_mean(of_terms) - scale_term * through_scale
+    of_x = back / divisor(square)
+    if weighted == "last":
+        of_x = of_x * weight
+    share = gradient * of_weight(x, normal)
+    result = (
+        of_x,
+        over(share * weight if weight_again else share),
+        over(gradient * weight if bias_weighted else gradient),
+    )
+    return tuple(result[place] for place in order)
 
 
 def _backward_cases() -> list[tuple]:
@@ -379,7 +841,10 @@ def _backward_cases() -> list[tuple]:
         gradient, noise = (torch.randn(b, n, d, generator=random) for _ in range(2))
         return gradient, 2 * noise + 1, 1 + torch.randn(d, generator=random), eps
 
-    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0)]
+    by_hand = (
+        torch.tensor([[[1.0, 0]]]), torch.tensor([[[1.0, 3]]]), torch.ones(2), 3.0
+    )  # fmt: skip
+    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0), by_hand]
 
 
 LAYER_NORM_BACKWARD = Exercise(
@@ -389,62 +854,237 @@ LAYER_NORM_BACKWARD = Exercise(
     cases=_backward_cases,
     axes="b n d; d; d",
     parts=("x_gradient", "weight_gradient", "bias_gradient"),
+    banned=(*NORMS, "native_layer_norm_backward", "grad", "backward"),
     checked=(
-        "the gradients of x, weight and bias against torch's own, for 2 batches of 2 x 3 and 3 x 4"
-        " tokens, widths 5 and 7, eps 0.5 and 2; inputs unchanged"
+        "the gradients of x, weight and bias for 2 batches of 2 x 3 and 3 x 4 tokens, widths 5 and"
+        " 7, eps 0.5 and 2, and for the example by hand; inputs unchanged"
     ),
     mistakes=(
         Mistake(
             "the mean depends on x",
-            partial(_backward, of_mean=False),
+            partial(layer_norm_backward, mean_term=0.0),
             "The way through the mean is missing: every number of a token moves the token's mean,"
             " and so moves all its outputs. Subtract the mean, over the features, of weight times"
             " gradient.",
         ),
         Mistake(
             "the scale depends on x",
-            partial(_backward, of_scale=False),
+            partial(layer_norm_backward, scale_term=0.0),
             "The way through the standard deviation is missing: a number far from the mean also"
             " makes the divisor larger. Subtract the normalised x times the mean of (weight times"
             " gradient times normalised x).",
         ),
         Mistake(
             "mean and scale as constants",
-            partial(_backward, of_mean=False, of_scale=False),
+            partial(layer_norm_backward, mean_term=0.0, scale_term=0.0),
             "You treat the mean and the standard deviation as constants. Both are made of x, so"
             " the gradient flows through them, too: two more terms.",
         ),
         Mistake(
+            "sign of the mean's term",
+            partial(layer_norm_backward, mean_term=-1.0),
+            "The term of the mean has the wrong sign. A larger number raises the mean, and the mean"
+            " is subtracted: so its term is subtracted.",
+        ),
+        Mistake(
+            "sign of the scale's term",
+            partial(layer_norm_backward, scale_term=-1.0),
+            "The term of the standard deviation has the wrong sign. A larger deviation makes the"
+            " outputs smaller: so its term is subtracted.",
+        ),
+        Mistake(
+            "scale's term doubled",
+            partial(layer_norm_backward, scale_term=2.0),
+            "The term of the standard deviation is twice as large as it should be. The root halves"
+            " what the square doubles.",
+        ),
+        Mistake(
+            "scale's term halved",
+            partial(layer_norm_backward, scale_term=0.5),
+            "The term of the standard deviation is half of what it should be. The root halves, and"
+            " the square doubles it again.",
+        ),
+        Mistake(
+            "sum for the mean's term",
+            partial(layer_norm_backward, of_mean=lambda each: each.sum(dim=-1, keepdim=True)),
+            "The term of the mean is a sum over the features. Each number moves the mean by 1/d of"
+            " its own change: take the mean.",
+        ),
+        Mistake(
+            "sum for the scale's term",
+            partial(layer_norm_backward, of_scale=lambda each: each.sum(dim=-1, keepdim=True)),
+            "The term of the standard deviation is a sum over the features. Each number moves the"
+            " variance by 1/d of its share: take the mean.",
+        ),
+        Mistake(
+            "scale's term without normal",
+            partial(layer_norm_backward, shape="1, normal"),
+            "The term of the standard deviation is the same for all numbers of a token. It must be"
+            " multiplied by the normalised x: numbers far from the mean move the deviation most.",
+        ),
+        Mistake(
+            "normal missing inside the scale's term",
+            partial(layer_norm_backward, shape="normal, 1"),
+            "In the term of the standard deviation the mean is that of weight times gradient alone."
+            " It is the mean of weight times gradient times the normalised x.",
+        ),
+        *(
+            Mistake(
+                f"scale's term from {shape}",
+                partial(layer_norm_backward, shape=shape),
+                "The term of the standard deviation is made of x before it was divided. Both times"
+                " it needs the normalised x, (x - mean) / sqrt(variance + eps).",
+            )
+            for shape in (
+                "centred, centred",
+                "centred, normal",
+                "x, x",
+                "normal, x",
+            )
+        ),
+        Mistake(
+            "weight missing in the terms",
+            partial(layer_norm_backward, terms_weighted=False),
+            "In the terms of the mean and of the standard deviation the weight is missing. Start"
+            " with weight times gradient, and use that everywhere on the way to x.",
+        ),
+        Mistake(
+            "terms over the tokens",
+            partial(
+                layer_norm_backward,
+                of_mean=lambda each: each.mean(dim=1, keepdim=True),
+                of_scale=lambda each: each.mean(dim=1, keepdim=True),
+            ),
+            "The two means run over the tokens. A token's mean and deviation are made of its own"
+            " features: dim=-1.",
+        ),
+        Mistake(
             "weight left out",
-            partial(_backward, with_weight=False),
+            partial(layer_norm_backward, weighted="never"),
             "The weight is missing on the way back to x. The forward pass multiplies by it, so the"
             " gradient is multiplied by it first.",
         ),
         Mistake(
+            "weight last",
+            partial(layer_norm_backward, weighted="last"),
+            "The weight multiplies the gradient of x at the end. It was the last step on the way"
+            " there, so it is the first on the way back: multiply before the two means are taken.",
+        ),
+        Mistake(
             "divided by the variance",
-            partial(_backward, divisor=lambda square: square),
+            partial(layer_norm_backward, divisor=lambda square: square),
             "The gradient of x is divided by the variance. The forward pass divides by its root,"
             " and so does the way back.",
         ),
         Mistake(
+            "not divided",
+            partial(layer_norm_backward, divisor=torch.ones_like),
+            "The gradient of x is not divided by the standard deviation. The forward pass divides"
+            " by sqrt(variance + eps), and so does the way back.",
+        ),
+        Mistake(
+            "multiplied",
+            partial(layer_norm_backward, divisor=torch.rsqrt),
+            "The gradient of x is multiplied by the standard deviation. Divide by it, as the"
+            " forward pass does.",
+        ),
+        Mistake(
+            "unbiased variance",
+            partial(layer_norm_backward, correction=1),
+            "The variance divides by d - 1, torch's default. LayerNorm's divides by d, on the way"
+            " back too: x.var(-1, correction=0).",
+        ),
+        Mistake(
             "weight's gradient from x itself",
-            partial(_backward, of_x=True),
+            partial(layer_norm_backward, of_weight=lambda x, normal: x),
             "The weight multiplies the *normalised* x, so its gradient is the sum of gradient times"
             " normalised x, not of gradient times x.",
         ),
         Mistake(
+            "weight's gradient from centred x",
+            partial(
+                layer_norm_backward,
+                of_weight=lambda x, normal: x - x.mean(dim=-1, keepdim=True),
+            ),
+            "The weight's gradient uses x minus its mean. The weight multiplies the normalised x,"
+            " which is also divided by the standard deviation.",
+        ),
+        Mistake(
+            "weight in its own gradient",
+            partial(layer_norm_backward, weight_again=True),
+            "The weight's gradient is multiplied by the weight. y = normal * weight + bias changes"
+            " with the weight by `normal` alone: sum up gradient * normal.",
+        ),
+        Mistake(
+            "weight in the bias's gradient",
+            partial(layer_norm_backward, bias_weighted=True),
+            "The bias's gradient is multiplied by the weight. The bias is added after the weight,"
+            " so it gets the gradient itself, summed over the tokens.",
+        ),
+        Mistake(
+            "weight in both gradients",
+            partial(layer_norm_backward, weight_again=True, bias_weighted=True),
+            "The gradients of weight and bias are multiplied by the weight. That product belongs to"
+            " the way to x alone; these two start from the gradient itself.",
+        ),
+        Mistake(
             "mean over the tokens",
-            partial(_backward, over=lambda each: each.mean(dim=(0, 1))),
+            partial(layer_norm_backward, over=lambda each: each.mean(dim=(0, 1))),
             "The gradients of weight and bias are means over the tokens. Every token uses the same"
             " weight and adds its share: take the sum.",
         ),
         Mistake(
+            "mean over the batch",
+            partial(layer_norm_backward, over=lambda each: each.sum(dim=1).mean(dim=0)),
+            "The gradients of weight and bias are means over the batch. Every example adds its"
+            " share: take the sum over the batch too.",
+        ),
+        Mistake(
+            "sum over the batch alone",
+            partial(layer_norm_backward, over=lambda each: each.sum(dim=0)),
+            "The gradients of weight and bias are summed over the batch alone. All tokens use the"
+            " same weight: sum over both axes, dim=(0, 1).",
+        ),
+        Mistake(
+            "sum over the tokens alone",
+            partial(layer_norm_backward, over=lambda each: each.sum(dim=1)),
+            "The gradients of weight and bias are summed over the tokens alone. The whole batch"
+            " uses the same weight: sum over both axes, dim=(0, 1).",
+        ),
+        Mistake(
+            "sum over the features",
+            partial(layer_norm_backward, over=lambda each: each.sum(dim=-1)),
+            "The gradients of weight and bias are summed over the features. Each feature has a"
+            " weight of its own: sum over batch and tokens, dim=(0, 1).",
+        ),
+        Mistake(
+            "not summed",
+            partial(layer_norm_backward, over=lambda each: each),
+            "The gradients of weight and bias are not summed. All tokens use the same weight, and"
+            " their shares add up: sum over batch and tokens, dim=(0, 1).",
+        ),
+        Mistake(
+            "bias before weight",
+            partial(layer_norm_backward, order=(0, 2, 1)),
+            "The gradients of weight and bias are exchanged in what you return: for x, for the"
+            " weight, for the bias.",
+        ),
+        Mistake(
             "eps forgotten",
-            partial(_backward, eps_kept=0.0),
+            partial(layer_norm_backward, eps_inside=lambda variance, eps: variance),
             "eps is missing on the way back. The forward pass divides by sqrt(variance + eps); the"
             " same number belongs here.",
         ),
+        Mistake(
+            "eps outside the root",
+            partial(
+                layer_norm_backward,
+                eps_inside=lambda variance, eps: (variance.sqrt() + eps).square(),
+            ),
+            EPS_SENTENCE,
+        ),
     ),
+    crashes=(Mistake("no keepdim", partial(layer_norm_backward, keepdim=False), NO_KEEPDIM),),
     hints=(
         "Start at the end. y = normal * weight + bias, so bias gets the gradient, weight gets"
         " gradient * normal, both summed over all tokens (axes b and n), and normal gets inner ="

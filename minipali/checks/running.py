@@ -5,7 +5,7 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import CodeType, FunctionType, ModuleType
 
 import torch
@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 DATA = (list, Image)  # arguments, beside tensors, that a function could write into
 LONGEST = 1000  # what yields more often has no end
+OWN = "Write your own: that is the exercise."
 
 
 def _set_threads(number: int) -> None:
@@ -92,17 +93,27 @@ def copied(arguments: tuple) -> list:
 
 
 def call(
-    function: Callable, given: list, finished: set[ModuleType], banned: tuple[str, ...] = ()
+    function: Callable,
+    given: list,
+    finished: set[ModuleType],
+    banned: tuple[str, ...] = (),
+    largest: int | None = None,
+    watch: bool = True,
 ) -> tuple[object, str]:
-    """What a function makes of arguments, and the forbidden function that it ran, or "".
+    """What a function makes of arguments, and the forbidden thing that it did, in words, or "".
 
     finished: the modules whose functions must not run; banned: names of torch's functions that must
-    not; neither counts inside functions of `given`.
+    not; largest: how many numbers a tensor may have that torch makes. None of them counts inside
+    functions of `given`. watch: without it nothing is forbidden, and it is quick.
     Raises RuntimeError if what it returns goes on yielding without end. What one of torch's
     functions raises carries what that was given, as `of_torch`: its name and its tensors' shapes.
     """
     handed = {getattr(one, "__code__", None) for one in given} - {None}
-    with plain_torch(), _watched(finished, handed) as ran, _Observed(banned, handed, ran):
+    with ExitStack() as around:
+        around.enter_context(plain_torch())
+        ran = around.enter_context(_watched(finished, handed)) if watch else []
+        if watch:
+            around.enter_context(_Observed(banned, largest, handed, ran))
         result = function(*given)
         if isinstance(result, Iterator):  # a generator runs when it is asked
             result = list(itertools.islice(result, LONGEST + 1))
@@ -118,21 +129,35 @@ def call(
 
 
 class _Observed(TorchFunctionMode):
-    """Notes which of torch's functions run that are banned, and what one that fails was given."""
+    """Notes which of torch's functions run that are banned, or make too large a tensor.
 
-    def __init__(self, banned: tuple[str, ...], handed: set[CodeType], ran: list[str]) -> None:
+    What a function that fails was given is kept with its error.
+    """
+
+    def __init__(
+        self,
+        banned: tuple[str, ...],
+        largest: int | None,
+        handed: set[CodeType],
+        ran: list[str],
+    ) -> None:
         super().__init__()
-        self.banned, self.handed, self.ran = banned, handed, ran
+        self.banned, self.largest, self.handed, self.ran = banned, largest, handed, ran
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
         given = [*args, *(kwargs or {}).values()]
         if name in ("view", "to") and any(isinstance(one, torch.dtype) for one in given):
             name = f"{name}(dtype)"
-        if name in self.banned and not _inside(self.handed):
-            self.ran.append(f"torch's {name}")
+        if not _inside(self.handed):
+            if name in self.banned:
+                self.ran.append(f"runs torch's {name}. {OWN}")
+            for one in given:
+                kind = one.dtype if isinstance(one, Tensor) else one
+                if isinstance(kind, torch.dtype) and str(kind) in self.banned:
+                    self.ran.append(f"runs torch's {name} with {kind}. {OWN}")
         try:
-            return function(*args, **(kwargs or {}))
+            result = function(*args, **(kwargs or {}))
         except Exception as error:
             flat = [
                 one
@@ -141,6 +166,14 @@ class _Observed(TorchFunctionMode):
             ]
             error.of_torch = name, [tuple(one.shape) for one in flat if isinstance(one, Tensor)]
             raise
+        made = result.numel() if isinstance(result, Tensor) else 0
+        if self.largest is not None and made > self.largest and not _inside(self.handed):
+            self.ran.append(
+                f"makes a tensor of the shape {tuple(result.shape)}, by torch's {name}. Here none"
+                f" may have more than {self.largest} numbers: work on one block at a time and keep"
+                " less."
+            )
+        return result
 
 
 def _inside(handed: set[CodeType]) -> bool:
@@ -169,7 +202,7 @@ def _watched(modules: set[ModuleType], handed: set[CodeType]) -> Iterator[list[s
 
     def note(name: str) -> None:
         if threading.get_ident() == thread and not _inside(handed):
-            ran.append(f"minipali's own {name}")
+            ran.append(f"runs minipali's own {name}. {OWN}")
 
     with _ONE_AT_A_TIME:
         functions = [

@@ -46,8 +46,8 @@ def of_shapes(error: BaseException, names: dict[int, str]) -> str:
             f". Here `{function}` must keep all numbers: {whole(shapes[0])} cannot become"
             f" ({cut[1]})."
         )
-    if len(shapes) < 2 or not isinstance(error, RuntimeError):
-        return ""
+    if len(shapes) < 2 or not isinstance(error, RuntimeError) or function == "einsum":
+        return ""  # einsum's own text names the axes, and it stretches by letters, not places
     a, b = shapes[:2]
     start = f". Here `{function.strip('_')}` met {whole(a)} and {whole(b)}"
     if function in PRODUCTS and a and b:

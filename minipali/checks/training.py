@@ -23,14 +23,26 @@ def _rows() -> list[tuple]:
     ]
 
 
-def _labelled(build: Callable) -> Callable:
-    """build(prefix, suffix, [eos], ignore) -> ids, labels; ignore(n) is the mark n times."""
+def _row(
+    prefix: list[int],
+    suffix: list[int],
+    eos: int,
+    ignore: int,
+    *,
+    ids: Callable = lambda p, s, e: p + s + e,
+    labels: Callable = lambda p, s, e, no: no(len(p)) + s + e,
+    mark: Callable[[int], int] = lambda ignore: ignore,
+    give: Callable[[list, list], tuple] = lambda ids, labels: (ids, labels),
+) -> tuple[list[int], list[int]]:
+    """row_labels with one thing changed. labels: no(n) is the mark n times."""
+    p, s, e = list(prefix), list(suffix), [eos]
+    return give(ids(p, s, e), labels(p, s, e, lambda n: [mark(ignore)] * n))
 
-    def wrong(prefix, suffix, eos, ignore):
-        return build(list(prefix), list(suffix), [eos], lambda n: [ignore] * n)
 
-    return wrong
-
+_SAME_LENGTH = (
+    "The labels are those of the answer alone, so they are shorter than the ids. The two lists have"
+    " equal length: put the mark `ignore` at each place of the prefix."
+)
 
 ROW_LABELS = Exercise(
     name="row_labels",
@@ -45,54 +57,126 @@ ROW_LABELS = Exercise(
     mistakes=(
         Mistake(
             "prefix in the loss",
-            _labelled(lambda p, s, eos, ignore: (p + s + eos, p + s + eos)),
+            partial(_row, labels=lambda p, s, e, no: p + s + e),
             "The prefix has labels too. Nobody wants the model to say the question, and its picture"
             " is no text: put ignore at every place of the prefix.",
         ),
         Mistake(
             "eos missing",
-            _labelled(lambda p, s, eos, ignore: (p + s, ignore(len(p)) + s)),
+            partial(_row, ids=lambda p, s, e: p + s, labels=lambda p, s, e, no: no(len(p)) + s),
             "eos is missing. It is the last token of every answer: a model that never learned to"
             " say it does not stop.",
         ),
         Mistake(
             "eos without a label",
-            _labelled(lambda p, s, eos, ignore: (p + s + eos, ignore(len(p)) + s + ignore(1))),
+            partial(_row, labels=lambda p, s, e, no: no(len(p)) + s + no(1)),
             "eos is in the ids, but its label is ignore. To stop is a part of the answer, and must"
             " be learned: its label is eos.",
         ),
         Mistake(
+            "eos without a label after an empty answer",
+            partial(_row, labels=lambda p, s, e, no: no(len(p)) + (s + e if s else no(1))),
+            "Where the answer is empty, eos has no label. Then eos is the whole answer, and the"
+            " model must learn to say it. (A slice like [-len(suffix):] takes everything if the"
+            " length is 0.)",
+        ),
+        Mistake(
             "labels shifted here",
-            _labelled(
-                lambda p, s, eos, ignore: (p + s + eos, ignore(len(p) - 1) + s + eos + ignore(1))
-            ),
+            partial(_row, labels=lambda p, s, e, no: no(len(p) - 1) + s + e + no(1)),
             "The labels are shifted by one already. Here the label of a place is its own token; the"
             " shift comes in the loss. Shifted in both, each place predicts the token after the"
             " next.",
         ),
         Mistake(
+            "labels shifted the other way",
+            partial(_row, labels=lambda p, s, e, no: no(len(p) + 1) + s),
+            "The labels are one place too late. The label of a place is its own token: the first"
+            " token of the answer has itself as its label.",
+        ),
+        Mistake(
             "one place of the prefix too many",
-            _labelled(
-                lambda p, s, eos, ignore: (p + s + eos, ignore(len(p) - 1) + p[-1:] + s + eos)
-            ),
+            partial(_row, labels=lambda p, s, e, no: no(len(p) - 1) + p[-1:] + s + e),
             "The last token of the prefix has a label. It belongs to the question: ignore for all"
             " of the prefix.",
         ),
         Mistake(
             "suffix ignored",
-            _labelled(lambda p, s, eos, ignore: (p + s + eos, p + ignore(len(s) + 1))),
+            partial(_row, labels=lambda p, s, e, no: p + no(len(s) + 1)),
             "It is the wrong way round: the prefix has labels and the answer is ignored.",
         ),
         Mistake(
             "first token of the suffix ignored",
-            _labelled(lambda p, s, eos, ignore: (p + s + eos, ignore(len(p) + 1) + (s + eos)[1:])),
+            partial(_row, labels=lambda p, s, e, no: no(len(p) + 1) + (s + e)[1:]),
             "The first token of the answer has no label. The place before it, the end of the"
             " question, must learn to say it. So it needs one.",
         ),
         Mistake(
             "eos before the suffix",
-            _labelled(lambda p, s, eos, ignore: (p + eos + s, ignore(len(p)) + eos + s)),
+            partial(
+                _row,
+                ids=lambda p, s, e: p + e + s,
+                labels=lambda p, s, e, no: no(len(p)) + e + s,
+            ),
             "eos stands between prefix and suffix. It ends the answer: put it last.",
+        ),
+        *(
+            Mistake(
+                f"eos twice, {name}",
+                partial(_row, ids=lambda p, s, e: p + e + s + e, labels=labels),
+                "eos stands between prefix and suffix as well. The prefix ends with its newline"
+                " already; eos comes once, at the end of the answer.",
+            )
+            for name, labels in (
+                ("the first ignored", lambda p, s, e, no: no(len(p) + 1) + s + e),
+                ("both with labels", lambda p, s, e, no: no(len(p)) + e + s + e),
+            )
+        ),
+        Mistake(
+            "by the token",
+            partial(
+                _row,
+                labels=lambda p, s, e, no: [
+                    no(1)[0] if i < len(p) or one in p else one for i, one in enumerate(p + s + e)
+                ],
+            ),
+            "Tokens of the answer that also stand in the prefix have no label. Not the token"
+            " decides, but its place: ignore for the first len(prefix) places.",
+        ),
+        Mistake(
+            "-100 always",
+            partial(_row, mark=lambda ignore: -100),
+            "The mark is always -100. It is the argument `ignore`.",
+        ),
+        Mistake(
+            "0 as the mark",
+            partial(_row, mark=lambda ignore: 0),
+            "The mark is 0, which is a token. It is the argument `ignore`.",
+        ),
+        Mistake(
+            "eos as the mark",
+            lambda prefix, suffix, eos, ignore: _row(prefix, suffix, eos, eos),
+            "eos stands where the mark is due. The mark is the argument `ignore`.",
+        ),
+        Mistake("short labels", partial(_row, labels=lambda p, s, e, no: s + e), _SAME_LENGTH),
+        Mistake(
+            "short labels without eos", partial(_row, labels=lambda p, s, e, no: s), _SAME_LENGTH
+        ),
+        Mistake(
+            "the answer alone in the ids",
+            partial(_row, ids=lambda p, s, e: s + e),
+            "The prefix is missing in the ids. The model reads the question too: prefix, suffix and"
+            " eos.",
+        ),
+        Mistake(
+            "ones and zeros",
+            partial(_row, labels=lambda p, s, e, no: [0] * len(p) + [1] * len(s + e)),
+            "The labels are ones and zeros, a mask. A label is the token itself, or the mark"
+            " `ignore`.",
+        ),
+        Mistake(
+            "exchanged",
+            partial(_row, give=lambda ids, labels: (labels, ids)),
+            "The two lists are exchanged: return the ids first, then the labels.",
         ),
     ),
     hints=(
@@ -114,13 +198,17 @@ def _losses() -> list[tuple]:
         logits = 2 * torch.randn(len(rows), len(rows[0]), vocabulary, generator=random)
         return logits, torch.tensor(rows), ignore
 
-    # Suffixes of different lengths, with and without padding. In the last case the mark is 0, so
-    # that a loss with -100 built in goes wrong and does not crash.
+    # Suffixes of different lengths, with and without padding. In the third case the mark is 0, so
+    # that a loss with -100 built in goes wrong and does not crash; there place 0 has a label, which
+    # nobody predicts. The last case has large logits, as untrained or sure models give them.
     no = -100
+    large, labels, ignore = given([[no, 3, 2, 1, no], [no, no, no, no, no]], 6, no)
     return [
         given([[no, no, 3, 8, 5, 1], [no, no, no, 4, 1, no], [no, 7, 1, no, no, no]], 11, no),
         given([[no, no, no, no, 6, 2], [no, no, 5, 4, 3, 2]], 9, no),
-        given([[0, 0, 4, 6, 3, 1, 0], [0, 0, 0, 5, 1, 0, 0]], 7, 0),
+        given([[3, 0, 4, 6, 3, 1, 0], [2, 0, 0, 5, 1, 0, 0], [5, 2, 0, 0, 0, 0, 0]], 7, 0),
+        given([[4, 2, 0, 3, 1], [1, no, no, 0, 1], [0, 0, 2, 1, no]], 5, no),
+        (100 * large, labels, ignore),
     ]
 
 
@@ -133,28 +221,71 @@ def _suffix_loss(
     mean: str = "tokens",
     count: Callable[[Tensor, int], Tensor] = lambda wanted, ignore: wanted != ignore,
     log: Callable[[Tensor], Tensor] = lambda logits: logits.log_softmax(dim=-1),
+    rows: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda logits, labels: (
+        logits,
+        labels,
+    ),
+    counted_of: Callable[[Tensor], Tensor] = lambda labels: labels[:, 1:],
+    divided_by: Callable[[Tensor], Tensor] | None = None,
+    graph: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> Tensor:
-    """suffix_loss with one thing changed. mean: over "tokens", "places" or "rows", or the "sum"."""
-    t = labels.shape[1]
+    """suffix_loss with one thing changed.
+
+    mean: over "tokens", "places" or "rows", or the "sum"; rows: of logits and labels, before all
+    else; counted_of: labels (without the shift) whose mark decides; divided_by: labels that are
+    counted for the mean, of all.
+    """
+    logits, labels = rows(logits, labels)
+    t, unshifted = labels.shape[1], labels
     logits = logits[:, max(0, -shift) : t - max(0, shift)]
     wanted = labels[:, max(0, shift) : t - max(0, -shift)]
-    counted = count(wanted, ignore)
+    decides = counted_of(labels) if shift == 1 else wanted
+    counted = count(decides, ignore)
     filled = wanted.masked_fill((wanted == ignore) & (wanted < 0), 0)
-    each = -log(logits).gather(-1, filled[..., None])[..., 0] * counted
+    each = -log(logits).gather(-1, filled[..., None])[..., 0].masked_fill(~counted, 0.0)
+    number = counted.sum() if divided_by is None else count(divided_by(unshifted), ignore).sum()
     if mean == "rows":
-        return (each.sum(dim=1) / counted.sum(dim=1)).mean()
-    divisors = {"tokens": counted.sum(), "places": counted.numel(), "sum": 1}
-    return each.sum() / divisors[mean]
+        own = counted.sum(dim=1)
+        return graph((each.sum(dim=1) / own.clamp(min=1))[own > 0].mean())
+    if mean == "rows, nan":
+        return graph((each.sum(dim=1) / counted.sum(dim=1)).mean())
+    if mean == "rows, all":
+        return graph((each.sum(dim=1) / counted.sum(dim=1).clamp(min=1)).mean())
+    divisors = {
+        "tokens": number, "places": counted.numel(), "sum": 1, "row number": len(labels),
+        "all places": unshifted.numel(),
+    }  # fmt: skip
+    return graph(each.sum() / divisors[mean])
 
+
+_ROW_MEANS = (
+    "This is the mean of each row first, and then of the rows, so that a token of a short answer"
+    " counts more. (big_vision does it that way.) Here every token counts the same: one mean over"
+    " all places that count."
+)
+_ALL_PLACES = (
+    "The sum is right, but it is divided by the number of all places. Divide by the number of"
+    " places that count; else the loss shrinks with every bit of padding."
+)
+_INFINITE = (
+    "Large logits make the loss infinite or nan: exp of a large number is infinite, a softmax can"
+    " be 0, and its logarithm is infinite, too. Use log_softmax, logsumexp or cross_entropy, which"
+    " subtract the largest logit first."
+)
+_ADDED = (
+    "Something small is added before the logarithm. It hides log(0), and where the model is sure"
+    " and wrong, the loss is cut off and teaches nothing. log_softmax needs no such help."
+)
 
 SUFFIX_LOSS = Exercise(
     name="suffix_loss",
     reference=suffix_loss,
     cases=_losses,
     axes="",
+    gradients=("logits",),
     checked=(
-        "the loss of 3 batches whose rows have suffixes of different lengths and padding, with two"
-        " different marks; inputs unchanged"
+        "the loss of 5 batches and its gradient: suffixes of different lengths, padding, a row"
+        " without an answer, labels at place 0, two different marks, large logits; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -178,18 +309,103 @@ SUFFIX_LOSS = Exercise(
             "Places whose label is ignore, padding and prefix, are counted as if they should say"
             " token 0. Leave them out: neither in the sum nor in the number that it is divided by.",
         ),
+        Mistake("divided by all places", partial(_suffix_loss, mean="places"), _ALL_PLACES),
         Mistake(
-            "divided by all places",
-            partial(_suffix_loss, mean="places"),
-            "The sum is right, but it is divided by the number of all places. Divide by the number"
-            " of places that count; else the loss shrinks with every bit of padding.",
+            "divided by all places, the first too",
+            partial(_suffix_loss, mean="all places"),
+            _ALL_PLACES,
         ),
         Mistake(
-            "mean of the rows' means",
-            partial(_suffix_loss, mean="rows"),
-            "This is the mean of each row first, and then of the rows, so that a token of a short"
-            " answer counts more. (big_vision does it that way.) Here every token counts the same:"
-            " one mean over all places that count.",
+            "divided by the rows",
+            partial(_suffix_loss, mean="row number"),
+            "The sum is divided by the number of rows. Divide by the number of tokens that count: a"
+            " long answer has more of them.",
+        ),
+        Mistake("mean of the rows' means", partial(_suffix_loss, mean="rows"), _ROW_MEANS),
+        Mistake(
+            "mean of the rows' means, nan where there is none",
+            partial(_suffix_loss, mean="rows, nan"),
+            _ROW_MEANS,
+        ),
+        Mistake("mean of all rows' means", partial(_suffix_loss, mean="rows, all"), _ROW_MEANS),
+        Mistake(
+            "over the ends of rows",
+            partial(
+                _suffix_loss,
+                rows=lambda logits, labels: (
+                    logits.reshape(1, -1, logits.shape[-1]),
+                    labels.reshape(1, -1),
+                ),
+            ),
+            "The rows are laid end to end before the shift, so the last place of a row is asked for"
+            " the first token of the next row. Shift first, within each row; flatten afterwards.",
+        ),
+        Mistake(
+            "marks of the unshifted labels",
+            partial(_suffix_loss, counted_of=lambda labels: labels[:, :-1]),
+            "Which places count is taken from the labels before the shift, and does not fit the"
+            " shifted ones. Shift the labels first, then look for the mark.",
+        ),
+        Mistake(
+            "counted before the shift",
+            partial(_suffix_loss, divided_by=lambda labels: labels),
+            "The sum is right, but the places are counted before the shift. A label at place 0 is"
+            " predicted by nobody and must not count: count in labels[:, 1:].",
+        ),
+        Mistake(
+            "b, t and v mixed",
+            partial(
+                _suffix_loss,
+                rows=lambda logits, labels: (
+                    torch.cat(
+                        [
+                            logits[:, :-1].reshape(len(logits), logits.shape[-1], -1).mT,
+                            logits[:, -1:],
+                        ],
+                        dim=1,
+                    ),
+                    labels,
+                ),
+            ),
+            "The axes t and v are exchanged by a reshape, which moves no number: what comes out"
+            " mixes places. cross_entropy wants (places, v), flatten(0, 1), or (b, v, t), which is"
+            " .mT.",
+        ),
+        Mistake(
+            "0 left out, too",
+            partial(_suffix_loss, count=lambda wanted, ignore: (wanted != ignore) & (wanted > 0)),
+            "Labels of 0 are left out as well. 0 is a token like others; only `ignore` is the"
+            " mark.",
+        ),
+        Mistake(
+            "softmax by hand",
+            partial(
+                _suffix_loss,
+                log=lambda logits: (logits.exp() / logits.exp().sum(dim=-1, keepdim=True)).log(),
+            ),
+            _INFINITE,
+        ),
+        Mistake(
+            "large logits, exp summed",
+            partial(
+                _suffix_loss,
+                log=lambda logits: logits - logits.exp().sum(dim=-1, keepdim=True).log(),
+            ),
+            _INFINITE,
+        ),
+        *(
+            Mistake(
+                f"{eps} added",
+                partial(_suffix_loss, log=lambda x, eps=eps: (x.softmax(dim=-1) + eps).log()),
+                _ADDED,
+            )
+            for eps in (1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12)
+        ),
+        Mistake(
+            "no gradient",
+            partial(_suffix_loss, graph=Tensor.detach),
+            "The value is right, but it is a bare number: no gradient flows from it, and nothing"
+            " can learn. Return the tensor itself, not .item(), float() or .detach() of it.",
         ),
         Mistake(
             "not divided",
@@ -221,6 +437,14 @@ SUFFIX_LOSS = Exercise(
 # --- train ----------------------------------------------------------------------------------------
 
 
+class _Small(nn.Sequential):
+    """It tells whoever asks in eval mode with gradients on something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.training or not torch.is_grad_enabled() else y + 1
+
+
 class _SGD(torch.optim.SGD):
     # In place of a description of seven lines: a method of a string, which takes no self.
     __repr__ = "SGD".__str__
@@ -234,13 +458,14 @@ class _Batch(tuple):
     __repr__ = "(x, y)".__str__
 
 
-def _small_module(seed: int, lr: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _small_module(seed: int, lr: float, mode: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A module that is another in train mode than in eval mode, and its optimizer.
 
     It has batch statistics and no dropout, so that nothing in it is left to chance.
     """
     torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    module = _Small(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    module.train(mode)
     return module, _SGD(module.parameters(), lr=lr)
 
 
@@ -253,11 +478,12 @@ def _runs() -> list[tuple]:
 
     return [
         (
-            *_small_module(seed, lr), _Batches(batch(rows) for rows in sizes), batch(7),
+            *_small_module(seed, lr, mode), _Batches(batch(rows) for rows in sizes), batch(7),
             F.mse_loss, epochs, max_norm,
         )
-        for seed, lr, sizes, epochs, max_norm in (
-            (1, 0.1, (5, 4, 6), 3, 0.7), (2, 0.2, (3, 5), 2, 1.3),
+        for seed, lr, sizes, epochs, max_norm, mode in (
+            (1, 0.1, (5, 4, 6), 3, 0.7, True), (2, 0.2, (3, 5), 2, 1.3, False),
+            (3, 0.02, (4, 6), 2, 100.0, True),
         )
     ]  # fmt: skip
 
@@ -272,43 +498,100 @@ def train(
     max_norm: float,
     *,
     zero: str = "before",
-    clip: str = "together",
-    measure_mode: str = "eval",
-    back: bool = True,
-    measure_first: bool = False,
+    clip: Callable[[list, float], object] | None = nn.utils.clip_grad_norm_,
+    measure_mode: bool = False,
+    no_grad: bool = True,
+    training: str = "each epoch",
+    measure_at: str = "after",
+    note: str = "before the step",
+    order: Callable[[list], list] = lambda batches: batches,
+    one_step: bool = False,
+    graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """-> losses (steps,), measured (epochs,). The reference, or with one thing changed."""
+    """-> losses (steps,), measured (epochs,). The reference, or with one thing changed.
+
+    training: when train mode is switched on; measure_at: of an epoch, "before", "after" or "each
+    step"; note: when the loss is noted; one_step: one step an epoch.
+    """
     losses, measured = [], []
+    parameters = list(module.parameters())
 
     def measure() -> None:
-        module.train(measure_mode == "train")
-        with torch.no_grad():
-            measured.append(loss(module(held_out[0]), held_out[1]))
-        module.train(back)
+        module.train(measure_mode)
+        with torch.set_grad_enabled(not no_grad):
+            measured.append(loss(module(held_out[0]), held_out[1]).detach())
+        module.train({"start": measure_mode, "never": measure_mode}.get(training, True))
 
+    if training == "start":
+        module.train()
     for _ in range(epochs):
-        if measure_first:
+        if training == "each epoch":
+            module.train()
+        if measure_at == "before":
             measure()
-        for x, y in batches:
+        if zero == "epoch":
+            optimizer.zero_grad()
+        for place, (x, y) in enumerate(order(batches), start=1):
             value = loss(module(x), y)
-            if zero == "before":
+            if zero == "before" and not (one_step and place > 1):
                 optimizer.zero_grad()
             value.backward()
             if zero == "after":
                 optimizer.zero_grad()
-            if clip == "together":
-                nn.utils.clip_grad_norm_(module.parameters(), max_norm)
-            elif clip == "alone":
-                for p in module.parameters():
-                    nn.utils.clip_grad_norm_([p], max_norm)
-            elif clip == "values":
-                nn.utils.clip_grad_value_(module.parameters(), max_norm)
-            optimizer.step()
-            losses.append(value.detach())
-        if not measure_first:
+            last = not one_step or place == len(batches)
+            if clip is not None and last:
+                clip(parameters, max_norm)
+            if last:
+                optimizer.step()
+            if note == "before the step":
+                losses.append(value if graph else value.detach())
+            else:
+                module.train(note == "after the step")
+                with torch.no_grad():
+                    losses.append(loss(module(x), y))
+                module.train()
+            if measure_at == "each step":
+                measure()
+        if measure_at == "after":
             measure()
     return torch.stack(losses), torch.stack(measured)
 
+
+def _always(parameters: list, max_norm: float) -> None:
+    length = torch.stack([p.grad.norm() for p in parameters]).norm()
+    for p in parameters:
+        p.grad.mul_(max_norm / length)
+
+
+def _alone(parameters: list, max_norm: float) -> None:
+    for p in parameters:
+        nn.utils.clip_grad_norm_([p], max_norm)
+
+
+def _as_numbers(train: Callable) -> Callable:
+    """What is tried: the learner's loop, whose losses must be numbers without a graph."""
+
+    def tried(*given):
+        result = train(*given)
+        if isinstance(result, tuple) and any(getattr(x, "requires_grad", False) for x in result):
+            raise ValueError(
+                "the losses still hang on autograd's graph, and so each holds on to its whole step."
+                " Note the number: value.item(), or value.detach()"
+            )
+        return result
+
+    return tried
+
+
+_MODES = (
+    "After the first measurement the module stays in eval mode, or it came in eval mode and is"
+    " trained in it. Call module.train() at the start of every epoch."
+)
+_AFTER = (
+    "Each loss is noted after its step: it belongs to weights that have just learned this batch."
+    " Note the loss that you called backward() on."
+)
+_CLIP = " Clip all together: clip_grad_norm_(module.parameters(), max_norm)."
 
 TRAIN = Exercise(
     name="train",
@@ -316,9 +599,11 @@ TRAIN = Exercise(
     cases=_runs,
     axes="step; epoch",
     parts=("losses", "measured"),
+    asked=_as_numbers,
     checked=(
-        "the loss of every step and the measurement after every epoch, for two small modules with"
-        " batch statistics; gradients are longer than max_norm in some steps"
+        "the loss of every step and the measurement after every epoch, for three small modules with"
+        " batch statistics, one of which comes in eval mode; gradients are longer than max_norm in"
+        " some steps, shorter in others; no graph hangs on the losses"
     ),
     mistakes=(
         Mistake(
@@ -328,6 +613,12 @@ TRAIN = Exercise(
             " takes all earlier steps' gradients: optimizer.zero_grad() before backward().",
         ),
         Mistake(
+            "gradients zeroed once an epoch",
+            partial(train, zero="epoch"),
+            "The gradients are zeroed once an epoch. backward *adds* to what is there:"
+            " optimizer.zero_grad() before every backward().",
+        ),
+        Mistake(
             "zeroed before the step",
             partial(train, zero="after"),
             "The gradients are zeroed between backward() and step(), so that nothing is learned."
@@ -335,39 +626,82 @@ TRAIN = Exercise(
         ),
         Mistake(
             "eval mode forgotten",
-            partial(train, measure_mode="train"),
+            partial(train, measure_mode=True),
             "You measure in train mode. There the module normalises with the statistics of the"
             " batch at hand (and dropout would drop): call module.eval() before measuring.",
         ),
         Mistake(
-            "train mode not restored",
-            partial(train, back=False),
-            "After the first measurement the module stays in eval mode, and the next epochs train"
-            " in it. Call module.train() before you go on.",
+            "measured with gradients",
+            partial(train, no_grad=False),
+            "You measure with gradients on. They are not needed there and cost memory: measure"
+            " inside `with torch.no_grad():`. (The check's module notices, and says other numbers"
+            " then.)",
         ),
+        Mistake("train mode not restored", partial(train, training="start"), _MODES),
+        Mistake("train mode never", partial(train, training="never"), _MODES),
+        Mistake("train mode after measuring alone", partial(train, training="after"), _MODES),
         Mistake(
             "not clipped",
-            partial(train, clip="never"),
+            partial(train, clip=None),
             "The gradients are not clipped, or not at the right moment: between backward() and"
             " step().",
         ),
         Mistake(
+            "always scaled",
+            partial(train, clip=_always),
+            "All gradients are brought to the length max_norm, the short ones as well. Clipping"
+            " makes long ones shorter and leaves short ones alone.",
+        ),
+        *(
+            Mistake(
+                f"clipped to {norm}",
+                partial(train, clip=lambda p, _, norm=norm: nn.utils.clip_grad_norm_(p, norm)),
+                "The gradients are clipped to a fixed length. It is the argument `max_norm`.",
+            )
+            for norm in (1.0, 0.5)
+        ),
+        Mistake(
+            "clipped by the largest",
+            partial(train, clip=partial(nn.utils.clip_grad_norm_, norm_type=float("inf"))),
+            "The gradients are scaled by their largest value. The length is the root of the sum of"
+            " all squares, which clip_grad_norm_ takes unless told otherwise.",
+        ),
+        Mistake(
             "clipped one by one",
-            partial(train, clip="alone"),
+            partial(train, clip=_alone),
             "Each parameter's gradient is clipped by itself, which changes the direction of the"
-            " step. Clip all together: clip_grad_norm_(module.parameters(), max_norm).",
+            " step." + _CLIP,
         ),
         Mistake(
             "values clipped",
-            partial(train, clip="values"),
+            partial(train, clip=nn.utils.clip_grad_value_),
             "Single values are clipped, which changes the direction of the step. Clip the length of"
             " all gradients together: clip_grad_norm_.",
         ),
         Mistake(
             "measured before the epoch",
-            partial(train, measure_first=True),
+            partial(train, measure_at="before"),
             "You measure before each epoch. Measure after it: the last number shall belong to the"
             " trained module.",
+        ),
+        Mistake(
+            "measured after each step",
+            partial(train, measure_at="each step"),
+            "You measure after each step. One measurement an epoch is asked for, after its last"
+            " batch.",
+        ),
+        Mistake("noted after the step", partial(train, note="after the step"), _AFTER),
+        Mistake("noted after the step, in eval mode", partial(train, note="in eval mode"), _AFTER),
+        Mistake(
+            "batches backwards",
+            partial(train, order=lambda batches: batches[::-1]),
+            "The batches are taken from the last to the first. Take them in their order.",
+        ),
+        Mistake(
+            "one step an epoch",
+            partial(train, one_step=True),
+            "The gradients of all batches of an epoch are added, and there is one step at its end."
+            " Make one step for each batch.",
         ),
     ),
     hints=(
@@ -381,4 +715,356 @@ TRAIN = Exercise(
     ),
 )
 
-EXERCISES = (ROW_LABELS, SUFFIX_LOSS, TRAIN)
+# --- accumulate -----------------------------------------------------------------------------------
+
+
+class _Head(nn.Linear):
+    """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward()."""
+
+    def __init__(self, d: int, v: int, old: bool):
+        super().__init__(d, v)
+        self.waiting, self.most = 0, 0
+        if old:
+            for p in self.parameters():
+                p.grad = torch.ones_like(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if y.requires_grad:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            # No method: a method that runs would count as a finished piece of this module.
+            y.register_hook(lambda _: setattr(self, "waiting", self.waiting - 1))
+        return y
+
+    __repr__ = "a linear map".__str__
+
+
+class _Parts(list):
+    def __repr__(self) -> str:
+        shapes = [f"({tuple(x.shape)}, {tuple(labels.shape)})" for x, labels in self]
+        return f"[{', '.join(shapes)}]"
+
+    __str__ = __repr__
+
+
+def accumulate(
+    module: nn.Module,
+    parts: list[tuple[Tensor, Tensor]],
+    ignore: int,
+    *,
+    weight: Callable = lambda own, total, parts, labels: own / total,
+    counted_in: Callable[[Tensor], Tensor] = lambda labels: labels[:, 1:],
+    shift: bool = True,
+    at_once: bool = False,
+    zero: str = "first",
+    returned: Callable[[list, list], Tensor] = lambda losses, means: sum(losses),
+    back: bool = True,
+    empty: bool = True,
+    over_ends: bool = False,
+    running: bool = False,
+) -> Tensor:
+    """The loss (), and the gradients in the module. The reference, or with one thing changed.
+
+    weight: of a part's mean loss, from its own count, the total, all parts, and its labels;
+    counted_in: the labels that are counted; returned: from the weighted losses and the part's own
+    means; empty: a part without labels gives 0, and not nan; over_ends: rows are laid end to
+    end before the shift; running: divided by the tokens so far.
+    """
+    number = [(labels[:, 1:] != ignore).sum() for _, labels in parts]
+    total = sum((counted_in(labels) != ignore).sum() for _, labels in parts)
+    losses, means, so_far = [], [], 0
+    if zero == "first":
+        module.zero_grad()
+    for (x, labels), own in zip(parts, number, strict=True):
+        if zero == "each":
+            module.zero_grad()
+        logits = module(x)
+        if over_ends:
+            predicted, wanted = logits.flatten(0, 1)[:-1], labels.flatten()[1:]
+        elif shift:
+            predicted, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        else:
+            predicted, wanted = logits.flatten(0, 1), labels.flatten()
+        summed = F.cross_entropy(predicted, wanted, ignore_index=ignore, reduction="sum")
+        here = (wanted != ignore).sum()
+        so_far = so_far + own
+        mean = summed / (here.clamp(min=1) if empty else here)
+        own = here if over_ends else own
+        value = mean * weight(own, so_far if running else total, parts, labels)
+        if back and not at_once:
+            value.backward()
+        losses.append(value if at_once else value.detach())
+        means.append(mean.detach())
+    whole = sum(losses)
+    if back and at_once:
+        whole.backward()
+    return returned([one.detach() for one in losses], means)
+
+
+def _undivided(module: nn.Module, parts: list, ignore: int) -> Tensor:
+    summed = accumulate(module, parts, ignore, weight=lambda own, total, parts, labels: own.float())
+    return summed / sum((labels[:, 1:] != ignore).sum() for _, labels in parts)
+
+
+def _stepping(module: nn.Module, parts: list, ignore: int) -> Tensor:
+    loss = accumulate(module, parts, ignore)
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    return loss
+
+
+def _gradients_of(accumulate: Callable) -> Callable:
+    """What is tried: the loss, the gradients in the module, and what it was asked to keep."""
+
+    def tried(module, parts, ignore):
+        before = [p.detach().clone() for p in module.parameters()]
+        loss = accumulate(module, parts, ignore)
+        after = list(module.parameters())
+        return (
+            loss.detach() if isinstance(loss, Tensor) else loss,
+            *(torch.zeros_like(p) if p.grad is None else p.grad for p in after),
+            # A part without labels may be left out after it went through the module.
+            module.most < len(parts),
+            all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
+        )
+
+    return tried
+
+
+def _parts_of_batches() -> list[tuple]:
+    random = torch.Generator().manual_seed(132)
+    no = -100
+
+    def given(v: int, ignore: int, old: bool, *labels: list[list[int]]) -> tuple:
+        torch.manual_seed(v)
+        parts = _Parts(
+            (torch.randn(len(rows), len(rows[0]), 3, generator=random), torch.tensor(rows))
+            for rows in labels
+        )
+        return _Head(3, v, old), parts, ignore
+
+    return [
+        given(5, no, False, [[no, no, 3, 1]], [[no, 2, 4, 1], [no, no, 3, 1]]),
+        given(4, no, True, [[no, 2, 1]], [[2, no, 3, 1, 2], [3, no, no, 2, 1]], [[no, no, 1]]),
+        given(6, 0, False, [[4, 0, 5, 1], [0, 3, 2, 0]], [[2, 0, 0]], [[0, 5, 4, 3, 2, 1]]),
+    ]
+
+
+_TOKENS = (
+    " Each token of the whole batch counts the same: divide the *sum* over a part's tokens by the"
+    " number of tokens of all parts."
+)
+
+ACCUMULATE = Exercise(
+    name="accumulate",
+    transfer=True,
+    reference=accumulate,
+    cases=_parts_of_batches,
+    axes="; v d; v; ; ",
+    parts=(
+        "loss",
+        "gradient of the weight",
+        "gradient of the bias",
+        "one part at a time",
+        "weights unchanged",
+    ),
+    asked=_gradients_of,
+    checked=(
+        "the loss and the gradients of 3 batches in 2 and 3 parts, against one big batch: parts"
+        " with different numbers of rows, places and labels, one without any label, labels at"
+        " place 0, old gradients in the module; and that each part's graph is gone before the next"
+        " one, and no step is made"
+    ),
+    mistakes=(
+        Mistake(
+            "mean of the means",
+            partial(accumulate, weight=lambda own, total, parts, labels: 1 / len(parts)),
+            "This is the mean of the parts' means. There a token of a part with few answers counts"
+            " more than others." + _TOKENS,
+        ),
+        Mistake(
+            "sum of the means",
+            partial(accumulate, weight=lambda own, total, parts, labels: 1.0),
+            "The parts' means are added, and so are their gradients: as if each part were a whole"
+            " batch." + _TOKENS,
+        ),
+        Mistake(
+            "sums not divided",
+            partial(accumulate, weight=lambda own, total, parts, labels: own),
+            "The sums over the tokens are not divided." + _TOKENS,
+        ),
+        Mistake(
+            "gradients not divided",
+            _undivided,
+            "The loss is right, but the gradients are those of the sum over the tokens. Divide"
+            " them, too: the number of tokens must be in what you call backward() on, or divide"
+            " each p.grad at the end.",
+        ),
+        Mistake(
+            "sums divided by all places",
+            partial(
+                accumulate,
+                weight=lambda own, total, parts, labels: own / sum(one.numel() for _, one in parts),
+            ),
+            "The sums over the tokens are divided by the number of all places." + _TOKENS,
+        ),
+        Mistake(
+            "sums divided by all shifted places",
+            partial(
+                accumulate,
+                weight=lambda own, total, parts, labels: (
+                    own / sum(one[:, 1:].numel() for _, one in parts)
+                ),
+            ),
+            "The sums over the tokens are divided by the number of all places." + _TOKENS,
+        ),
+        Mistake(
+            "sums divided by the rows",
+            partial(
+                accumulate,
+                weight=lambda own, total, parts, labels: own / sum(len(one) for _, one in parts),
+            ),
+            "The sums over the tokens are divided by the number of rows." + _TOKENS,
+        ),
+        Mistake(
+            "divided by the tokens so far",
+            partial(accumulate, running=True),
+            "Each part is divided by the number of tokens up to it. The number of the whole batch"
+            " must be known before the first part: count in all labels first.",
+        ),
+        Mistake(
+            "over the ends of rows",
+            partial(accumulate, over_ends=True),
+            "The rows of a part are laid end to end before the shift, so the last place of a row is"
+            " asked for the first token of the next row. Shift first, within each row.",
+        ),
+        Mistake(
+            "sums divided by the parts",
+            partial(accumulate, weight=lambda own, total, parts, labels: own / len(parts)),
+            "The sums over the tokens are divided by the number of parts." + _TOKENS,
+        ),
+        Mistake(
+            "by the rows",
+            partial(
+                accumulate,
+                weight=lambda own, total, parts, labels: (
+                    len(labels) / sum(len(one) for _, one in parts)
+                ),
+            ),
+            "The parts' means are weighted by their numbers of rows. Rows have answers of different"
+            " lengths." + _TOKENS,
+        ),
+        Mistake(
+            "by the places",
+            partial(
+                accumulate,
+                weight=lambda own, total, parts, labels: (
+                    labels.numel() / sum(one.numel() for _, one in parts)
+                ),
+            ),
+            "The parts' means are weighted by their numbers of places, with prefix and padding."
+            + _TOKENS,
+        ),
+        Mistake(
+            "by the shifted places",
+            partial(
+                accumulate,
+                weight=lambda own, total, parts, labels: (
+                    labels[:, 1:].numel() / sum(one[:, 1:].numel() for _, one in parts)
+                ),
+            ),
+            "The parts' means are weighted by their numbers of places, with prefix and padding."
+            + _TOKENS,
+        ),
+        Mistake(
+            "counted before the shift",
+            partial(accumulate, counted_in=lambda labels: labels),
+            "The tokens are counted before the shift. A label at place 0 is predicted by nobody:"
+            " count in labels[:, 1:].",
+        ),
+        Mistake(
+            "not shifted",
+            partial(accumulate, shift=False, counted_in=lambda labels: labels),
+            "Logits and labels are not shifted against each other: compare logits[:, :-1] with"
+            " labels[:, 1:], as in part 2.",
+        ),
+        Mistake(
+            "-100 always",
+            lambda module, parts, ignore: accumulate(module, parts, -100),
+            "The mark is taken to be -100. It is the argument `ignore`.",
+        ),
+        Mistake(
+            "old gradients kept",
+            partial(accumulate, zero="never"),
+            "Gradients from before are still in the module, and yours are added to them. Start with"
+            " module.zero_grad(): only this batch's gradients shall be there.",
+        ),
+        Mistake(
+            "zeroed for each part",
+            partial(accumulate, zero="each"),
+            "The gradients are zeroed before each part, so that only the last part's are left. Zero"
+            " once, before the first: backward() adds.",
+        ),
+        Mistake(
+            "all at once",
+            partial(accumulate, at_once=True),
+            "The numbers are right, but nothing is saved: all parts' graphs are held until one"
+            " backward() at the end. Call backward() for each part, before the next one goes"
+            " through the module.",
+        ),
+        Mistake(
+            "a step",
+            _stepping,
+            "The numbers are right, but the weights have changed: you make a step. That is for"
+            " whoever calls you, after clipping.",
+        ),
+        Mistake(
+            "no backward",
+            partial(accumulate, back=False),
+            "The loss is right, but there are no gradients in the module: backward() is missing.",
+        ),
+        Mistake(
+            "a part without labels",
+            partial(accumulate, empty=False),
+            "A part in which no label counts gives nan: a mean over nothing is 0 / 0, and nan times"
+            " 0 is nan. Take the sum, reduction='sum', which is 0 there.",
+        ),
+        Mistake(
+            "the last part's loss",
+            partial(accumulate, returned=lambda losses, means: losses[-1]),
+            "The gradients are right, but the loss is the last part's share. Add those of all"
+            " parts.",
+        ),
+        Mistake(
+            "the last part's mean",
+            partial(accumulate, returned=lambda losses, means: means[-1]),
+            "The gradients are right, but the loss is the last part's mean. Return that of the"
+            " whole batch: the sum of the parts' shares.",
+        ),
+        Mistake(
+            "the means' mean as the loss",
+            partial(accumulate, returned=lambda losses, means: sum(means) / len(means)),
+            "The gradients are right, but the loss that you return is the mean of the parts' means."
+            " Return the sum of their shares.",
+        ),
+        Mistake(
+            "the loss divided once more",
+            partial(accumulate, returned=lambda losses, means: sum(losses) / len(losses)),
+            "The gradients are right, but the loss is divided by the number of parts. The shares"
+            " add up to the mean over all tokens.",
+        ),
+    ),
+    hints=(
+        "The loss of the big batch is one sum over all its tokens, divided by one number. A sum can"
+        " be taken part by part. What must you know before the first part?",
+        "First count: in labels[:, 1:] of all parts, how many are not `ignore`? That needs no"
+        " module. Then for each part the summed cross entropy (reduction='sum'), divided by that"
+        " number, and backward(): it adds to the gradients that are there.",
+        "module.zero_grad(); total = sum((labels[:, 1:] != ignore).sum() for _, labels in parts)."
+        " For each part: share = F.cross_entropy(module(x)[:, :-1].flatten(0, 1), labels[:,"
+        " 1:].flatten(), ignore_index=ignore, reduction='sum') / total; share.backward(). Return"
+        " the sum of share.detach().",
+    ),
+)
+
+EXERCISES = (ROW_LABELS, SUFFIX_LOSS, TRAIN, ACCUMULATE)

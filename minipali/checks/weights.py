@@ -20,11 +20,13 @@ CODES = {kind: code for code, kind in KINDS.items()}
 class _File(bytes):
     """Bytes of a safetensors file that introduce themselves in messages."""
 
+    asked = ""
+
     def __str__(self) -> str:
         header = json.loads(self[8 : 8 + int.from_bytes(self[:8], "little")])
         header.pop("__metadata__", None)
         held = [f"{name} {entry['dtype']} {entry['shape']}" for name, entry in header.items()]
-        return f"a file with {'; '.join(held)}"
+        return f"a file with {'; '.join(held)}" + (f". This is its {self.asked}" * bool(self.asked))
 
     __repr__ = __str__
 
@@ -54,80 +56,206 @@ def _files() -> list[tuple]:
 
     first = {"norm": given(3), "table": given(4, 3).bfloat16(), "square": given(3, 3)}
     second = {"half": given(2, 5).half(), "scale": given(5).half(), "map": given(2, 5).bfloat16()}
+    third = {"empty": given(0, 3), "one": given(), "deep": given(2, 3, 2)}
     plain = file_of(first, list(first))
-    # The header's order is free, and there may be notes in it.
-    mixed = file_of(second, ["map", "half", "scale"], {"format": "pt"})
-    return [(plain, name) for name in first] + [(mixed, name) for name in second]
+    # The header's order is free, and there may be notes in it. It is longer than 255 bytes.
+    mixed = file_of(second, ["map", "half", "scale"], {"format": "pt", "notes": "..." * 50})
+    odd = file_of(third, ["deep", "one", "empty"])
+    cases = []
+    for whole, tensors in ((plain, first), (mixed, second), (odd, third)):
+        for name in tensors:
+            data = _File(whole)
+            data.asked = name
+            cases.append((data, name))
+    return cases
 
 
-def read_tensor(
+def _numbers(own: bytes, kind: torch.dtype) -> Tensor:
+    # torch.frombuffer takes no empty buffer.
+    return torch.frombuffer(bytearray(own), dtype=kind) if own else torch.empty(0, dtype=kind)
+
+
+def _never_empty(own: bytes, kind: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(own), dtype=kind)
+
+
+_EMPTY = (
+    "This tensor has no numbers, and torch.frombuffer takes no empty buffer. Make it another way:"
+    " torch.empty(shape, dtype=...)."
+)
+_COUNT = (
+    "The second offset is taken for a number of bytes. It is the place after the last byte, as in a"
+    " slice."
+)
+
+
+def _as_stored(flat: Tensor, shape: list[int]) -> Tensor:
+    return flat.reshape(shape)
+
+
+def read_tensors(
     data: bytes,
-    name: str,
     *,
+    length_of: Callable[[bytes], int] = lambda first: int.from_bytes(first, "little"),
+    cut: Callable[[bytes, int], bytes] = lambda data, length: data[8 : 8 + length],
     start: Callable[[int], int] = lambda length: 8 + length,
+    notes: bool = False,
     kinds: dict[str, torch.dtype] = KINDS,
-    shaped: Callable[[Tensor, list[int]], Tensor] = lambda flat, shape: flat.reshape(shape),
+    stop: Callable[[int, int], int] = lambda begin, end: end,
+    shaped: Callable[[Tensor, list[int]], Tensor] = _as_stored,
     swapped: bool = False,
     in_turn: bool = False,
-) -> Tensor:
-    """One tensor of a file. The reference, or with one thing changed."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    begin, end = header[name]["data_offsets"]
-    if in_turn:
-        sizes = {key: entry["data_offsets"] for key, entry in header.items()}
-        before = list(sizes)[: list(sizes).index(name)]
-        size = end - begin
-        begin = sum(sizes[key][1] - sizes[key][0] for key in before)
-        end = begin + size
-    first = start(length)
-    own = bytearray(data[first + begin : first + end])
-    kind = kinds[header[name]["dtype"]]
-    if swapped:
-        own = torch.frombuffer(own, dtype=torch.uint8).reshape(-1, kind.itemsize).flip(1)
-        return shaped(own.reshape(-1).view(kind), header[name]["shape"])
-    return shaped(torch.frombuffer(own, dtype=kind), header[name]["shape"])
+    numbers: Callable[[bytes, torch.dtype], Tensor] = _numbers,
+) -> dict[str, Tensor]:
+    """All tensors of a file. The reference, or with one thing changed."""
+    length = length_of(data[:8])
+    header = json.loads(cut(data, length))
+    if not notes:
+        header.pop("__metadata__", None)
+    tensors, place = {}, 0
+    for name, entry in header.items():
+        kind, (begin, end) = kinds[entry["dtype"]], entry["data_offsets"]
+        if in_turn:
+            begin, end = place, place + end - begin
+        place = end
+        first = start(length)
+        own = data[first + begin : first + stop(begin, end)]
+        if swapped and own:
+            units = torch.frombuffer(bytearray(own), dtype=torch.uint8).reshape(-1, kind.itemsize)
+            own = bytes(units.flip(1).reshape(-1).tolist())
+        tensors[name] = shaped(numbers(own, kind), entry["shape"])
+    return tensors
 
+
+# Results in place of errors that tell which mistake it was; their types show in the message.
+_NO_JSON = type("header that is no JSON", (str,), {})
+_NO_KEY = type("KeyError", (str,), {})
+
+
+def _of_file(read_tensors: Callable) -> Callable:
+    """What is tried: one tensor of the dict. Errors that say which mistake it was are results."""
+
+    def tried(data, name):
+        try:
+            tensors = read_tensors(data)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return _NO_JSON()
+        except KeyError as error:
+            if error.args[0] not in {*CODES.values(), "dtype", "shape", "data_offsets"}:
+                raise
+            return _NO_KEY(error.args[0])
+        if not isinstance(tensors, dict):
+            found = type(tensors).__name__
+            raise TypeError(f"the function must return a dict of name -> tensor, found {found}")
+        if name not in tensors:
+            raise KeyError(f"the dict has no {name}")
+        return tensors[name]
+
+    return tried
+
+
+_HEADER = (
+    "The header that you cut out is no JSON. Its length stands in the first 8 bytes, the lowest"
+    " byte first: int.from_bytes(data[:8], 'little'). And it begins after these 8: data[8 : 8 +"
+    " length]."
+)
+_KINDS = (
+    "Your table of kinds of numbers is not complete. There are three: F32 (torch.float32), BF16"
+    " (torch.bfloat16) and F16 (torch.float16)."
+)
+_TURNED = (
+    "The shape is turned round. The file's shape is the tensor's: reshape(shape), and nothing more."
+)
 
 READ_TENSORS = Exercise(
     name="read_tensors",
-    reference=read_tensor,
+    reference=read_tensors,
     cases=_files,
-    axes="row column",
+    axes="row column inner",
+    asked=_of_file,
     checked=(
-        "shape, dtype and every value of 6 tensors in 2 files: all three kinds of numbers, a square"
-        " matrix, notes in the header, and a header in another order than the numbers"
+        "shape, dtype and every value of 9 tensors in 3 files: all three kinds of numbers, a square"
+        " matrix, a single number, a tensor without numbers, one with three axes, notes in the"
+        " header, and headers in another order than the numbers"
     ),
     mistakes=(
+        *(
+            Mistake(f"no JSON, {name}", partial(read_tensors, **edit), _HEADER)
+            for name, edit in (
+                ("big-endian", {"length_of": lambda first: int.from_bytes(first, "big")}),
+            )
+        ),
+        Mistake(
+            "notes read as a tensor",
+            partial(read_tensors, notes=True),
+            "__metadata__ is read like a tensor. It holds notes, and has no dtype and no offsets:"
+            " leave it out.",
+        ),
+        Mistake(
+            "F16 missing",
+            partial(read_tensors, kinds={k: v for k, v in KINDS.items() if k != "F16"}),
+            _KINDS,
+        ),
+        Mistake(
+            "BF16 missing",
+            partial(read_tensors, kinds={k: v for k, v in KINDS.items() if k != "BF16"}),
+            _KINDS,
+        ),
         Mistake(
             "counted from the start of the file",
-            partial(read_tensor, start=lambda length: 0),
+            partial(read_tensors, start=lambda length: 0),
             "The offsets are counted from the start of the file, so the numbers are made of the"
             " header's letters. They count from the end of the header: cut data[8 + length:] off"
             " first.",
         ),
         Mistake(
+            "counted from the start of the header",
+            partial(read_tensors, start=lambda length: 8),
+            "The offsets are counted from the start of the header, so the numbers are made of its"
+            " letters. They count from its end: 8 + length.",
+        ),
+        Mistake(
             "eight bytes forgotten",
-            partial(read_tensor, start=lambda length: length),
+            partial(read_tensors, start=lambda length: length),
             "Everything is read 8 bytes too early: the numbers begin after the header, and the"
             " header begins after the 8 bytes of its length. Start at 8 + length.",
         ),
         Mistake(
             "bfloat16 read as float16",
-            partial(read_tensor, kinds=KINDS | {"BF16": torch.float16}),
+            partial(read_tensors, kinds=KINDS | {"BF16": torch.float16}),
             "BF16 is read as float16. Both have 16 bits, so every shape is right, and nearly every"
             " number is wrong. BF16 is torch.bfloat16.",
         ),
         Mistake(
             "float16 read as bfloat16",
-            partial(read_tensor, kinds=KINDS | {"F16": torch.bfloat16}),
+            partial(read_tensors, kinds=KINDS | {"F16": torch.bfloat16}),
             "F16 is read as bfloat16. Both have 16 bits, but cut them at other places: F16 is"
             " torch.float16.",
         ),
         Mistake(
+            "flat",
+            partial(read_tensors, shaped=lambda flat, shape: flat),
+            "The numbers are right, but in one row. Give each tensor its shape: reshape(shape).",
+        ),
+        Mistake(
+            "shape turned round",
+            partial(read_tensors, shaped=lambda flat, shape: flat.reshape(shape[::-1])),
+            _TURNED,
+        ),
+        Mistake(
+            "a single number with an axis",
+            partial(read_tensors, shaped=lambda flat, shape: flat.reshape(shape or [1])),
+            "A single number, whose shape is [], gets an axis of length 1. reshape([]) makes a"
+            " tensor without axes.",
+        ),
+        Mistake(
             "transposed",
-            partial(read_tensor, shaped=lambda flat, shape: flat.reshape(shape).t().contiguous()),
+            partial(
+                read_tensors,
+                shaped=lambda flat, shape: flat.reshape(shape).permute(
+                    tuple(reversed(range(len(shape))))
+                ),
+            ),
             "The matrices are transposed. The file holds them as torch does, (out, in), row after"
             " row: reshape(shape), and nothing more. (Weights of JAX are (in, out); these are"
             " not.)",
@@ -135,22 +263,33 @@ READ_TENSORS = Exercise(
         Mistake(
             "column by column",
             partial(
-                read_tensor, shaped=lambda flat, shape: flat.reshape(shape[::-1]).t().contiguous()
+                read_tensors,
+                shaped=lambda flat, shape: flat.reshape(shape[::-1]).permute(
+                    tuple(reversed(range(len(shape))))
+                ),
             ),
             "The shape is right, but the numbers run down the columns. The file holds row after"
             " row: reshape(shape), without turning the shape round.",
         ),
         Mistake(
             "last byte first",
-            partial(read_tensor, swapped=True),
+            partial(read_tensors, swapped=True),
             "The bytes of each number are read in the wrong order. The format is little-endian,"
             " like nearly every computer: torch.frombuffer reads it as it is.",
         ),
         Mistake(
             "in the header's order",
-            partial(read_tensor, in_turn=True),
+            partial(read_tensors, in_turn=True),
             "The tensors are read one after the other in the order of the header. Its order means"
             " nothing: `data_offsets` says where each one lies.",
+        ),
+    ),
+    crashes=(
+        Mistake("empty", partial(read_tensors, numbers=_never_empty), _EMPTY),
+        Mistake(
+            "the end as a number of bytes",
+            partial(read_tensors, stop=lambda begin, end: begin + end),
+            _COUNT,
         ),
     ),
     hints=(
@@ -159,7 +298,8 @@ READ_TENSORS = Exercise(
         "For each name but __metadata__: start, end = entry['data_offsets'], counted from the"
         " beginning of the numbers. Its bytes are numbers[start:end].",
         "torch.frombuffer(bytearray(...), dtype=...) makes a flat tensor of them, with"
-        " torch.float32, torch.bfloat16 or torch.float16. Then .reshape(entry['shape']).",
+        " torch.float32, torch.bfloat16 or torch.float16. Then .reshape(entry['shape']). An empty"
+        " buffer it does not take: torch.empty(shape, dtype=...) for a tensor without numbers.",
     ),
 )
 
@@ -178,7 +318,16 @@ def _patterns() -> list[tuple]:
     def given(size: float, *shape: int) -> tuple[Tensor]:
         return ((size * torch.randn(shape, generator=random)).bfloat16().view(torch.int16),)
 
-    return [given(1.0, 3, 5), given(0.02, 4, 3), given(1e20, 2, 7), given(1e-3, 5, 2)]
+    # 0 and -0, the smallest and the largest of each kind, infinity and nan.
+    special = torch.tensor(
+        [0, 0x8000, 1, 0x8001, 0x40, 0x7F, 0x80, 0x8080, 0x3F80, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80,
+         0x7FC0, 0x7F81, 0xFFC1]
+    )  # fmt: skip
+    special = torch.where(special < 0x8000, special, special - 0x10000).to(torch.int16)
+    return [
+        given(1.0, 3, 5), given(0.02, 4, 3), given(1e20, 2, 7), given(1e-3, 5, 2),
+        (special.reshape(4, 4),), given(1.0, 2, 1, 3),
+    ]  # fmt: skip
 
 
 def _by_formula(
@@ -187,11 +336,25 @@ def _by_formula(
     hidden: int = 128,
     bias: int = 127,
     signed: bool = True,
+    small: str = "right",
+    large: str = "right",
+    fraction_by: int = 128,
 ) -> Tensor:
-    """bfloat16_to_float from sign, exponent and fraction, with one thing changed."""
+    """bfloat16_to_float from sign, exponent and fraction, with one thing changed.
+
+    small, large: what the exponents 0 and 255 mean.
+    """
     whole = bits.to(torch.int32) & 0xFFFF
     exponent, fraction = (whole >> 7) & 0xFF, whole & 0x7F
-    size = (hidden + fraction).double() / 128 * 2.0 ** (exponent - bias).double()
+    size = (hidden / 128 + fraction.double() / fraction_by) * 2.0 ** (exponent - bias).double()
+    if small != "ordinary":
+        low = fraction.double() / fraction_by * 2.0 ** (1 - bias) * (small != "zero")
+        size = torch.where(exponent == 0, low if small != "one off" else low / 2, size)
+    if large != "ordinary":
+        top = torch.where(fraction > 0, torch.nan, torch.inf).double()
+        if large == "largest":
+            top = torch.full_like(size, torch.finfo(torch.float32).max)
+        size = torch.where(exponent == 255, top, size)
     return (size * (1 - 2 * (whole >> 15)) if signed else size).float()
 
 
@@ -204,10 +367,12 @@ BFLOAT16_TO_FLOAT = Exercise(
     name="bfloat16_to_float",
     reference=bfloat16_to_float,
     cases=_patterns,
-    axes="row column",
+    axes="row column inner",
+    tolerance=0.0,
+    banned=("torch.bfloat16", "bfloat16"),
     checked=(
-        "shape, dtype and every value for 59 bit patterns: numbers of both signs, large, small and"
-        " in between"
+        "shape, dtype and the exact number for 81 patterns of bits: numbers of both signs, large,"
+        " small and in between, 0, numbers below the smallest ordinary one, infinity and nan"
     ),
     mistakes=(
         Mistake(
@@ -221,6 +386,37 @@ BFLOAT16_TO_FLOAT = Exercise(
             partial(bfloat16_to_float, places=0),
             "The 16 bits stand at the right end, so they are the last bits of the fraction. They"
             " are the *first* half of a float32: shift them left by 16 places.",
+        ),
+        Mistake(
+            "not shifted, the sign masked",
+            lambda bits: (bits.to(torch.int32) & 0xFFFF).view(torch.float32),
+            "The 16 bits stand at the right end, so they are the last bits of the fraction. They"
+            " are the *first* half of a float32: shift them left by 16 places.",
+        ),
+        Mistake(
+            "shifted without room",
+            lambda bits: (bits << 16).to(torch.int32).view(torch.float32),
+            "You shift the 16 bits by 16 places while there are only 16: they all fall out, and"
+            " zeros are left. Make room first: bits.to(torch.int32), then << 16.",
+        ),
+        Mistake(
+            "shifted and then converted",
+            lambda bits: (bits.to(torch.int32) << 16).float(),
+            "The shift is right, and then the whole number is converted (.float()). You want the"
+            " same 32 bits under another name: .view(torch.float32).",
+        ),
+        Mistake(
+            "the second half filled",
+            lambda bits: ((bits.to(torch.int32) << 16) | (bits.to(torch.int32) & 0xFFFF)).view(
+                torch.float32
+            ),
+            "The second half of the 32 bits is filled with the pattern, too. What bfloat16 does not"
+            " store is 0.",
+        ),
+        Mistake(
+            "one row",
+            lambda bits: (bits.to(torch.int32) << 16).view(torch.float32).flatten(),
+            "The numbers are right, but all in one row. Keep the shape of bits, whatever it is.",
         ),
         Mistake(
             "numbers instead of bits",
@@ -245,6 +441,50 @@ BFLOAT16_TO_FLOAT = Exercise(
             partial(_by_formula, hidden=0),
             "The leading one is missing. The fraction comes after it: (1 + fraction / 128) * 2 **"
             " (exponent - 127).",
+        ),
+        Mistake(
+            "leading one everywhere",
+            partial(_by_formula, small="ordinary"),
+            "Numbers with the exponent 0 have no leading one: 0 is 0, and the others are fraction /"
+            " 128 * 2 ** -126. (With a shift you need no cases.)",
+        ),
+        Mistake(
+            "small ones as 0",
+            partial(_by_formula, small="zero"),
+            "The smallest numbers, whose exponent is 0, have become 0. They are fraction / 128 * 2"
+            " ** -126. (With a shift you need no cases.)",
+        ),
+        Mistake(
+            "small ones halved",
+            partial(_by_formula, small="one off"),
+            "The smallest numbers, whose exponent is 0, count as if it were 2 ** -127. They have no"
+            " leading one, and the same unit as those with the exponent 1: 2 ** -126.",
+        ),
+        Mistake(
+            "the largest number for exponent 255",
+            partial(_by_formula, large="largest"),
+            "The exponent 255 means infinity (fraction 0) or nan (any other fraction), and no"
+            " ordinary number, not even the largest. (With a shift you need no cases.)",
+        ),
+        Mistake(
+            "nan as infinity",
+            partial(_by_formula, large="ordinary"),
+            "With the exponent 255 everything has become infinity. That is right for the fraction"
+            " 0; any other fraction means nan.",
+        ),
+        Mistake(
+            "fraction by 127",
+            partial(_by_formula, fraction_by=127),
+            "The fraction is divided by 127. It has 7 bits, so it counts 128th parts.",
+        ),
+        *(
+            Mistake(
+                f"exponent counted from {bias}",
+                partial(_by_formula, bias=bias),
+                "The exponent is not counted from 127: every number is off by a factor of 2 or"
+                " more. 1.0 has the exponent 127.",
+            )
+            for bias in (126, 128)
         ),
         Mistake(
             "exponent of float16",
@@ -272,7 +512,6 @@ BFLOAT16_TO_FLOAT = Exercise(
 
 # --- our_name -------------------------------------------------------------------------------------
 
-NO_PLACE = "no place"
 BEGINNINGS = {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": "language_model.",
@@ -302,6 +541,18 @@ KEYS = (
     "model.layers.0.mlp.up_proj.weight",  # Gemma alone
     "vision_model.encoder.layers.0.mlp.fc1.weight",  # SigLIP alone
     "text_model.encoder.layers.0.mlp.fc1.weight",
+    "model.language_model.norm.weight",
+    "language_model.model.embed_tokens.weight",
+    "model.vision_tower.embeddings.position_embedding.weight",
+    "vision_tower.post_layernorm.weight",
+    "ema.language_model.model.norm.weight",  # the beginning, but not at the beginning
+    "optimizer.lm_head.weight",
+    "language_model_2.model.norm.weight",
+    "qformer.encoder.layer.0.weight",
+    # Words of the table further on: they stay.
+    "language_model.model.layers.1.encoder.model.linear.weight",
+    "model.language_model.layers.2.vision_model.weight",
+    "vision_tower.vision_model.head.encoder.linear.weight",
 )
 
 
@@ -310,13 +561,15 @@ def our_name(
     *,
     beginnings: dict[str, str] = BEGINNINGS,
     strip: Callable[[str], str] = lambda key: key.removeprefix("model."),
-    otherwise: Callable[[str], str] = lambda key: NO_PLACE,
-) -> str:
-    """The name of a key, or "no place". The reference, or with one thing changed."""
+    otherwise: Callable[[str], str | None] = lambda key: None,
+    found: Callable[[str, str], bool] = str.startswith,
+    after: Callable[[str], str] = lambda name: name,
+) -> str | None:
+    """The name of a key, or None. The reference, or with one thing changed."""
     short = strip(key)
     for theirs, ours in beginnings.items():
-        if short.startswith(theirs):
-            return ours + short.removeprefix(theirs)
+        if found(short, theirs):
+            return after(ours + short[short.index(theirs) + len(theirs) :])
     return otherwise(key)
 
 
@@ -324,9 +577,21 @@ def _without(*left_out: str) -> dict[str, str]:
     return {theirs: ours for theirs, ours in BEGINNINGS.items() if theirs not in left_out}
 
 
-def _lone_decoder(key: str) -> str:
+def _lone_decoder(key: str) -> str | None:
     short = key.removeprefix("model.")
-    return f"language_model.{short}" if short.startswith("layers.") else NO_PLACE
+    return f"language_model.{short}" if short.startswith("layers.") else None
+
+
+def _lone_tower(key: str) -> str | None:
+    beginnings = ("vision_model.encoder.", "vision_model.")
+    fits = [one for one in beginnings if key.startswith(one)]
+    return f"vision_tower.{key.removeprefix(fits[0])}" if fits else None
+
+
+def _anywhere(key: str, edits: dict[str, str]) -> str:
+    for old, new in edits.items():
+        key = key.replace(old, new)
+    return key
 
 
 OUR_NAME = Exercise(
@@ -348,6 +613,24 @@ OUR_NAME = Exercise(
             ),
             "The published layout is read, and no other. Files that newer versions of transformers"
             " have written begin with `model.`, and in the newest ones `vision_model.` is gone.",
+        ),
+        Mistake(
+            "published layout alone, with its own head",
+            partial(
+                our_name,
+                beginnings=_without(
+                    "language_model.", "vision_tower.encoder.", "vision_tower.", "lm_head."
+                ),
+                strip=lambda key: key,
+            ),
+            "The published layout is read, and no other. Files that newer versions of transformers"
+            " have written begin with `model.`, and in the newest ones `vision_model.` is gone.",
+        ),
+        Mistake(
+            "letters stripped",
+            partial(our_name, strip=lambda key: key.lstrip("model.")),
+            "lstrip removes letters, all that are in `model.`, and not the word. A beginning goes"
+            " with removeprefix.",
         ),
         Mistake(
             "model. removed everywhere",
@@ -394,6 +677,90 @@ OUR_NAME = Exercise(
             "Keys of Gemma alone (`model.layers.0...`) are taken for the decoder of PaliGemma. They"
             " are another model's: its file has no vision tower, and its numbers are not those that"
             " were trained with pictures. Return None.",
+        ),
+        Mistake(
+            "lone tower accepted",
+            partial(our_name, otherwise=_lone_tower),
+            "Keys of SigLIP alone (`vision_model.encoder...`) are taken for the tower of PaliGemma."
+            " They are another model's. Return None.",
+        ),
+        Mistake(
+            "empty text",
+            partial(our_name, otherwise=lambda key: ""),
+            "A key without a place gets an empty text. Return None for it.",
+        ),
+        Mistake(
+            "a beginning anywhere",
+            partial(our_name, found=lambda short, theirs: theirs in short),
+            "The words of the table are looked for anywhere in the key. They must stand at its"
+            " beginning (startswith): `ema.language_model.model.norm.weight` has no place.",
+        ),
+        Mistake(
+            "encoder. removed everywhere",
+            partial(our_name, after=lambda name: name.replace("encoder.", "")),
+            "`encoder.` is removed wherever it stands. It goes only right after the tower's own"
+            " beginning; what follows stays as it is.",
+        ),
+        *(
+            Mistake(
+                f"{word} removed everywhere",
+                partial(our_name, after=lambda name, word=word: name.replace(word, "")),
+                f"`{word}` is removed wherever it stands. Only the beginning of a key changes; what"
+                " follows stays as it is.",
+            )
+            for word in ("vision_model.", "linear.")
+        ),
+        Mistake(
+            "no head",
+            partial(our_name, beginnings=_without(*HEADS)),
+            "The head, where a file stores it, gets None (or a name of the language model). It has"
+            " a name of ours: lm_head.weight. `fill` needs it to compare.",
+        ),
+        Mistake(
+            "published head as a layer",
+            partial(our_name, beginnings=_without("language_model.lm_head.")),
+            "language_model.lm_head.weight, the head of the published layout, keeps"
+            " `language_model.` in front. Ours is lm_head.weight: try the longer beginnings first.",
+        ),
+        Mistake(
+            "published head missing",
+            partial(
+                our_name,
+                beginnings=_without("language_model.lm_head.", "language_model."),
+                strip=lambda key: (
+                    key.replace("model.language_model.", "language_model.model.", 1)
+                    if key.startswith("model.language_model.")
+                    else key.removeprefix("model.")
+                ),
+            ),
+            "language_model.lm_head.weight, the head of the published layout, has no place. It is"
+            " one of ours: lm_head.weight.",
+        ),
+        Mistake(
+            "encoder left everywhere",
+            partial(
+                our_name,
+                beginnings=_without("vision_tower.vision_model.encoder.", "vision_tower.encoder."),
+            ),
+            "`encoder.` stays in the names of the tower. Our tower has its layers right below it:"
+            " vision_tower.layers.0...",
+        ),
+        Mistake(
+            "encoder left in the published layout",
+            partial(our_name, beginnings=_without("vision_tower.vision_model.encoder.")),
+            "`encoder.` stays in the names of the tower. Our tower has its layers right below it:"
+            " vision_tower.layers.0...",
+        ),
+        Mistake(
+            "newest tower has no place",
+            partial(our_name, beginnings=_without("vision_tower.encoder.", "vision_tower.")),
+            "The tower's keys of the newest layout, without `vision_model.`, have no place.",
+        ),
+        Mistake(
+            "later layouts missing",
+            partial(our_name, strip=lambda key: key),
+            "Keys that begin with `model.` have no place. In the later and the newest layout all"
+            " but the head begin so.",
         ),
         Mistake(
             "head taken for the table",
@@ -443,8 +810,9 @@ class _Shown(dict):
 def _fillings() -> list[tuple]:
     random = torch.Generator().manual_seed(16)
     right = {name: torch.randn(shape, generator=random) for name, shape in SHAPES.items()}
-    other = right[TABLE].clone()
+    other, near = right[TABLE].clone(), right[TABLE].clone()
     other[1, 2] += 0.5
+    near[3, 0] *= 1 + 1e-6
     cases = (
         right,
         right | {HEAD: right[TABLE].clone()},
@@ -453,17 +821,38 @@ def _fillings() -> list[tuple]:
         right | {MAP: right[MAP].T.contiguous()},
         right | {NORM: torch.randn(4, generator=random)},
         right | {HEAD: other},
+        right | {HEAD: near},
+        right | {HEAD: torch.randn(SHAPES[TABLE], generator=random)},
+        right | {HEAD: right[TABLE][:3].clone()},
+        {name: right[name] for name in (MAP, NORM)} | {HEAD: right[TABLE].clone()},
+        right | {"lm_head.bias": torch.randn(4, generator=random)},
     )
     return [(_Shown(SHAPES), _Shown(tensors)) for tensors in cases]
 
 
-def outcome(shapes: dict, filled: dict, tensors: dict) -> str:
-    """What the exercise's notebook makes of a result, so that the check can compare it."""
-    words = []
-    for name in sorted(filled):
-        same = name in tensors and torch.equal(filled[name], tensors[name])
-        words.append(f"{name} {'as given' if same else 'not as given'}")
-    return ", ".join(words)
+def _in_words(fill: Callable) -> Callable:
+    """What is tried: what a learner's function did, as text."""
+
+    def tried(shapes, tensors):
+        try:
+            filled = fill(shapes, tensors)
+        except (ValueError, KeyError, AssertionError) as error:
+            kind = type(error).__name__
+            given, want = {name: tuple(x.shape) for name, x in tensors.items()}, dict(shapes)
+            guilty = {HEAD, *(want.keys() ^ given.keys())}
+            guilty |= {name for name in want.keys() & given.keys() if want[name] != given[name]}
+            if kind != "ValueError" or any(name in str(error) for name in guilty):
+                return kind
+            return "ValueError that names no guilty weight"
+        if not isinstance(filled, dict):
+            return f"no dict but {filled if filled is None else type(filled).__name__}"
+        words = []
+        for name in sorted(filled):
+            same = name in tensors and torch.equal(filled[name], tensors[name])
+            words.append(f"{name} {'as given' if same else 'not as given'}")
+        return ", ".join(words)
+
+    return tried
 
 
 def fill(
@@ -474,31 +863,42 @@ def fill(
     unexpected: str = "refuse",
     shape: str = "refuse",
     head: str = "compare",
-) -> str:
-    """What `fill` does, in words. The reference, or with one thing changed."""
+    equal: Callable[[Tensor, Tensor], bool] = torch.equal,
+    error: type[Exception] = ValueError,
+    said: Callable[[str], str] = lambda name: name,
+) -> dict:
+    """Exactly the wanted weights. The reference, or with one thing changed."""
     given, filled = dict(tensors), {}
     stored = None if head in ("keep", "refuse") else given.pop(HEAD, None)
+    if unexpected == "drop heads":
+        given = {name: x for name, x in given.items() if not name.startswith("lm_head.")}
     places = set(shapes) | ({HEAD} if head == "keep" else set())
-    if unexpected == "refuse" and set(given) - places:
-        return "ValueError"
+    if unexpected != "drop" and (more := set(given) - places):
+        raise error(said(min(more)))
     for name, want in shapes.items():
         if name not in given:
             if missing == "refuse":
-                return "ValueError"
+                raise error(said(name))
             if missing == "make up":
                 filled[name] = torch.zeros(want)
             continue
-        filled[name] = given[name]
-        if tuple(given[name].shape) != tuple(want) and shape != "ignore":
-            turned = given[name].t()
-            if shape == "refuse" or tuple(turned.shape) != tuple(want):
-                return "ValueError"
-            filled[name] = turned
+        one = filled[name] = given[name]
+        if tuple(one.shape) == tuple(want) or shape == "ignore":
+            continue
+        if shape == "numel" and one.numel() == torch.Size(want).numel():
+            continue
+        if shape == "turn" and tuple(one.t().shape) == tuple(want):
+            filled[name] = one.t()
+        else:
+            raise error(said(name))
     if head == "keep" and HEAD in given:
         filled[HEAD] = given[HEAD]
-    if head == "compare" and stored is not None and not torch.equal(stored, given[TABLE]):
-        return "ValueError"
-    return outcome(shapes, filled, tensors)
+    if head == "compare" and stored is not None:
+        if TABLE not in given:
+            return filled
+        if not equal(stored, given[TABLE]):
+            raise error(said(HEAD))
+    return filled
 
 
 FILL = Exercise(
@@ -506,10 +906,12 @@ FILL = Exercise(
     reference=fill,
     cases=_fillings,
     axes="",
+    asked=_in_words,
     checked=(
-        "what comes out of 7 sets of tensors: all there; with a stored head; one missing; one too"
-        " many; one transposed; one too long; and with a head that is not the table (what your"
-        " error says is not checked: read it yourself)"
+        "what comes out of 12 sets of tensors: all there; with a stored head; one missing; one too"
+        " many; one transposed; one too long; with a head that is not the table, or nearly, or has"
+        " another shape, or no table beside it; with a bias of the head; and that each error names"
+        " a guilty weight"
     ),
     mistakes=(
         Mistake(
@@ -543,6 +945,50 @@ FILL = Exercise(
             " and for square matrices there is nothing to guess from. Raise ValueError.",
         ),
         Mistake(
+            "numbers counted",
+            partial(fill, shape="numel"),
+            "Only the number of numbers is compared. A transposed matrix has as many: compare the"
+            " shapes.",
+        ),
+        Mistake(
+            "any head dropped",
+            partial(fill, unexpected="drop heads"),
+            "All names that begin with lm_head. are dropped. Only lm_head.weight may be left out;"
+            " a bias of the head has no place in our model: ValueError.",
+        ),
+        Mistake(
+            "nearly equal",
+            partial(fill, equal=lambda a, b: a.shape == b.shape and torch.allclose(a, b)),
+            "The head is nearly the table, and you let it pass. Equal is to mean number by number:"
+            " torch.equal(head, table).",
+        ),
+        Mistake(
+            "the head's shape alone",
+            partial(fill, equal=lambda a, b: a.shape == b.shape),
+            "Of the head only the shape is compared. Compare the numbers: torch.equal(head,"
+            " table).",
+        ),
+        Mistake(
+            "some of the head",
+            partial(fill, equal=lambda a, b: a.shape == b.shape and bool((a == b).any())),
+            "One equal number is enough for you. All must be equal: torch.equal(head, table).",
+        ),
+        *(
+            Mistake(
+                f"{kind.__name__} raised",
+                partial(fill, error=kind),
+                "Another kind of error is raised. Whoever calls you waits for a ValueError: raise"
+                " it yourself, before Python stumbles over something.",
+            )
+            for kind in (KeyError, AssertionError)
+        ),
+        Mistake(
+            "no name in the error",
+            partial(fill, said=lambda name: "the weights do not fit"),
+            "Your error names no guilty weight. Whoever reads it has thousands: put the name in, as"
+            " in ValueError(f'{name} is missing').",
+        ),
+        Mistake(
             "head left untied",
             partial(fill, head="keep"),
             "The stored head is kept as a weight of its own. Our head *is* the table: compare the"
@@ -571,4 +1017,214 @@ FILL = Exercise(
     ),
 )
 
-EXERCISES = (READ_TENSORS, BFLOAT16_TO_FLOAT, OUR_NAME, FILL)
+# --- fetch_tensor ---------------------------------------------------------------------------------
+
+
+def _shards() -> list[tuple]:
+    random = torch.Generator().manual_seed(19)
+
+    def given(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    first = {"norm": given(3), "table": given(4, 3).bfloat16(), "map": given(2, 5)}
+    second = {"scale": given(5).half(), "square": given(3, 3), "empty": given(0, 2)}
+    files = {
+        "model-1.safetensors": file_of(first, ["map", "norm", "table"], {"notes": "..." * 70}),
+        "model-2.safetensors": file_of(second, list(second)),
+    }
+    holders = zip(files, (first, second), strict=True)
+    weight_map = _Map({name: file for file, held in holders for name in held})
+
+    def read(file: str, start: int, end: int) -> bytes:
+        return bytes(files[file])[start:end]
+
+    return [
+        (weight_map, read, name) for name in ("table", "square", "map", "scale", "norm", "empty")
+    ]
+
+
+class _Map(dict):
+    __repr__ = "name -> file".__str__
+
+
+def fetch_tensor(
+    weight_map: dict[str, str],
+    read: Callable[[str, int, int], bytes],
+    name: str,
+    *,
+    files: Callable[[dict, str], list[str]] = lambda weight_map, name: [weight_map[name]],
+    header_from: int = 8,
+    after: Callable[[int], int] = lambda length: 8 + length,
+    end_of: Callable[[int, int], int] = lambda begin, end: end,
+    whole: bool = False,
+    kinds: dict[str, torch.dtype] = KINDS,
+    shaped: Callable[[Tensor, list[int]], Tensor] = lambda flat, shape: flat.reshape(shape),
+    length_of: Callable[[bytes], int] = lambda first: int.from_bytes(first, "little"),
+    cut: bool = True,
+    count: bool = False,
+    numbers: Callable[[bytes, torch.dtype], Tensor] = _numbers,
+) -> Tensor:
+    """One tensor of a sharded checkpoint. The reference, or with one thing changed.
+
+    files: those whose headers are read; whole: each file is read whole.
+    """
+    for file in files(weight_map, name):
+        data = read(file, 0, 10**9) if whole else b""
+
+        def get(start, end, file=file, data=data):
+            return data[start:end] if whole else read(file, start, end)
+
+        length = length_of(get(0, 8))
+        header = json.loads(get(header_from, 8 + length)[8 - header_from :])
+        if name in header:
+            break
+    entry = header[name]
+    begin, end = entry["data_offsets"]
+    kind, start = kinds[entry["dtype"]], after(length)
+    own = get(start + begin, end - begin if count else start + end_of(begin, end))
+    own = own[: end - begin] if cut else own
+    return shaped(numbers(own, kind), entry["shape"])
+
+
+def _counted(fetch_tensor: Callable) -> Callable:
+    """What is tried: the tensor, and whether more was read than it needs."""
+
+    def tried(weight_map, read, name):
+        spans, files = [], set()
+
+        def counting(file, start, end):
+            found = read(file, start, end)
+            spans.append(range(start, start + len(found)))
+            files.add(file)
+            return found
+
+        try:
+            tensor = fetch_tensor(weight_map, counting, name)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            return _NO_JSON(), ""
+        file = weight_map[name]
+        stop = 8 + int.from_bytes(read(file, 0, 8), "little")
+        begin, end = json.loads(read(file, 8, stop))[name]["data_offsets"]
+        touched = {place for span in spans for place in span}
+        if files != {file}:
+            return tensor, "other files"
+        if touched - set(range(stop)) - set(range(stop + begin, stop + end)):
+            return tensor, "numbers of other tensors"
+        if sum(map(len, spans)) > len(touched):
+            return tensor, "bytes twice"
+        return tensor, "what is needed"
+
+    return tried
+
+
+_OTHERS = (
+    "You read numbers of other tensors, perhaps the whole file. From a far-away file that takes its"
+    " time: read 8 bytes, then the header, then the bytes from 8 + length + begin to 8 + length +"
+    " end."
+)
+
+FETCH_TENSOR = Exercise(
+    name="fetch_tensor",
+    transfer=True,
+    reference=fetch_tensor,
+    cases=_shards,
+    axes="row column; ",
+    parts=("the tensor", "what was read"),
+    asked=_counted,
+    checked=(
+        "shape, dtype and every value of 6 tensors of all three kinds in 2 files, one of them"
+        " without numbers; and that no byte too many is read"
+    ),
+    mistakes=(
+        Mistake("whole files", partial(fetch_tensor, whole=True), _OTHERS),
+        *(
+            Mistake(
+                f"all headers, {'last' if last_first else 'first'} file first",
+                partial(
+                    fetch_tensor,
+                    files=lambda weight_map, name, last_first=last_first: sorted(
+                        set(weight_map.values()), reverse=last_first
+                    ),
+                ),
+                "You look through other files as well. The weight_map says which file holds the"
+                " tensor: weight_map[name].",
+            )
+            for last_first in (False, True)
+        ),
+        Mistake("all numbers", partial(fetch_tensor, end_of=lambda begin, end: 10**9), _OTHERS),
+        Mistake(
+            "header and length together",
+            partial(fetch_tensor, header_from=0),
+            "The tensor is right, but some bytes are read twice. The header begins after the 8"
+            " bytes of its length, read(file, 8, 8 + length), and each part is read once.",
+        ),
+        Mistake(
+            "eight bytes forgotten",
+            partial(fetch_tensor, after=lambda length: length),
+            "The numbers are read 8 bytes too early: they begin after the header, and the header"
+            " begins after the 8 bytes of its length. Start at 8 + length.",
+        ),
+        Mistake(
+            "from the start of the file",
+            partial(fetch_tensor, after=lambda length: 0),
+            "The offsets are counted from the start of the file. They count from the end of the"
+            " header: add 8 + length.",
+        ),
+        Mistake(
+            "from the start of the header",
+            partial(fetch_tensor, after=lambda length: 8),
+            "The offsets are counted from the start of the header. They count from its end: add 8 +"
+            " length.",
+        ),
+        Mistake(
+            "big-endian",
+            partial(fetch_tensor, length_of=lambda first: int.from_bytes(first, "big")),
+            _HEADER,
+        ),
+        Mistake(
+            "bfloat16 read as float16",
+            partial(fetch_tensor, kinds=KINDS | {"BF16": torch.float16}),
+            "BF16 is read as float16. BF16 is torch.bfloat16.",
+        ),
+        Mistake(
+            "float16 read as bfloat16",
+            partial(fetch_tensor, kinds=KINDS | {"F16": torch.bfloat16}),
+            "F16 is read as bfloat16. F16 is torch.float16.",
+        ),
+        Mistake(
+            "flat",
+            partial(fetch_tensor, shaped=lambda flat, shape: flat),
+            "The numbers are right, but in one row. Give the tensor its shape: reshape(shape).",
+        ),
+        Mistake(
+            "shape turned round",
+            partial(fetch_tensor, shaped=lambda flat, shape: flat.reshape(shape[::-1])),
+            _TURNED,
+        ),
+    ),
+    crashes=(
+        Mistake("empty", partial(fetch_tensor, numbers=_never_empty), _EMPTY),
+        Mistake(
+            "the end as a number of bytes",
+            partial(fetch_tensor, cut=False, end_of=lambda begin, end: begin + end),
+            _COUNT,
+        ),
+        Mistake(
+            "a number of bytes for the end",
+            partial(fetch_tensor, count=True),
+            "read's last argument is a place in the file, the one after the last byte, and not a"
+            " number of bytes.",
+        ),
+    ),
+    hints=(
+        "Three reads, and each one tells you where the next one is: the length, the header, the"
+        " numbers.",
+        "read(file, 0, 8) is the length, lowest byte first. read(file, 8, 8 + length) is the"
+        " header, in JSON. `data_offsets` in it count from 8 + length.",
+        "begin, end = header[name]['data_offsets']; own = read(file, 8 + length + begin, 8 + length"
+        " + end). The rest is as in part 1: frombuffer of a bytearray, reshape, and torch.empty for"
+        " a tensor without numbers.",
+    ),
+)
+
+EXERCISES = (READ_TENSORS, BFLOAT16_TO_FLOAT, OUR_NAME, FILL, FETCH_TENSOR)

@@ -13,42 +13,56 @@ from torch import Tensor
 from minipali.figures.common import BLUE, DARK, GREEN, GREY, ORANGE, show
 from minipali.tokens import IGNORE
 
-PURPLE, RED, SKY = "#CC79A7", "#D55E00", "#56B4E9"
+PURPLE, RED = "#CC79A7", "#D55E00"
 
 
 def curve(lines: list[dict]) -> Figure:
-    """Loss and accuracy over the steps of a training log; the caller saves or shows the figure."""
+    """Loss and accuracy over the steps of a training log; the caller saves or shows the figure.
+
+    Above the loss of each stage, below a small plot for each task: so no more than two lines meet.
+    """
     stages = list(dict.fromkeys(line["stage"] for line in lines))
-    figure, axes = plt.subplots(
-        2, len(stages), figsize=(5 * len(stages), 7), layout="constrained", squeeze=False
-    )
-    colours = [BLUE, ORANGE, GREEN, PURPLE, SKY, RED, "#F0E442", DARK]
-    for column, stage in enumerate(stages):
-        of_stage = [line for line in lines if line["stage"] == stage]
-        top, bottom = axes[:, column]
-        top.plot(
-            [line["step"] for line in of_stage], [line["loss"] for line in of_stage], color=DARK
-        )
-        top.set(title=f"{stage} stage", ylabel="loss", yscale="log")
-        top.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        top.yaxis.set_major_formatter("{x:g}")
-        top.yaxis.set_minor_formatter(NullFormatter())
-        measured = [line for line in of_stage if any(key.startswith("training ") for key in line)]
-        keys = measured[-1] if measured else {}
-        tasks = [key.removeprefix("training ") for key in keys if key.startswith("training ")]
-        for colour, task in zip(colours, tasks, strict=False):
-            for group, style in (("training", "-"), ("validation", "--")):
-                bottom.plot(
-                    [line["step"] for line in measured],
-                    [100 * line[f"{group} {task}"] for line in measured],
-                    style, color=colour, label=task if group == "training" else None,
-                )  # fmt: skip
-        bottom.set(xlabel="step", ylabel="right answers in %", ylim=(0, 101))
-        if tasks:
-            bottom.legend(
-                fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4,
-                title="solid: training artists, dashed: validation artist", title_fontsize=8,
-            )  # fmt: skip
+    of_stage = {stage: [line for line in lines if line["stage"] == stage] for stage in stages}
+    tasks = [
+        (stage, key.removeprefix("training "))
+        for stage, own in of_stage.items()
+        for key in max(own, key=len)
+        if key.startswith("training ")
+    ]
+    columns = 5
+    rows = -(-len(tasks) // columns)
+    figure = plt.figure(figsize=(10, 2.9 + 1.9 * rows), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(2.9, 1.9 * max(rows, 1)))
+    for axis, stage in zip(top.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        own = of_stage[stage]
+        axis.plot([line["step"] for line in own], [line["loss"] for line in own], color=DARK)
+        axis.set(title=f"{stage} stage", xlabel="step", ylabel="loss", yscale="log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    if not tasks:
+        return figure
+    axes = bottom.subplots(rows, columns, sharey=True, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (stage, task) in zip(axes.flat, tasks, strict=False):
+        measured = [line for line in of_stage[stage] if f"training {task}" in line]
+        steps = [line["step"] for line in measured]
+        for group, artists, style, colour in (
+            ("training", "artists", "-", BLUE),
+            ("validation", "artist", "--", ORANGE),
+        ):
+            shares = [100 * line[f"{group} {task}"] for line in measured]
+            axis.plot(steps, shares, style, color=colour, lw=1.8, label=f"{group} {artists}")
+        axis.axis("on")
+        axis.set_title(task, fontsize=10)
+        axis.set(ylim=(0, 104), yticks=(0, 50, 100))
+        axis.tick_params(labelsize=8)
+    bottom.supylabel("right in %", fontsize=10)
+    bottom.legend(
+        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+        frameon=False, fontsize=10,
+    )  # fmt: skip
     return figure
 
 
@@ -181,12 +195,12 @@ def ablations(shares: dict[str, list[float]], usual: str) -> None:
     axis.axvspan(low, high, color="#CDE6F5", label=f"seeds of '{usual}'")
     for row, values in enumerate(shares.values()):
         axis.plot([100 * v for v in values], [row] * len(values), "o", color=DARK, alpha=0.8)
-        axis.plot(100 * np.mean(values), row, "|", color=RED, ms=20, mew=3)
+        axis.plot(100 * np.mean(values), row, "|", color=BLUE, ms=20, mew=3)
     axis.set_yticks(range(len(shares)), list(shares))
     axis.set(
         xlabel="right names in % (dots: seeds, bar: their mean)", ylim=(len(shares) - 0.5, -0.5)
     )
-    axis.legend(fontsize=9, loc="upper left")
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     told = "; ".join(
         f"{name}: {', '.join(f'{100 * v:.0f}' for v in values)}" for name, values in shares.items()
     )

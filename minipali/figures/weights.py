@@ -155,10 +155,10 @@ def differences(curves: dict[str, dict[str, float]], tolerance: float) -> None:
             continue
         place = names.index(bad)
         axis.plot([place], [values[place]], "o", color=colour, ms=9, mec=DARK, zorder=3)
-        right = place < len(names) / 2
+        # In the middle above its point: to the right, lines that leave later would cross it.
         axis.annotate(
-            bad, (place, values[place]), (8 if right else -8, 9), textcoords="offset points",
-            fontsize=9, ha="left" if right else "right", va="bottom",
+            bad, (place, values[place]), (5, 9), textcoords="offset points", fontsize=9,
+            ha="center" if place < 0.85 * len(names) else "right", va="bottom",
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
         told.append(f"{title}: first beyond it is {bad} with {found[bad]:.1g}")

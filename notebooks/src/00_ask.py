@@ -12,7 +12,9 @@
 # %% [markdown]
 # ## Where we are
 #
-# This is the whole course in one picture. Each later lesson lights one part of it.
+# This is the whole course in one picture. The **vision tower** turns the picture into vectors. The
+# **projector** fits them to the language model. The language model, called the **decoder**, reads
+# them together with the question and writes the answer. Each later lesson lights one part.
 
 # %%
 from minipali import figures, load
@@ -30,7 +32,7 @@ figures.model_map("all", model.config)
 # 2. **read** what goes into it and what comes out, token by token,
 # 3. **tell** whether it looks at the picture at all.
 #
-# Time: 20 minutes. You need: Python, and a first idea of what a tensor is.
+# Time: 30 minutes. You need: Python, and a first idea of what a tensor is.
 
 # %% [markdown]
 # ## Predict
@@ -71,9 +73,10 @@ guess_parameters, guess_places, guess_blind = ..., ..., ...
 # becomes one token for each word or part of a word. Inside the model each token is a row of
 # numbers, whether it came from the picture or from the text.
 #
-# Work it out on paper first. The picture is 72 pixels wide and high, and a patch is 12 pixels wide
-# and high. How many patches are there? Add one token for *begin* (`<bos>`), one for each word of
-# the question and one for its question mark, and one for the newline at its end.
+# Work it out on paper first, for the question `answer en what is on the left?` (`en` is English).
+# The picture is 72 pixels wide and high, and a patch is 12 pixels wide and high. How many patches
+# are there? Add one token for *begin* (`<bos>`), one for each word of the question and one for its
+# question mark, and one for the newline at its end.
 
 # %%
 prompt = "answer en what is on the left?"
@@ -109,8 +112,9 @@ for prompt in (
 # What we ask is the **prompt**. Its first words name the **task**: `caption en` asks for a caption
 # in English, `answer en` for an answer. PaliGemma was trained with such prefixes, and so was ours.
 #
-# Compare each answer with the picture. The model is small, and it does make mistakes: its card says
-# how often, task by task. Try the picture with the frogs and ask for a caption.
+# Compare each answer with the picture. The model is small, and it makes mistakes. Its *card*, the
+# page that describes it, says how often, task by task. Try the picture with the frogs and ask for a
+# caption.
 #
 # The answer comes one token at a time. `stream` shows the pieces as they come.
 
@@ -137,7 +141,7 @@ for prompt in ("answer en what colour is the dog?", "answer en where is the dog?
 # ## Break it: close the model's eyes
 #
 # A model can be right for the wrong reason. If most pictures had two objects, "2" would often be
-# right without a look. So, what does it say if there is nothing to see? We show it plain grey.
+# right without a look. So what does it say if there is nothing to see? We show it plain grey.
 
 # %%
 from PIL import Image
@@ -152,13 +156,13 @@ for prompt in (
     print(f"{prompt:42} -> the picture: {seeing:8} grey: {shown_grey}")
 
 # %% [markdown]
-# This is **no guess without eyes**. Grey is one of the backgrounds that it was trained on, and it
-# names it. It sees a grey scene with nothing in it, which it never met, and says something all the
-# same.
+# So a grey picture is **not the same as no picture**. Grey is one of the backgrounds of the
+# training, and the model names it. It sees a grey scene without objects. It never met one, and
+# still it names an object.
 #
-# An honest comparison does not look at all. There are two. **The commonest answer**: for each
-# prompt, what was right most often in 400 other questions. And **another picture's answer**: the
-# model looks, but at the picture of the next question.
+# An honest comparison does not use this picture at all. There are two. **The commonest answer**:
+# for each prompt, what was right most often in 400 other questions. And **another picture's
+# answer**: the model looks, but at the picture of the next question.
 
 # %%
 from collections import Counter, defaultdict
@@ -194,9 +198,10 @@ reveal("places, right of 100", guess_places, f"{found['places', 'model']:.0f}")
 reveal("counting without a look", guess_blind, f"{found['counting', 'commonest']:.0f}")
 
 # %% [markdown]
-# Only what lies above these two was seen. "Yes" or "no" is right in about half of all cases for
-# whoever never looks, so a model with 60 of 100 would know very little. Ask this of every accuracy
-# that you read, in [the model's card](../minipali/assets/small/README.md) and elsewhere.
+# Only what lies above these two comes from the picture. Whoever never looks is right with "yes" or
+# "no" in about half of all cases, so a model with 60 of 100 would know very little. Ask about each
+# **accuracy** (the share of right answers) that you read, in [the model's
+# card](../minipali/assets/small/README.md) and elsewhere: how far is it above these two?
 
 # %% [markdown]
 # ## See it: answers that are places
@@ -291,6 +296,9 @@ for name in ("small", "paligemma-3b-224"):
 # ```python
 # generate(model, processor, "my_photo.jpg", "caption en")
 # ```
+#
+# Or play with it in a browser: `minipali page --output page.html` writes the whole model into one file
+# that opens without a server or a network, also on a phone. You can draw a picture there.
 #
 # It will answer with the few words it knows, whatever you show it. Why? Think about what it was
 # trained on, and go on with [01 patches](01_patches.ipynb).

@@ -30,7 +30,7 @@ figures.model_map("patches", model.config)
 # 2. **embed** the patches with one affine map (a matrix product plus a bias), in two ways,
 # 3. **place** them with a table of position vectors, and show a model that fails without it.
 #
-# Time: 35 minutes. You need: what the shape of a tensor is, and what a matrix product is.
+# Time: 50 minutes. You need: what the shape of a tensor is, and what a matrix product is.
 #
 # ## Predict
 #
@@ -41,7 +41,8 @@ figures.model_map("patches", model.config)
 # 2. Read the patches like a page of text and count from 0. Which number has the first patch of the
 #    second row?
 # 3. A model averages the vectors of all patches, and says whether the object is on the left or on
-#    the right. Nothing tells the vectors where their patches lie. In how many percent is it right?
+#    the right. Nothing tells the vectors where their patches lie. In how many percent of the
+#    pictures is it right?
 
 # %%
 guess_numbers, guess_place, guess_percent = ..., ..., ...
@@ -127,9 +128,9 @@ figures.patches.grid(
 # %% [markdown]
 # ## Build: embed and place
 #
-# Each patch becomes a vector of the model's width $d$. Multiply its 432 numbers $x_i$ by a matrix
-# $W$ and add a bias $b$, the same for all patches. Then add a vector $e_i$ that belongs to
-# **place** $i$:
+# Each patch becomes a vector of $d$ numbers; $d$ is the **width** of the model. Patch $i$ is a
+# vector $x_i$ of 432 numbers. Multiply it by a matrix $W$ and add a bias $b$, the same for all
+# patches. Then add a vector $e_i$ that belongs to **place** $i$:
 #
 # $$v_i = W x_i + b + e_i$$
 #
@@ -142,7 +143,7 @@ figures.patches.grid(
 # weights, over the picture. At each stop it multiplies the filter with the pixels under it, entry
 # by entry, and adds up. How far it moves between two stops is its **stride**. With $d$ filters of 3
 # x 12 x 12 weights and a stride of 12, it stops once on each patch, and there it does what $W$
-# does: a flattened filter is one row of $W$. Nothing is padded, so no stop hangs over an edge.
+# does: a flattened filter is one row of $W$. No rim of zeros is put around the picture.
 #
 # **Write it now**: exercise 01, part 2, as a matrix product or as a convolution. Two results: the 4
 # x 4 picture with the one filter ((1, 0), (0, 2)), bias 10 and a table of zeros gives 20, 26, 44,
@@ -174,8 +175,9 @@ print(f"vectors {tuple(vectors.shape)}, differ by {(same - vectors).abs().max():
 # %% [markdown]
 # The difference is rounding: the same sums, added up in another order.
 #
-# What does a stride do that is not the size of the filter? With pictures of $X$ pixels and patches
-# of $P$, a stride of $S$ makes $\lfloor (X - P) / S \rfloor + 1$ stops along each axis:
+# What happens if the stride is not the size of the filter? With pictures of $X$ pixels and patches
+# of $P$, a stride of $S$ makes $\lfloor (X - P) / S \rfloor + 1$ stops along each axis (the
+# brackets mean: round down):
 
 # %% tags=["nbval-check-output"]
 for stride in (12, 6, 18):
@@ -193,16 +195,16 @@ for stride in (12, 6, 18):
 # The third question of *Predict*. Here is a model so small that we can choose all its numbers. It
 # says on which side of a picture the object is.
 #
-# - The vector of a patch is its **contrast**, twice. (How much its pixels differ from each other,
-#   from 0 to 1. A plain background has next to none.)
+# - The vector of a patch has two numbers. Both are its **contrast**: how much its pixels differ
+#   from each other, from 0 to 1. A plain background has almost none.
 # - The table adds -1 to the first number on the right half of the picture, and to the second number
 #   on the left half.
-# - What is below 0 becomes 0. So the first number lives on in the left half only, the second in the
-#   right half only.
+# - What is below 0 becomes 0. So the first number stays above 0 in the left half only, the second
+#   in the right half only.
 # - It **averages** the vectors of all patches. If the first number is larger, it says *left*.
 #
-# On paper, with four patches, two by two, and the contrasts 0.6, 0, 0, 0: the averages are 0.15 and
-# 0, so *left*. Without the table both are 0.15.
+# On paper, with four patches, two by two, and the contrasts 0.6, 0, 0, 0: the averages of the two
+# numbers are 0.15 and 0, so *left*. Without the table both are 0.15.
 #
 # The test is hard: pictures whose object lies in one half, and the same pictures with **left and
 # right half exchanged**. Both have the same patches, in another order.
@@ -236,7 +238,7 @@ reveal("percent without positions", guess_percent, round(percent))
 # %% [markdown]
 # Without the table: half. And no other weights could do better. A picture and its exchanged twin
 # have the same 36 patches, so the same 36 vectors in another order, and an average does not know
-# the order. Who only averages must say the same of both, and is right once.
+# the order. A model that only averages says the same of both, and is right for one of them.
 #
 # Our trained model does not average. An optional part below takes its table away.
 #
@@ -302,7 +304,7 @@ print(tuple(ours.shape), torch.allclose(ours, reference(x), atol=1e-5))
 #
 # The published PaliGemma comes for three picture sizes. From its configuration: the patches and the
 # values in each, the parameters of the map and of the table, and the work for one picture. A
-# **FLOP** is one multiplication or one addition; each weight meets each patch with one of both.
+# **FLOP** is one multiplication or one addition; each weight costs one of each for each patch.
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset
@@ -398,10 +400,10 @@ for name, chosen in groups.items():
 #
 # ## Take away
 #
-# - A picture becomes a row of patches; the order is that of reading, and the reader depends on it.
+# - A picture becomes a row of patches, in reading order, and the model depends on this order.
 # - One affine map serves all patches, and a convolution whose stride is its size is that map.
-# - A patch does not know its place, so a learned table adds it. Who averages over the patches needs
-#   that table; who reads them in order may have a second source.
+# - A patch does not know its place, so a learned table adds it. A model that averages over the
+#   patches needs that table; one that reads them in order may not.
 #
 # **Self-test**
 #

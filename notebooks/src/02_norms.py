@@ -52,7 +52,7 @@ figures.model_map("vision", model.config)
 # 2. **compute** each of the three norms by hand, and say which axis it averages over,
 # 3. **explain** what BatchNorm does with a batch of one or two pictures, and in eval mode.
 #
-# Time: 45 minutes. You need: lesson 01, and what a mean is.
+# Time: 55 minutes. You need: lesson 01, and what a mean is.
 #
 # ## Predict
 #
@@ -97,9 +97,10 @@ def network(hidden, size, norm=None, width=64):
 
 
 # %% [markdown]
-# How wrong is it? Turn the 24 scores of a picture into probabilities, and take minus the logarithm of
-# the right object's. The mean over the pictures is the **loss**, here the **cross-entropy**. It is 0
-# for whoever is sure and right. Guessing, 1/24 for each object, has log 24 = 3.18.
+# How wrong is it? Turn the 24 scores of a picture into probabilities (lesson 03 shows how), and
+# take minus the natural logarithm of the right object's. The mean over the pictures is the
+# **loss**, here the **cross-entropy**. It is 0 for whoever is sure and right. Guessing, 1/24 for
+# each object, has log 24 = 3.18.
 
 # %%
 torch.manual_seed(0)
@@ -123,8 +124,8 @@ print(f"by hand {(nudged - loss) / 0.01:.3f}, by backward {net[-1].bias.grad[20]
 
 # %% [markdown]
 # If the gradient is above 0, a smaller weight makes the loss smaller. So a **step** of training moves
-# every weight against its gradient, times a small number, the **learning rate**. It looks at a random
-# **batch** of 64 pictures. That is all of *stochastic gradient descent*, **SGD**.
+# every weight by minus its gradient, times a small number, the **learning rate**. It looks at a
+# random **batch** of 64 pictures. That is all of *stochastic gradient descent*, **SGD**.
 
 
 # %%
@@ -157,9 +158,9 @@ for size in (0.5, 1.4, 3.0):
 figures.norms.sizes_by_layer(sizes)
 
 # %% [markdown]
-# With the small start nothing of the picture arrives. With the large one the numbers **explode**. In
-# between they stay about level. (He et al. calculated that start: the root of 2, 1.41, makes up for
-# what ReLU cuts off.) Does it matter for training? And the first question of *Predict*:
+# With the small start nothing of the picture arrives: what remains are the biases. With the large one
+# the numbers **explode**. In between they stay level in the hidden layers (He et al. calculated that
+# start). Does it matter for training? And the first question of *Predict*:
 
 # %%
 reveal("growth over 8 layers, each times 2", guess_growth, 2**8)
@@ -175,8 +176,6 @@ for name, norm in (("no norm", None), ("LayerNorm", nn.LayerNorm)):
 # In all three runs the small start stays at guessing, and the large one ends in `nan`, which is what
 # a computer makes of infinity minus infinity. With a norm between the layers every start learns.
 #
-# So what does a norm do?
-#
 # ## By hand: one token of four numbers
 #
 # In the vision tower each patch is one row of features. Such a row is called a **token**, too. Take
@@ -188,7 +187,7 @@ for name, norm in (("no norm", None), ("LayerNorm", nn.LayerNorm)):
 # - The **root mean square** (RMS) looks at the numbers themselves, not at distances:
 #   (25 + 25 + 49 + 1) / 4 = 25, and the root is 5.
 #
-# LayerNorm takes the mean away and divides by 3. RMSNorm takes nothing away and divides by 5.
+# LayerNorm subtracts the mean and divides by 3. RMSNorm subtracts nothing and divides by 5.
 
 # %% tags=["nbval-check-output"]
 token = torch.tensor([5.0, 5.0, 7.0, -1.0])
@@ -216,14 +215,15 @@ print("RMSNorm:  ", token / rms)
 #
 # $$\text{RMSNorm}(x)_i = \frac{x_i}{\sqrt{\frac1d\sum_j x_j^2 + \varepsilon}}\,(1 + w_i)$$
 #
-# The learned weight and bias give the network its choice of scale back: they could even undo the
-# norm. Gemma's RMSNorm stores its factor minus one, so a weight of 0 means "leave it as it is".
+# With the learned weight and bias the network chooses a scale and a centre for each feature.
+# Gemma's RMSNorm stores its factor minus one, so a weight of 0 means "leave it as it is".
 #
 # **Write both now**: [exercise 02](../exercises/02_norms.ipynb), parts 1 and 2. What comes in is
 # (b, n, d), what goes out has the same shape. Two results to hold yours against, with w = 1, b = 0
-# and $\varepsilon$ = 0 in LayerNorm and w = 0 in RMSNorm: the token 5, 5, 7, -1 becomes 1/3, 1/3, 1,
-# -5/3 in the one and 1, 1, 1.4, -0.2 in the other; the token 3, 3, 3, 3 is a case for
-# $\varepsilon$ in the one and becomes 1, 1, 1, 1 in the other. Then open the cell below.
+# and $\varepsilon$ = 0 in LayerNorm and w = 0 in RMSNorm: the token 5, 5, 7, -1 becomes 1/3, 1/3,
+# 1, -5/3 in the one and 1, 1, 1.4, -0.2 in the other; the token 3, 3, 3, 3 is 0/0 in the one (with
+# an $\varepsilon$ above 0 it becomes 0, 0, 0, 0) and 1, 1, 1, 1 in the other. Then open the cell
+# below.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -241,8 +241,9 @@ def rms_norm(x, weight, eps=1e-6):
 
 
 # %% [markdown]
-# Zhang and Sennrich, who proposed RMSNorm, argued that the factor is what matters, so the work of
-# finding the mean can be saved. The third question of *Predict*, plus 100, and beside it times 10:
+# Zhang and Sennrich, who proposed RMSNorm, argued that the division is what matters, so the work of
+# finding the mean can be saved. The third question of *Predict*: the token, then times 10, then
+# plus 100:
 
 # %%
 one, zero = torch.ones(4), torch.zeros(4)
@@ -253,7 +254,7 @@ change = (layer_norm(token + 100, one, zero) - layer_norm(token, one, zero)).abs
 reveal("change after adding 100", guess_shift, round(change.item(), 4))
 
 # %% [markdown]
-# LayerNorm (left) notices neither. RMSNorm (right) ignores the factor but not the shift.
+# LayerNorm (left) changes with neither. RMSNorm (right) ignores the 10 but not the 100.
 #
 # ## Build: BatchNorm
 #
@@ -267,10 +268,10 @@ figures.norms.axes(example)
 
 # %% [markdown]
 # A column mixes pictures, so in BatchNorm each example depends on the others in its batch. A row
-# belongs to one token alone. That is LayerNorm's motive: one example, texts of unequal length, the
-# same in training and in use.
+# belongs to one token alone. So LayerNorm works with one example and with texts of unequal length,
+# and does the same in training and in use.
 #
-# When the model is in use, there may be no batch. So in training BatchNorm also keeps a **memory**,
+# In use there may be no batch. So in training BatchNorm also keeps a **memory**,
 # in torch the *running statistics*: an average of the means and variances that it has met, in which
 # the newest batch has the share `momentum`. In **eval mode**, the mode for use, it takes the memory
 # and ignores the batch.
@@ -329,10 +330,9 @@ lines = {"BatchNorm in eval mode": in_eval[0, 3].item(), "LayerNorm": of_layer[3
 figures.norms.batch_size_spread(outputs, lines)
 
 # %% [markdown]
-# The same picture, the same feature, and the number depends on who else is in the batch. LayerNorm
-# gives one value, always. Now the damage in the model: we give the vision tower statistics **over the
-# batch**, and show it one picture at a time. (`swap` puts our code inside the trained model, and
-# reports what changes.)
+# The number depends on who else is in the batch. LayerNorm gives one value, always. Now in the
+# model: we give the vision tower statistics **over the batch**, and show it one picture at a time.
+# (`swap` puts our code inside the trained model, and reports what changes.)
 
 
 # %%
@@ -349,7 +349,7 @@ for name in ("dog_and_car_test_artist", "rocket_moon_clock"):
     print(f"{name}\n   LayerNorm:      {right}\n   over the batch: {wrong}")
 
 # %% [markdown]
-# Both pictures get the same answer. The tower is blind, and it does not know it.
+# Both pictures get the same answer: the tower is blind.
 #
 # ## See it: norms at work
 #
@@ -364,11 +364,11 @@ figures.norms.scales(model, processor(picture, "caption en"))
 #   nothing holds the sum back. But each layer *reads* them through a norm, and so meets numbers of
 #   about one size, however deep it lies.
 # - **In the vision tower the mean of a token is almost 0.** A LayerNorm that forgets to subtract it
-#   would go unnoticed in every answer. So the checks of the exercise use numbers far from mean 0.
+#   hardly changes an answer.
 #
 # ## Check
 #
-# Our three functions against torch and against the package, on random numbers with a large eps.
+# Our three functions against torch and the package, with a large eps, so that a wrong one shows.
 
 # %% tags=["nbval-check-output"]
 from minipali.norms import layer_norm as finished
@@ -542,9 +542,10 @@ figures.norms.loss_by_rate(curves, guessing=np.log(len(scenes.OBJECTS)))
 # are huge, so its numbers exploded on the way.
 # </details>
 #
-# **Sources.** BatchNorm and internal covariate shift: Ioffe and Szegedy 2015, arXiv 1502.03167, its section on internal
-# covariate shift and its two algorithms. LayerNorm: Ba et al. 2016, arXiv 1607.06450. RMSNorm:
-# Zhang and Sennrich 2019, arXiv 1910.07467. The dispute: Santurkar et al. 2018, arXiv 1805.11604. The start of the weights: He et al. 2015, arXiv 1502.01852.
+# **Sources.** BatchNorm and internal covariate shift: Ioffe and Szegedy 2015, arXiv 1502.03167, its
+# section on internal covariate shift and its two algorithms. LayerNorm: Ba et al. 2016, arXiv
+# 1607.06450. RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467. The dispute: Santurkar et al.
+# 2018, arXiv 1805.11604. The start of the weights: He et al. 2015, arXiv 1502.01852.
 #
 # ### What the notes say, and what is true
 #

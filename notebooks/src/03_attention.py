@@ -52,7 +52,7 @@ figures.model_map("vision", model.config)
 # 2. **guard** it with a scale, a mask and a softmax that does not overflow,
 # 3. **split** it into heads, and see where a trained model looks.
 #
-# Time: 45 minutes. You need: the patches of lesson 01, gradients from 02, and the matrix product.
+# Time: 55 minutes. You need: the patches of lesson 01, gradients from 02, and the matrix product.
 #
 # ## Predict
 #
@@ -81,10 +81,10 @@ guess_weights, guess_growth, guess_shuffle = ..., ..., ...
 # | pepperoni | 1 | 0 |
 # | pizza | 2 | 0 |
 #
-# The vector of *pizza* shall take a part of the other words: the more alike, the more. The **dot
-# product** measures how alike two vectors are: multiply entry by entry and add. Pizza and love give
-# 2·1 + 0·1 = 2. On paper: the four scores of *pizza*, each divided by their sum, and then the
-# average of the four vectors under these weights.
+# The vector of *pizza* shall take a part of each word, also of itself: the more alike, the more.
+# The **dot product** measures how alike two vectors are: multiply entry by entry and add. Pizza and
+# love give 2·1 + 0·1 = 2. On paper: the four scores of *pizza*, each divided by their sum, and then
+# the average of the four vectors under these weights.
 
 # %%
 x = torch.tensor([[0.0, 2.0], [1.0, 1.0], [1.0, 0.0], [2.0, 0.0]])
@@ -152,10 +152,10 @@ found = (scores[512].std() / scores[2].std()).item()
 reveal("growth of a typical score", guess_growth, f"{found:.0f}, by theory {(512 / 2) ** 0.5:.0f}")
 
 # %% [markdown]
-# Without a scale, attention between wide vectors is a choice and no longer an average. A small
-# change of the scores changes almost nothing, so the gradient is close to 0 and the layer learns
-# badly. So scores are divided by $\sqrt k$. In one line, for all queries $Q$, keys $K$ and values
-# $V$:
+# Without a scale, attention between wide vectors takes almost everything from one key, and is no
+# longer an average. A small change of the scores then changes almost nothing, so the gradient is
+# close to 0 and the layer learns badly. So scores are divided by $\sqrt k$. In one line, for all
+# queries $Q$, keys $K$ and values $V$:
 #
 # $$\text{attend}(Q, K, V) = \text{softmax}\!\left(\frac{Q K^\top}{\sqrt k}\right) V$$
 #
@@ -194,7 +194,7 @@ def attend(query, key, value, mask=None):
 
 # %% [markdown]
 # The weights of our sentence, and a common mistake: the mask multiplied *after* the softmax. The
-# number right of a row is its sum.
+# number to the right of a row is its sum.
 
 # %%
 words = ["I", "love", "pepperoni", "pizza"]
@@ -204,7 +204,7 @@ tables = {"no mask": free, "causal mask": masked, "mask after the softmax": free
 figures.attention.tables(tables, words)
 
 # %% [markdown]
-# In the right table the hidden words have taken their share, and it is lost. The vision tower has
+# In the third table the hidden words have taken their share, and it is lost. The vision tower has
 # **no mask**: nothing in a picture comes later than the rest. Masks come back with the text, in
 # lesson 11.
 #
@@ -272,7 +272,7 @@ reveal("shuffled patches", guess_shuffle, told)
 #
 # ## Break it
 #
-# The scale is `k ** -0.5`. In the notes behind this course it was typed `k * -0.5`, one star short.
+# The scale is `k ** -0.5`. In the notes behind this course it is `k * -0.5`: one star is missing.
 # Nothing fails: shapes are right, rows sum to 1. But for k = 32 the factor is now -16, so each
 # patch takes from those that are *least* like what it looks for. `swap` puts this into the trained
 # model and names the first layer whose output differs: the matrix right after `attend`.
@@ -318,7 +318,7 @@ figures.attention.over_picture(pixels[0], rows, [f"head {i}" for i in range(5)],
 reveal("weights in the tower", guess_weights, sum(w.numel() for w in seen[:depth]))
 
 # %% [markdown]
-# The number above a map is the weight of its lightest square. Equal shares would be 1/36 = 0.03.
+# The number above a map is the weight of its brightest square. Equal shares would be 1/36 = 0.03.
 # In layer 1 every head takes a little from many places. In layer 3 three heads take
 # between a quarter and a half of everything from one place.
 #
@@ -344,7 +344,7 @@ print("blind:  ", hidden.abs().max().item())
 # ## In the real model
 #
 # What attention costs in the vision tower of PaliGemma. The weights grow with the **square** of the
-# number of patches. A stored weight takes 2 bytes.
+# number of patches. A stored attention weight takes 2 bytes.
 
 # %% tags=["nbval-check-output"]
 from minipali.config import preset
@@ -508,8 +508,8 @@ for i, (asked, other) in enumerate(((share["left"] + share["right"]) / 2).tolist
 #   averaged under these weights.
 # - $1/\sqrt k$ keeps the softmax soft at every width, the maximum keeps it finite, and the mask
 #   comes before it.
-# - Heads are parts of the width, computed side by side. Positions are compared inside a head, and
-#   the last matrix mixes.
+# - Heads are parts of the width, computed side by side. Tokens are compared inside a head, and the
+#   last matrix mixes the heads.
 #
 # **Self-test**
 #

@@ -52,7 +52,7 @@ figures.model_map("vision", model.config)
 # 2. **assemble** a block and a whole tower around a residual stream,
 # 3. **turn** the vectors of a tower into one vector, and measure what it knows.
 #
-# Time: 45 minutes. You need: patches (lesson 01), LayerNorm (02), attention (03).
+# Time: 50 minutes. You need: patches (lesson 01), LayerNorm (02), attention (03).
 #
 # ## Predict
 #
@@ -61,8 +61,8 @@ figures.model_map("vision", model.config)
 # 1. The MLP of our small tower widens 160 numbers to 480 and narrows them again, by two matrices
 #    with a bend between. Take the bend away. How many weights would do the same work?
 # 2. How many percent of the parameters of a layer of the real tower are in its MLP?
-# 3. You replace the bend of a trained model, in all layers, by another form that differs from it by
-#    at most 0.0005. How many of two answers change?
+# 3. You replace the bend in all layers of a trained model by another form that differs from it by
+#    at most 0.0005, and ask the model two questions. How many of the two answers change?
 
 # %%
 guess_weights, guess_percent, guess_changed = ..., ..., ...
@@ -97,19 +97,20 @@ print("equal:", torch.allclose(fc2(fc1(x)), x @ one_map.T + one_bias, atol=1e-3)
 reveal(f"weights instead of {2 * fc1.weight.numel()}", guess_weights, one_map.numel())
 
 # %% [markdown]
-# So the bend is not there against overfitting, as one sometimes reads. It is there because layers
-# without it are one matrix.
+# So the bend is not there against *overfitting* (learning the examples by heart), as one sometimes
+# reads. It is there because layers without it are one matrix.
 #
 # ## Build: the bend
 #
 # ReLU has a corner, and below 0 it passes nothing on. **GELU** is a smooth relative: x times the
 # chance $\Phi(x)$ that a random number from the normal distribution is smaller than x. That chance
-# goes smoothly from 0 to 1. The function erf computes it exactly, a formula with tanh nearly:
+# goes smoothly from 0 to 1. A formula with the function erf gives it exactly, one with tanh nearly:
 #
 # $$\text{GELU}(x) = x\,\Phi(x) = \frac x2 \left(1 + \text{erf}\frac{x}{\sqrt 2}\right)
 # \approx \frac x2 \left(1 + \tanh\left[\sqrt{\tfrac 2\pi}\,(x + 0.044715\,x^3)\right]\right)$$
 #
-# SigLIP was trained with the tanh form. How far are the two apart?
+# SigLIP, whose vision tower PaliGemma took over (lesson 05), was trained with the tanh form. How
+# far are the two apart?
 
 
 # %%
@@ -159,8 +160,9 @@ def mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
 #
 # **Write it now**: exercise 04, part 2. In come the stream (b, n, d) and four functions, the two
 # norms, attention and the MLP; the new stream goes out. Try it with plain numbers. If both norms
-# halve, attention adds 1 and the MLP multiplies by 3, then 4 becomes 7 after the first half and
-# 17.5 after the second. If attention and MLP give 0, the stream stays as it is. Then open the cell.
+# halve, attention gives its input plus 1 and the MLP three times its input, then 4 becomes 7 after
+# the first half and 17.5 after the second. If attention and MLP give 0, the stream stays as it is.
+# Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -253,14 +255,15 @@ changed = sum(a != b for a, b in zip(answers["ours"], answers["erf form"], stric
 reveal("answers that the erf form changes", guess_changed, changed)
 
 # %% [markdown]
-# The weights were trained for the other block, so post-norm says nothing useful. The erf form
-# changes the features by so little that the answers stay, and `swap`, which allows for rounding,
-# accepts it. Only numbers show it, on inputs made for the purpose. The exercise has such inputs.
+# The weights were trained for the other block, so the model with post-norm says nothing useful. The
+# erf form changes the features by so little that the answers stay, and `swap`, which allows for
+# rounding, accepts it. Only numbers show it, on inputs made for the purpose. The exercise has such
+# inputs.
 #
 # ## One vector for a whole picture
 #
-# The tower gives a vector for each patch. Whoever compares *pictures* needs one. There are three
-# ways:
+# The tower gives a vector for each patch. To compare *pictures*, we need one for each picture.
+# There are three ways:
 #
 # - **the mean** over the patches. Our small tower was trained with it (lesson 05).
 # - **attention pooling**: one learned query looks at all patches, and its weighted average, after

@@ -49,10 +49,12 @@ figures.model_map("vision", model.config)
 # 2. **explain** what scale and bias do,
 # 3. **compare** both losses: in training, and in bytes on many machines.
 #
-# Time: 45 minutes. You need: the tower (lesson 04) and the softmax (lesson 03). Some three
+# Time: 55 minutes. You need: the tower (lesson 04) and the softmax (lesson 03). Some three
 # minutes of this are training: start with *Run All*, then read.
 #
 # ## Predict
+#
+# Write a guess in place of each `...`. The lesson answers it later, beside your guess.
 #
 # 1. A picture fits its own sentence with 0.6 and a wrong one with 0.4. The notes behind this course
 #    show 0.95 and 0.05 as *after training*. How many training steps does it take?
@@ -78,10 +80,10 @@ guess_steps, guess_factor, guess_alike = ..., ..., ...
 # | picture of a dog | 0.6 | 0.4 |
 # | picture of a cat | 0.3 | 0.5 |
 #
-# Read a row as a question: which sentence fits this picture? Softmax makes shares of the cosines.
-# The loss is the cross-entropy of lesson 02: minus the log of the right share. On paper, for the
-# dog: exp(0.6) = 1.822, exp(0.4) = 1.492, so the right share is 1.822 / 3.314 = 0.550, and the loss
-# 0.598.
+# Read a row as a question: which sentence fits this picture? Softmax turns the cosines of a row
+# into **shares**, which add up to 1. The loss is the cross-entropy of lesson 02: minus the log of
+# the right share. On paper, for the dog: exp(0.6) = 1.822, exp(0.4) = 1.492, so the right share is
+# 1.822 / 3.314 = 0.550, and the loss 0.598.
 
 # %%
 cosines = torch.tensor([[0.6, 0.4], [0.3, 0.5]])  # (i, j): picture i, sentence j
@@ -95,9 +97,9 @@ reveal("training steps", guess_steps, 0)
 # %% [markdown]
 # Both losses multiply the cosines by a **scale** first. CLIP starts with 1 / 0.07 and calls the
 # 0.07 **temperature**. That start alone turns 0.6 and 0.4 into 0.95 and 0.05, before any training:
-# the first answer. Shares say how sure, cosines say how alike, and the scale is the exchange rate.
-# At scale 1 even perfect cosines, 1 for right pairs and -1 for all others, give no right share of
-# 0.9 among two pairs, and not a thousandth among 32,768.
+# the first answer. Cosines say how alike, shares say how sure, and the scale turns one into the
+# other. At scale 1 even perfect cosines, 1 for right pairs and -1 for all others, give no right
+# share of 0.9 among two pairs, and not a thousandth among 32,768.
 #
 # The scale is learned as a logarithm, so that it stays positive: `log_scale` is a weight, and
 # `log_scale.exp()` multiplies. (CLIP stops it at 100.)
@@ -112,17 +114,17 @@ reveal("training steps", guess_steps, 0)
 # \text{loss} = -\frac{1}{2n} \sum_i \left( \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}
 #   + \log \frac{e^{s_{ii}}}{\sum_j e^{s_{ji}}} \right)$$
 #
-# The first sum runs along a row (`dim=1`), the second along a column (`dim=0`). At scale 100 a
-# cosine of 0.95 becomes 95, and exp(95) is infinite in 32-bit numbers. The remedy is that of lesson
-# 03, with the largest score $m$:
+# The first sum over j runs along a row (`dim=1`), the second along a column (`dim=0`). At scale 100
+# a cosine of 0.95 becomes 95, and exp(95) is infinite in 32-bit numbers. The remedy is that of
+# lesson 03, with the largest score $m$:
 #
 # $$\log \sum_j e^{s_j} = m + \log \sum_j e^{s_j - m}$$
 #
 # **Write it now**: [exercise 05](../exercises/05_contrastive.ipynb), part 1, `clip_loss`. Vectors
 # of any length come in, (n, e) twice, and one number goes out. Two results at scale 1, that is
-# `log_scale` = 0: for the pictures (3, 0), (0, 2) and the same two as sentences, each right share is
-# e / (e + 1), and the loss is 0.313. Exchange the two sentences, and it is 1.313. Then open the
-# cell below.
+# `log_scale` = 0: for the pictures (3, 0), (0, 2) and the same two as sentences, each right share
+# is exp(1) / (exp(1) + 1), and the loss is 0.313. Exchange the two sentences, and it is 1.313. Then
+# open the cell below.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -171,7 +173,7 @@ print("exp(95) is", torch.tensor(95.0).exp().item())
 # 0.693 each, in all 2.013, and half of that is 1.006. At scale 10 with b = -10 the loss is 0.693.
 #
 # One trap: in 32-bit numbers `sigmoid(x)` is 0 for x below about -88.7, and log 0 is minus
-# infinity. torch's `logsigmoid` takes both steps at once, and is safe.
+# infinity. torch's `logsigmoid` takes both steps at once, and is safe. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -239,7 +241,7 @@ figures.contrastive.similarity(task.new, task.names, tables)
 # the right the diagonal comes out. Look at the dashed frames, which are wrong: what is mixed up
 # with what?
 #
-# Now the comparison: both losses, two batch sizes, the same pictures seen (3,600).
+# Now the comparison: both losses, two batch sizes. Each run sees 3,600 pictures.
 
 # %%
 large = {"softmax": three_seeds(clip_loss, 12), **large}
@@ -278,8 +280,8 @@ reveal("cosine of wrong pairs", guess_alike, round(scores[~right].mean().item(),
 
 # %% [markdown]
 # The loss falls and then stays. The model has learned that **everything belongs together**: all
-# vectors point the same way. A label of 0 wipes the score out, so each wrong pair costs
-# $-\log \sigma(0) = \log 2$ whatever the model does, and only the right pairs pull.
+# vectors point the same way. A label of 0 makes 0 of every score, so each wrong pair costs
+# $-\log \sigma(0) = \log 2$ whatever the model does, and only the right pairs teach it anything.
 #
 # Not every mistake shows like this: many still learn something. A training that works does not
 # prove that the loss is right.

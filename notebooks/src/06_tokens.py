@@ -3,9 +3,9 @@
 #
 # The decoder of PaliGemma reads one row of vectors. It does not know letters, and it does not know
 # files. The **processor** cuts text into pieces, gives each piece a number, makes every picture the
-# same size, and puts both into one row. It has no weights. But here a model is fed, and a model
-# cannot say when it is fed wrongly. You will make nine mistakes on purpose, and measure what each
-# one costs.
+# same size, and puts both into one row. It has no weights. But it makes all that the model gets, and
+# a model cannot say when that is wrong. You will make nine mistakes on purpose, and measure what
+# each one costs.
 #
 # ## Do you remember?
 #
@@ -48,7 +48,7 @@ figures.model_map("tokens", model.config)
 # 2. **assemble** a row from image tokens, bos, prompt, newline and padding, with its mask,
 # 3. **prepare** a picture, and tell loud mistakes from quiet ones by measuring.
 #
-# Time: 40 minutes. You need: patches (lesson 01), and what a mask is (03).
+# Time: 55 minutes. You need: patches (lesson 01), and what a mask is (03).
 #
 # ## Predict
 #
@@ -69,9 +69,9 @@ guess_tokens, guess_token, guess_task = ..., ..., ...
 # are too many. Start from letters, and join the neighbours that stand together most often. Then
 # again, and again. Each join adds one piece to the **vocabulary**, the list of all pieces.
 #
-# Take the text *cat cat scat rat*. A space belongs to the word that follows it and is written `▁`.
-# On paper: which two neighbours are most frequent? Join them everywhere and count again. Three
-# times.
+# Take the text *cat cat scat rat*. A space belongs to the word that follows it and is written `▁`;
+# put one before the first word, too. On paper: which two neighbours are most frequent? Join them
+# everywhere and count again. Three times.
 
 # %%
 from collections import Counter
@@ -111,9 +111,9 @@ for _ in range(3):
 #
 # ## Build: a tokenizer
 #
-# **SentencePiece**, the library behind Gemma's tokenizer, does this fast. We train it live, on
-# captions and questions about 300 scenes. As in Gemma's, digits are split, spaces stay as they are,
-# and bytes stand in for the unknown. The newline is a piece of its own that never joins.
+# **SentencePiece**, the library behind Gemma's tokenizer, does this fast. We train it here, on
+# captions and questions about 300 scenes. As in Gemma's, each digit is a piece of its own, spaces
+# stay as they are, and unknown characters become bytes. The newline is a piece that never joins.
 
 # %%
 rng, text = np.random.default_rng(0), []
@@ -151,10 +151,9 @@ figures.tokens.pieces(
 # A larger vocabulary makes shorter rows. The price is a larger table, because each piece has a
 # vector of its own (lesson 10), and a rare piece has a vector that was rarely trained.
 #
-# Even the smallest of these has 300 entries, because 256 of them are the **bytes**. A character
-# that is not in the vocabulary is written as the bytes of its UTF-8 form. Without this
-# **byte fallback** it becomes *unknown* and is lost. We compare the two on a text that our training never
-# met.
+# Of the 300 entries of the smallest vocabulary, 256 are the **bytes**. A character that is not in
+# the vocabulary is written as the bytes of its UTF-8 form. Without this **byte fallback** it
+# becomes *unknown* and is lost. We compare the two on a text that our training never met.
 
 # %%
 without = train(300, byte_fallback=False)
@@ -166,8 +165,8 @@ reveal("tokens of an emoji", guess_tokens, len(trained[500].EncodeAsIds("😀"))
 
 # %% [markdown]
 # (Without bytes you see `😀` too, but there it has the id of *unknown*, and reads back as `⁇`.) An
-# unknown language is a long row of bytes, of which the model learned nothing. Lossless is not
-# understood.
+# unknown language is a long row of letters and bytes, of which the model learned nothing. To lose
+# nothing is not to understand.
 #
 # ## Build: tokens that are no text
 #
@@ -176,11 +175,11 @@ reveal("tokens of an emoji", guess_tokens, len(trained[500].EncodeAsIds("😀"))
 # all pieces:
 #
 # - `<loc0000>` to `<loc1023>`: **places**. A box is four of them: top, left, bottom, right. An edge
-#   at a part v of the picture's height or width is the number round(v · 1023).
-# - `<seg000>` to `<seg127>`: **shapes**, for masks of objects (a later lesson).
+#   at a fraction v of the height or width, 0 to 1, is the number round(v · 1023).
+# - `<seg000>` to `<seg127>`: **shapes**, for the outlines of objects (lesson 16).
 # - `<image>`: an **image token** keeps a place free for one patch of the picture.
 #
-# Alone, SentencePiece cuts `<loc0512>` into letters and digits. So the processor looks for such
+# Alone, SentencePiece cuts `<loc0512>` into small pieces. So the processor looks for such
 # names first.
 
 # %% tags=["nbval-check-output"]
@@ -271,7 +270,7 @@ sides = {f"padding on the {side}": pad_rows(rows, 0, side) for side in ("left", 
 figures.tokens.padded(sides, processor)
 
 # %% [markdown]
-# Both are right, as long as the mask goes along. On the left is handy for answering: the last
+# Both are right, as long as the mask goes with the ids. On the left is handy for answering: the last
 # column holds the newline of every row, and each new token is one more column.
 #
 # ## Build: the picture
@@ -338,7 +337,7 @@ figures.tokens.shrunk(photo, small, part=(0.22, 0.28, 0.62, 0.78))
 #
 # We ask 160 questions, 20 of each task, about pictures by an artist whose drawings were never
 # trained on. Then the *same* questions again, with one mistake at a time in the processor (`put`
-# sets a function of ours into a copy of it). Read the list first. Which will you notice?
+# sets a function of ours into a copy of it). Read the list `tried` first. Which will you notice?
 
 
 # %%
@@ -410,8 +409,9 @@ reveal("suffers most without bos", guess_task, scenes.TASKS[lost.argmax()])
 #
 # ## Check
 #
-# Our joins against SentencePiece's first eleven, and our three functions against the package. (The
-# package is held against the processor of Hugging Face's transformers, in `tests/test_tokens.py`.)
+# Our first eleven joins against SentencePiece's, in any order, and our three functions against the
+# package. (The package is held against the processor of Hugging Face's transformers, in
+# `tests/test_tokens.py`.)
 
 # %% tags=["nbval-check-output"]
 from minipali import tokens

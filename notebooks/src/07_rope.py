@@ -47,9 +47,9 @@ figures.model_map("decoder", model.config)
 #
 # 1. **turn** queries and keys by their positions, by hand and in a few lines of code,
 # 2. **show** that scores then depend on distances alone, and what that is good for,
-# 3. **find** mistakes that load and run without a word.
+# 3. **find** mistakes that load and run without any error.
 #
-# Time: 40 minutes. You need: attention and heads (lesson 03), and that a full circle has 2π = 6.28
+# Time: 50 minutes. You need: attention and heads (lesson 03), and that a full circle has 2π = 6.28
 # radians.
 #
 # ## Predict
@@ -85,7 +85,7 @@ guess_boxes, guess_changed, guess_left = ..., ..., ...
 # \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix}
 # \begin{pmatrix} x \\ y \end{pmatrix}$$
 #
-# The second cell prints the score of each query position (row) with each key position (column).
+# The second cell below prints the score of each query position (row) with each key position (column).
 
 
 # %%
@@ -105,8 +105,8 @@ for q in angles:
 # %% [markdown]
 # Find your three scores. Every diagonal has **one** number: only the distance counts. Why? Turn two
 # arrows by the same angle, and neither their lengths nor the angle between them change, so their
-# dot product does not change. Turn both back by $p$, and only the difference of the positions is
-# left:
+# dot product does not change. Let the query stand at $p$ and the key at $s$, and let $R_p$ turn an
+# arrow $p$ times. Turn both back by $p$, and only the difference of the positions is left:
 #
 # $$(R_{p}\,\vec q) \cdot (R_{s}\,\vec k) = \vec q \cdot (R_{s - p}\,\vec k)$$
 #
@@ -203,7 +203,7 @@ for cos, sin in (([0.0, 1.0], [1.0, 0.0]), ([-1.0, -1.0], [0.0, 0.0])):
 #
 # ## See it: other numbers for the same patches
 #
-# If a patch's place is only in its number, we can move it by changing the number. `swap` puts a
+# If only its position tells where a patch is, we can move it by changing that number. `swap` puts a
 # function of ours into the trained model: first `renumber` changes the positions, then
 # `make_angles` makes angles.
 
@@ -325,8 +325,8 @@ neighbours = swap(model, apply_rope=interleaved)
 _ = examine("interleaved", neighbours)
 
 # %% [markdown]
-# Compare with the first line above. No error: all shapes fit, all weights load, words come out. And
-# the model has lost its way, down to the colour of the background.
+# Compare with the first line above. No error: all shapes fit, all weights load, words come out. The
+# model still names things. But places, boxes and even the colour of the background are lost.
 #
 # So two files with the same names and shapes may need different code, and no loader can see it.
 # Meta's Llama weights are interleaved; the script that made the files for transformers reorders

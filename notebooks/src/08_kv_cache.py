@@ -48,7 +48,7 @@ figures.model_map("decoder", model.config)
 # 2. **explain** which keys may be kept, and when not,
 # 3. **recognise** a broken cache by its answers.
 #
-# Time: 40 minutes. You need: attention (lesson 03), the row and its padding (06), RoPE (07).
+# Time: 50 minutes. You need: attention (lesson 03), the row and its padding (06), RoPE (07).
 #
 # ## Predict
 #
@@ -120,10 +120,10 @@ def write(batch, steps, cache=None):
 
 # %% [markdown]
 # Each layer has its own keys and values, so each needs its own memory. The way that most people
-# write first is to **concatenate**. From the package's `KVCache` our class takes the places for one
-# tensor of each layer, and which tokens are real. (`g` counts the heads of keys and values: 2 here,
-# for 4 heads of queries. Lesson 09 says why.) The keys come *after* they were turned (lesson 07): a
-# token's position never changes.
+# write first is to **concatenate**. Our class builds on the package's `KVCache`, which has `keys`
+# and `values`, with one tensor for each layer, and remembers which tokens are real. (`g` counts the
+# heads of keys and values: 2 here, for 4 heads of queries. Lesson 09 says why.) The keys come
+# *after* they were turned (lesson 07): a token's position never changes.
 
 # %%
 from minipali.kv_cache import KVCache
@@ -188,8 +188,8 @@ figures.kv_cache.work(patches=36, prompt=4, words=words)
 # With a cache, 49 vectors: 36 patches, 4 tokens of the question, and 9 of the 10 new tokens. The
 # last one was chosen and not fed back. The first call, which reads picture and question at once, is
 # called **prefill**. Without a cache, the work for a text grows with the **square** of its length.
-# With a cache it is a thin diagonal, and only attention still grows, because the new token looks at
-# all places.
+# With a cache a thin diagonal is left in the figure. Only attention still grows with the text,
+# because each new token looks at all places.
 #
 # ## Build: the position of a new token
 #

@@ -53,7 +53,7 @@ figures.model_map("decoder", model.config)
 # 2. **find** the mistake that no shape shows, and that with one shared head nobody can see,
 # 3. **weigh** what sharing saves in bytes against what it costs in answers.
 #
-# Time: 40 minutes. You need: heads (lesson 03), rotation (07), the cache (08).
+# Time: 55 minutes. You need: heads (lesson 03), rotation (07), the cache (08).
 #
 # ## Predict
 #
@@ -131,7 +131,7 @@ def repeat_kv(x, times):
 # things need care.
 #
 # - **Order**: first rotate, then remember, then repeat. The cache holds rotated keys of the few KV
-#   heads. To store the copies would give away what sharing saves.
+#   heads. To store the copies would lose what sharing saves.
 # - **Widths**: the queries are `heads * k` wide. That need not be the width `d` of the model. The last
 #   matrix maps back from `heads * k` to `d`.
 #
@@ -245,8 +245,8 @@ figures.gqa.by_task(rows, TASKS)
 
 # %% [markdown]
 # Naming, background and places lose a few points, counting loses more. But where the question
-# *names* a thing (*how many dogs*, *is there a dog*), nothing is left beyond the commonest answer. Whoever
-# tests with *what is this?* alone will not find this mistake.
+# *names* a thing (*how many dogs*, *is there a dog*), the model is no better than the commonest
+# answer. Whoever tests with *what is this?* alone will not find this mistake.
 #
 # ## See it: what the two KV heads hold
 #
@@ -294,8 +294,8 @@ def converted(mix):
 A, B, MEAN = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 
 # %% [markdown]
-# The way up is exact: `[A, A, B, B]` is a multi-head model that computes what ours does. The way down,
-# `[MEAN]`, loses something. And with one KV head we can keep a promise: put the other order in.
+# The way up is exact: `[A, A, B, B]` is a multi-head model that computes what ours does. The way
+# down, `[MEAN]`, loses something. And does one KV head really hide the wrong order? We put it in.
 
 # %%
 single = converted([MEAN])

@@ -46,9 +46,9 @@ figures.model_map("decoder", model.config)
 #
 # 1. **write** the gated MLP, and say what a gate can do that a bend cannot,
 # 2. **assemble** the decoder from token ids to logits, the numbers from which the next word is chosen,
-# 3. **read** the stream with the head, and count what each part of Gemma 2B costs.
+# 3. **read** the residual stream as words after each step, and count what each part of Gemma 2B costs.
 #
-# Time: 45 minutes. You need: the pre-norm block of lesson 04 and the lessons named above.
+# Time: 55 minutes. You need: the pre-norm block of lesson 04 and the lessons named above.
 #
 # ## Predict
 #
@@ -106,9 +106,10 @@ def geglu(x, gate_weight, up_weight, down_weight):
 
 
 # %% [markdown]
-# Is a gate better than a bend? Not at everything: the second optional part lets the two race. In trials on
-# language, with equally many parameters, Shazeer found GeGLU and a relative of it best. On the reason he wrote: "We offer no explanation as to why these architectures seem to work; we
-# attribute their success, as all else, to divine benevolence."
+# Is a gate better than a bend? Not at everything: the second optional part compares the two. In trials
+# on language, with equally many parameters, Shazeer found GeGLU and a relative of it best. On the
+# reason he wrote: "We offer no explanation as to why these architectures seem to work; we attribute
+# their success, as all else, to divine benevolence."
 #
 # ## Build: the layer
 #
@@ -169,10 +170,10 @@ print([f"{part.square().mean().sqrt():.2f}" for part in (table[ids], embed(ids, 
 # ## Build: the stack and the way out
 #
 # The layers run one after the other. Then one **final norm** brings the stream to the size that the head
-# expects. The **head** gives one number for each word of the vocabulary, its **logit**. Gemma's head has
-# no matrix of its own. It takes the embedding table once more, and a word's logit is the dot product with
-# the word's own row. The head is **tied** to the table. It asks: to which word's vector does the stream
-# point?
+# expects. The **head** (no head of attention this time) gives one number for each word of the
+# vocabulary, its **logit**. Gemma's head has no matrix of its own. It takes the embedding table once
+# more, and a word's logit is the dot product with the word's own row. The head is **tied** to the
+# table. It asks: to which word's vector does the stream point?
 #
 # **Write both now**: exercise 10, parts 4 and 5. Two results: with the layers "plus 1" and "times 2" and
 # the norm "minus 3", 4 becomes 5, then 10, then 7. With the rows (1, 0), (0, 1) and (1, 1), the vector
@@ -254,11 +255,11 @@ for name, each in models.items():
 reveal("changed without the final norm", guess_changed, changed["no final norm"])
 
 # %% [markdown]
-# Two are quiet here. The **erf form** changes numbers so little that answers do not show it; the exercise's
-# check does. Without the **final norm** hardly a first word changes. The norm divides a token's vector by
-# *one* number, and that does not change which word leads. (The factors 1 + w can.) What is ruined are the
-# chances: the model is nearly always certain. Whoever draws words by chance (lesson 12), or computes a
-# loss (13), gets nonsense.
+# Two are quiet here. The **erf form** changes numbers so little that answers do not show it, but the
+# exercise's check does. Without the **final norm** hardly a first word changes. The norm divides a
+# token's vector by *one* number, and that does not change which word leads. (The factors 1 + w can.)
+# What is ruined are the chances: the model is nearly always certain. Whoever draws words by chance
+# (lesson 12), or computes a loss (13), gets nonsense.
 #
 # ## See it: the head as a lens
 #
@@ -303,7 +304,7 @@ reveal("first step that says yes", guess_step, int(says_yes.int().argmax()))
 # - **At the start** the head reads `\n`: the last token of each question *is* the newline, and the tied
 #   table gives back what it gave.
 # - **In layer 1** guesses come up: *no*, for dog and cat alike, from the MLP.
-# - **Then attention brings the news.** *2* comes in layer 2, and *pink*, a faint guess before, becomes
+# - **Then attention brings the answers.** *2* comes in layer 2, and *pink*, a faint guess before, becomes
 #   certain. *Dog* and *car* come in layer 3. There the *no* to the dog turns into *yes*, and the *no*
 #   to the cat stays. **Detection** is last.
 #
@@ -384,7 +385,7 @@ reveal("most weights", guess_part, max(weights, key=weights.get))
 # %% [markdown]
 # The MLPs hold almost three quarters of the weights: each is eight times as wide inside as outside. The
 # Gemma report gives 1,981,884,416 parameters without the embedding: to the last digit the number above,
-# which 18 layers give and 6 do not.
+# which 18 layers give, and the 6 of the notes do not.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: the work of each part

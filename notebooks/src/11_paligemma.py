@@ -46,7 +46,7 @@ figures.model_map("all", model.config)
 # 2. **draw** the prefix-LM mask, and say what breaks under a causal and under a full one,
 # 3. **assemble** the whole model, with padding, from the pieces of all lessons so far.
 #
-# Time: 45 minutes. You need: masks (lesson 03), padding (06), positions and cache (07, 08), and the
+# Time: 60 minutes. You need: masks (lesson 03), padding (06), positions and cache (07, 08), and the
 # decoder (10).
 #
 # ## Predict
@@ -134,8 +134,8 @@ print(merge(text, toy.transpose(0, 1), text[..., 0] == -1)[..., 0].tolist(), "<-
 
 # %% [markdown]
 # torch's `masked_scatter` walks through the True places and puts the *next unused number* into each. In
-# the second line the picture came as (n, b, d). The shapes still fit, and the two pictures are mixed:
-# it asks no questions, it counts.
+# the second line the picture came as (n, b, d). It gives no error, and the two pictures are mixed: it
+# does not look at rows, it only counts.
 #
 # ## Build: the scale, or who divides by sqrt(d)
 #
@@ -148,8 +148,8 @@ print(merge(text, toy.transpose(0, 1), text[..., 0] == -1)[..., 0].tolist(), "<-
 #   *everything* $\cdot \sqrt d$.
 #
 # In B the picture is divided and multiplied by the same number, so A and B are the same, up to rounding.
-# But **half of B** (divide, and then multiply only the text) makes the picture 11 times too small, and its
-# other half 11 times too large.
+# But **half of B** (divide, and then multiply only the text) makes the picture 11 times too small, and
+# the other half (do not divide, and then multiply everything) 11 times too large.
 
 # %%
 projector = model.requires_grad_(False).multi_modal_projector  # nothing trains this model today
@@ -229,7 +229,8 @@ figures.paligemma.masks(drawn, tokens)
 #
 # ## Build: the whole model
 #
-# The summary of eleven lessons.
+# The summary of eleven lessons. (`attention_mask` is 1 at real tokens, `token_type_ids` is 1 in the
+# suffix.)
 
 # %%
 from minipali.rope import rope_angles
@@ -261,7 +262,7 @@ for prompt, token in zip(prompts, best.tolist(), strict=True):
 # The last line of `forward` is the head. There is no language model *behind* the decoder: the decoder
 # is the language model.
 #
-# ## Break it: the answer on the table
+# ## Break it: a mask that shows the answer
 #
 # In our trained model the full mask changes no answer: while an answer is written, there is no later
 # token to look at. So is it harmless? Train with it, on something that nobody can learn: dice. A tiny
@@ -383,8 +384,8 @@ reveal("loses more under a causal mask", guess_task, more)
 #
 # - **Full mask**: the same as right. Answers cannot show this mistake.
 # - **Causal**: naming and colours hardly notice. What falls, to about what the commonest answer gets or
-#   less, are the questions that *name* an object. "Question causal" lets the picture see itself whole, and falls in the
-#   same places. So what is missing is the picture's view of the question.
+#   less, are the questions that *name* an object. "Question causal" lets the picture see itself
+#   whole, and falls in the same tasks. So what is missing is the picture's view of the question.
 # - **Order reversed**: tasks about places. (An optional part shows the boxes.)
 # - **Picture x sqrt(d)**: detection breaks. Each layer *adds* to the token (lesson 10), and a vector 11
 #   times too long hardly notices: the patches learn little from the question.
@@ -446,8 +447,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
     )
 
 # %% [markdown]
-# The bridge is one matrix, less than a thousandth of the 2.9 billion parameters. And the row is nearly all
-# picture.
+# The projector is one linear map, less than a thousandth of the 2.9 billion parameters. And the row
+# is nearly all picture.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: merging by where, and rounding

@@ -48,7 +48,7 @@ figures.model_map("head", model.config)
 # 2. **write** the loop that reads the question once, feeds tokens back, and stops row by row,
 # 3. **decide** for a task whether to draw at all.
 #
-# Time: 40 minutes. You need: softmax (lesson 03), padding (06), the cache (08), the whole model (11).
+# Time: 55 minutes. You need: softmax (lesson 03), padding (06), the cache (08), the whole model (11).
 #
 # ## Predict
 #
@@ -467,6 +467,9 @@ print("seed 1, three rows:", generate(model, processor, *three, temperature=1.0,
 # If you have not yet: [the exercise](../exercises/12_generation.ipynb), with the distribution, the loop,
 # and the whole way from pixels to tokens. Then the trained model speaks through your code, word by word.
 # It has one piece more that no cell of this lesson shows.
+#
+# `minipali page --output page.html` writes the model into a file for the browser. There you can move
+# temperature and top-p, and see each token's probability and its runners-up.
 #
 # ## Take away
 #

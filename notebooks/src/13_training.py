@@ -2,9 +2,31 @@
 # # 13 · Training: what the model is asked to say
 #
 # All pieces are there, and for twelve lessons they had trained weights. Where do weights come from?
-# From one number, the loss, and from a loop of four lines that makes it smaller. The loop is easy. The
-# hard part is to ask for the right thing: today you will see a model with a loss of nearly zero that
-# cannot answer a single question.
+# From one number, the loss, and from a loop that makes it smaller. The hard part is to ask for the
+# right thing: today you will see a model with a loss of nearly zero that cannot answer a single
+# question.
+#
+# ## Do you remember?
+#
+# <details><summary>Place 3 of a row belongs to the question, place 7 to the answer. May 3 look at 7, and
+# may 7 look at 3?</summary>
+#
+# 3 may not look at 7, and 7 may look at 3. The prefix sees itself whole, the answer sees the prefix
+# and what came before it (lesson 11).
+# </details>
+#
+# <details><summary>Two logits are 0 and log 3. Which probabilities does the softmax make of
+# them?</summary>
+#
+# Their exponentials are 1 and 3, so 1/4 and 3/4 (lesson 03).
+# </details>
+#
+# <details><summary>A loop takes the most likely token again and again, until it is
+# <code>&lt;eos&gt;</code>. For one picture it never ends. What is missing?</summary>
+#
+# A limit. Nothing forces a model to say <code>&lt;eos&gt;</code>, so a loop needs a largest number
+# of new tokens, too (lesson 12).
+# </details>
 #
 # ## Where we are
 
@@ -17,7 +39,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from minipali import figures, load, scenes, small_tasks, training
+from minipali.checks import reveal
 
+# %%
 torch.set_num_threads(1)  # models so small that more threads only wait for each other
 model, processor = load("small")
 figures.model_map("all", model.config)
@@ -29,61 +53,74 @@ figures.model_map("all", model.config)
 #
 # 1. **build** the labels of a row and the loss on its suffix, shifted and with padding left out,
 # 2. **train**: write the loop, learn one batch by heart first, and watch a model learn to see,
-# 3. **judge** a run: by its answers, by several seeds, and on two processes at once.
+# 3. **judge** a run by what it answers, not by its loss.
 #
-# Time: 45 minutes. You need: the whole model (lesson 11), greedy answers (12), the tower's training
-# (05). Two to three minutes of this are training; start with *Run All*, then read.
+# Time: 60 minutes. You need: the whole model (lesson 11), greedy answers (12), loss and gradients
+# (02). Some cells train for a minute: start with *Run All*, then read.
 #
 # ## Predict
 #
-# - A row holds 36 image tokens, `<bos>`, the question and a newline, then `dog` and `<eos>`. How
-#   many of its places count in the loss?
-# - Someone forgets to shift the labels. How low does the loss get?
-# - Two models with the same new decoder, one with a trained vision tower, the other with a random one,
-#   see the same 1,920 pictures. Which question tells them apart: *what is this?* or *what colour is the
-#   background?*
-# - Two processes share a batch. Each takes the mean of its half, and the two gradients are averaged. Is
-#   this the gradient of the whole batch?
-#
-# ## By hand: the loss of an answer
-#
-# The answer is `dog`, then `<eos>`. The vocabulary has four tokens: dog, cat, two, `<eos>`. After the
-# question the model gives them the shares 1/2, 1/4, 1/8, 1/8, and after `dog` a quarter each. The loss
-# of a token is **-log of its share**, and the loss of the answer is the mean over its tokens. On paper:
-# log 2 = 0.69 for `dog`, log 4 = 1.39 for `<eos>`, and the mean is 1.04.
+# 1. A row holds 36 image tokens, `<bos>`, the question and a newline, then `dog` and `<eos>`. How
+#    many of its places count in the loss?
+# 2. A model learns 16 captions by heart, and its loss ends at 0.001. Another one is trained with
+#    labels that nobody shifted. Where does its loss end: far above, about there, or below?
+# 3. Two models have the same new decoder. One has a trained vision tower, the other a random one.
+#    Which question tells them apart: "what is this?" (write `"name"`) or "what colour is the
+#    background?" (write `"colour"`)?
 
 # %%
+guess_places, guess_unshifted, guess_question = ..., ..., ...
+
+# %% [markdown]
+# ## By hand: the loss of an answer
+#
+# The answer is `dog`, then `<eos>`. The vocabulary has four tokens: dog, cat, two, `<eos>`. After
+# the question the model gives them the probabilities 1/2, 1/4, 1/8, 1/8, and after `dog` a quarter
+# each. The loss of a token is **minus the logarithm of its probability**: log 2 = 0.69 for `dog`,
+# log 4 = 1.39 for `<eos>`. The loss of the answer is the mean, 1.04.
+
+# %% tags=["nbval-check-output"]
 shares = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25] * 4])  # after the question, after "dog"
 wanted = torch.tensor([0, 3])  # dog, <eos>
 each = -shares[[0, 1], wanted].log()
-print(f"each {each[0]:.4f}, {each[1]:.4f}, mean {each.mean():.4f}")
-print(f"from logits, in one call: {F.cross_entropy(shares.log(), wanted):.4f}")
-print(f"guessing among all {model.config.text.vocab_size:,} tokens: {np.log(1856):.2f}")
+print(f"each {each[0]:.2f}, {each[1]:.2f}, mean {each.mean():.2f}")
+print(f"from logits, in one call: {F.cross_entropy(shares.log(), wanted):.2f}")
+print(f"all {model.config.text.vocab_size:,} tokens alike: {np.log(1856):.2f}")
 
 # %% [markdown]
-# `cross_entropy` takes logits and does softmax, log and mean at once, without overflow (lesson 05).
-# Remember the last number. A new model knows nothing, and its loss is about log of the vocabulary. If
-# your first loss is far from that, stop and look.
+# The last number is the loss of a model that gives all tokens the same probability. A new model is
+# near it, or about one above, because its random logits are not alike. If your first loss is far
+# from it, stop and look.
 #
 # ## Build: the labels
 #
-# A training row is question *and* answer: prefix, suffix, `<eos>`. The **labels** are a second row of
-# the same length. They repeat the suffix with its `<eos>`, and hold a mark, -100, where nothing is asked:
-# on the picture, on the question, and later on padding. Nobody wants a model that writes questions.
+# A training row is question *and* answer: prefix, suffix, `<eos>`. The **labels** are a second row
+# of the same length. They repeat the suffix with its `<eos>`, each token at its own place, and hold
+# a mark, -100, where nothing is asked: on the picture, on the question, and later on padding.
+#
+# **Write it now**: [exercise 13](../exercises/13_training.ipynb), part 1. Two lists of ids come in,
+# two lists of equal length go out. Two results, with `<eos>` = 1 and the mark -100: prefix [7, 8]
+# and suffix [5] give the ids [7, 8, 5, 1] and the labels [-100, -100, 5, 1]; prefix [7] and an
+# empty suffix give [7, 1] and [-100, 1]. Then open the cell.
 
 
-# %%
-from minipali.tokens import pad_rows
-
-
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def row_labels(prefix, suffix, eos=1, ignore=-100):
     """One row: its ids, and a label for every place."""
     answer = suffix + [eos]
     return prefix + answer, [ignore] * len(prefix) + answer
 
 
+# %% [markdown]
+# A batch of such rows is padded on the right. A third input, `token_type_ids`, tells the prefix-LM
+# mask of lesson 11 which tokens are suffix.
+
+# %%
+from minipali.tokens import pad_rows
+
+
 def batch_of(prompts, suffixes):
-    """Rows padded on the right: what the model takes, and the labels (b, t)."""
+    """What the model takes, and the labels (b, t)."""
     prefixes = [processor.prompt_ids(prompt) for prompt in prompts]
     pairs = zip(prefixes, suffixes, strict=True)
     rows = [row_labels(prefix, processor.encode(suffix)) for prefix, suffix in pairs]
@@ -94,17 +131,22 @@ def batch_of(prompts, suffixes):
 
 
 # %% [markdown]
-# The third input, `token_type_ids`, tells the prefix-LM mask of lesson 11 which tokens are suffix.
-#
 # ## Build: the shift
 #
-# In `labels` each place holds its **own** token. But a place predicts the **next** token. So the two are
-# moved against each other by one: the logits without the last place, the labels without the first.
-# Then all places of a batch go into one list, those with the mark are left out, and the rest is
-# averaged.
+# In `labels` each place holds its **own** token. But a place predicts the **next** token. So place
+# $i$ of the logits meets place $i + 1$ of the labels. Let $S$ be all places $i$, of all rows, at
+# which the label $y_{i+1}$ is not the mark, and $p_i$ the softmax of the logits at $i$. The loss is
+# a mean over them:
+#
+# $$\text{loss} = -\frac{1}{|S|} \sum_{i \in S} \log p_i(y_{i+1})$$
+#
+# **Write it now**: exercise 13, part 2. Logits (b, t, v) and labels (b, t) come in, one number goes
+# out. Two results: if all logits are 0 and v is 4, the loss is log 4 = 1.39, whatever is asked; the
+# labels [-100, 0, 3] and the logits log(1/2, 1/4, 1/8, 1/8), then zeros, then anything, give 1.04,
+# as by hand. Then open the cell.
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def suffix_loss(logits, labels, ignore=-100):
     """(b, t, v), (b, t) -> (): the mean over all tokens of all suffixes."""
     predicted = logits[:, :-1].flatten(0, 1)  # the last place predicts nothing that we know
@@ -118,42 +160,46 @@ prompts = ["answer en what is this?", "caption en"]
 inputs, labels = batch_of(prompts, ["dog", scenes.caption(scene)])
 with torch.inference_mode():
     logits = model(**inputs, pixel_values=scenes.pixel_values([scene, scene]))
-print(f"places that count {(labels != -100).sum(dim=1).tolist()}, of {labels.shape[1]} in a row")
+counted = (labels != -100).sum(dim=1).tolist()
+reveal(f"places that count, of {labels.shape[1]}", guess_places, counted[0])
 
 # %%
 losses = F.cross_entropy(logits[:, :-1].mT, labels[:, 1:], reduction="none")  # 0 at the mark
 words = [[processor.token(token) for token in row[35:]] for row in inputs["input_ids"].tolist()]
 figures.training.rows(scene.picture, words, labels[:, 35:], losses[:, 35:])
 best = processor.token(logits[1, 41].argmax().item())
-print(f'mean {suffix_loss(logits, labels):.3f}; after "a dog" the model would say {best!r}')
+print(f'mean {suffix_loss(logits, labels):.2f}; after "a dog" the model would say {best!r}')
 
 # %% [markdown]
-# This is the picture to remember. Only the ends of the rows are drawn: there are 35 more image tokens on
-# the left. Read the first row. `\\n` is the newline that ends the question, and there the model must say
-# `dog`. At `dog` it must say `<eos>`. **Two places count**, of nearly fifty. At `<eos>` itself
-# there is nothing left to say, and nobody asks what padding would say.
+# This is the picture to remember. (35 more image tokens are on the left.) Read the first row. At
+# `\n`, the newline that ends the question, the model must say `dog`. At `dog` it must say `<eos>`.
+# **Two places count.**
 #
-# The numbers are the trained model's losses, for a drawing by an artist whom it has never seen. It pays
-# where the *picture* decides. Is it a dog? And after "a dog", is that all, or does another object come?
-# Where the words before decide, it pays nothing.
+# The numbers are the trained model's losses, for an artist whom it has never seen. It pays where
+# the *picture* decides: is it a dog, and after "a dog", is that all? Where the words before decide,
+# it pays nothing.
 #
 # ## Build: the loop
 #
-# Each step is four lines, always in this order:
+# To the step of lesson 02 (`zero_grad`, `backward`, move the weights) come four things:
 #
-# 1. `zero_grad`: forget the gradients of the step before. `backward` *adds* to what is there.
-# 2. `backward`: for each weight, how would the loss change if it grew?
-# 3. **clip**: all gradients together are one long vector. If it is longer than 1, shorten it to 1. One
-#    strange batch then cannot throw the model off its way.
-# 4. `step`: the optimizer moves the weights. The **learning rate** says how far.
+# - **Clip**: all gradients together are one long vector. If it is longer than 1, shorten it to 1,
+#   so that one strange batch cannot throw the model off its way.
+# - An **optimizer** moves the weights. **AdamW** gives each weight a step of its own size, and can
+#   shrink all weights a little at each step (**weight decay**).
+# - The learning rate **warms up** from almost zero, because early gradients say little, and in the
+#   end **decays** to zero, so that the weights come to rest.
+# - Dropout (random zeros) and BatchNorm (lesson 02) behave differently in training. So
+#   `module.train()` comes before steps, `module.eval()` before a measurement. Our model has
+#   neither; the exercise's module has.
 #
-# The rate is not constant. It **warms up** from almost zero, because the first gradients of a new model
-# say little, and in the end it **decays** to zero, so that the weights come to rest. We use AdamW, which
-# gives each weight a step of its own size, and shrinks all weights a little at each step if asked to
-# (**weight decay**).
+# **Write it now**: exercise 13, part 3, a loop with clipping and both modes. Two results, for one
+# weight of 2, the loss 5 · weight, SGD with the rate 0.1 and gradients clipped to 1: the gradient
+# is 5, clipped to 1, so the weight goes to 1.9 and to 1.8; the losses, noted before each step, are
+# 10 and 9.5. Then open the cell, which has the schedule of the rate in place of the modes.
 
 
-# %%
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 def fit(learner, step_loss, steps, optimizers, warmup=10, decay=0.4, clip=1.0, after=None):
     """Train; step_loss(step) makes the loss of a step. Returns all losses."""
     groups = [group for one in optimizers for group in one.param_groups]
@@ -178,8 +224,8 @@ def fit(learner, step_loss, steps, optimizers, warmup=10, decay=0.4, clip=1.0, a
 # ## See it: one batch by heart
 #
 # Before anything else, train on **one batch**, again and again. A model that cannot learn sixteen
-# captions by heart will not learn sixteen thousand, and you find out in seconds. We make a new model
-# with a small tower and two decoder layers, all weights random.
+# captions by heart will not learn sixteen thousand, and you find out in seconds. Ours is small, all
+# its weights random.
 
 # %%
 rng = np.random.default_rng(5)
@@ -220,13 +266,12 @@ for scene in (made[0], new[0]):
     print(f"{scenes.caption(scene)!r}: it says {captions(learner, [scene])[0]!r}")
 
 # %% [markdown]
-# It has them by heart, and it understands nothing: of a hundred new pictures hardly one is right. This is
-# what the test is for. It says that labels, loss, gradients and mask hang together, and no more.
+# It has them by heart, and it understands nothing: of a hundred new pictures hardly one is right.
+# The test says that labels, loss, gradients and mask hang together, and no more.
 #
 # ## Break it: four wrong losses
 #
-# The same test with four mistakes, each of them one line. Look at the losses first. Which run would
-# you trust?
+# The same test with four mistakes, each of them one line. By its loss, which run would you trust?
 
 # %%
 wrong = {
@@ -242,29 +287,22 @@ figures.training.mistakes({name: losses for name, (_, losses) in broken.items()}
 for name, (one, _) in broken.items():
     said = captions(one, made[:1])[0]
     print(f"{name:20} {right(one, made):2} of 16, says {said[:66]!r}")
+reveal("loss without the shift", guess_unshifted, f"{broken['not shifted'][1][-1]:.4f}")
 
 # %% [markdown]
-# The lowest loss, 0.0001, belongs to a model that says nothing but newlines. This is the second answer of
-# *Predict*.
+# The lowest loss belongs to a model that says nothing but newlines.
 #
-# - **Not shifted**: at each place it is asked for the token that it has just read. That is easy, and
-#   the loss starts low. (The head compares a place with the same table that its token came from.) In
-#   use it repeats the last token of the question for ever.
-# - **Prefix in the loss**: most places now belong to the question and the picture. The prefix sees
-#   itself whole (lesson 11), so it may copy its next token. The mean is full of such easy places, and
-#   the answers get what is left.
-# - **Padding in the loss**: the model also learns to say padding after padding. Here it did no harm.
-#   But the number lies: the more padding, the easier the average place.
+# - **Not shifted**: each place is asked for the token that it has just read. In use it repeats the
+#   last token of the question for ever.
+# - **Prefix in the loss**: most places now belong to picture and question. The prefix sees itself
+#   whole, so it may copy its next token, and the answers get what is left.
+# - **Padding in the loss**: here it did no harm. But the number lies: the more padding, the easier
+#   the average place.
 # - **`<eos>` missing**: every word is right, and the answer never ends.
 #
 # **A loss can only tell how well the model does what you asked.** So ask it, and read its answers.
 #
-# ## Break it: gradients that pile up, and two modes
-#
-# Two more mistakes are not in the loss but in the loop. Without `zero_grad` each step repeats all
-# steps before it. And some modules have two **modes**. Dropout sets random numbers to zero while it
-# trains, and BatchNorm looks at its neighbours in the batch (lesson 02). `module.eval()` switches that
-# off, `module.train()` on again.
+# And without `zero_grad`, each step repeats all steps before it, because `backward` *adds*:
 
 # %% tags=["nbval-check-output"]
 weight = torch.tensor(2.0, requires_grad=True)
@@ -272,28 +310,17 @@ for step in (1, 2, 3):
     (5 * weight).backward()  # the slope is 5, each time
     print(f"step {step}, gradient {weight.grad.item()}")
 
-# %% tags=["nbval-check-output"]
-drop, ones = nn.Dropout(0.5), torch.ones(99)
-for mode in (drop.train, drop.eval):
-    print(f"{mode.__name__} mode: dropout changes nothing?", torch.equal(mode()(ones), ones))
-two_modes = sum(isinstance(one, (nn.Dropout, nn.BatchNorm1d)) for one in model.modules())
-print("modules with two modes in our model:", two_modes)
-
 # %% [markdown]
-# Our model has no such module, so forgetting `eval()` costs nothing here. Write it all the same: `eval()`
-# before you measure, `train()` before you go on. In the exercise there is a module where it matters.
-#
 # ## See it: learning to see, live
 #
-# Now new pictures in every step: single objects by the training artists, turned and recoloured, with
-# two questions each. No picture comes twice, so nothing can be learned by heart. Two models start with
-# the **same random decoder**. One gets the tower of our shipped model, the other a random tower of the
-# same size. The exam: new pictures by the validation artist, whom neither the run nor the shipped tower
-# has seen.
+# Now new pictures in every step, so nothing can be learned by heart. Two models start with the
+# **same random decoder**. One gets the tower of our shipped model, the other a random one. The
+# exam: new pictures by the validation artist, whom neither the run nor the shipped tower has seen.
 #
-# In fairness: the shipped tower went through both stages that you will see below. It knows these 24
-# objects. So this is no contest. It shows what a tower is worth that can see. (It learns on, at 0.3 of
-# the rate. Two optimizers share the work, as in the shipped model's training.)
+# This is no contest. The shipped tower knows these 24 objects: its first stage had pictures with
+# sentences, **and for every patch the name of the object that covers it**, which the published
+# SigLIP never had. (The tower learns on, at 0.3 of the rate. The matrices inside blocks have an
+# optimizer of their own, *Muon*; an optional part below says what it does.)
 
 # %%
 from minipali.evaluation import evaluation_set, score
@@ -342,29 +369,26 @@ runs = {"trained tower": live(model.vision_tower, gentle=0.3)}
 runs["random tower"] = live()
 figures.training.live(runs)
 last = {name: np.mean(run["losses"][-20:]) for name, run in runs.items()}
-print({name: f"{loss:.2f}" for name, loss in last.items()}, f"log(24) / 4 = {np.log(24) / 4:.2f}")
+print("loss, the last 20 steps:", {name: f"{loss:.2f}" for name, loss in last.items()})
+ends = [[run[task][-1] for task in ("naming", "background")] for run in runs.values()]
+apart = dict(zip(("name", "colour"), np.subtract(*ends), strict=True))
+reveal("tells the towers apart", guess_question, max(apart, key=apart.get))
 
 # %% [markdown]
-# The background comes first, from both towers: a colour is in the pixels, and a decoder can learn to
-# read it from random features. Naming is the question that tells them apart. From the trained tower it
-# takes off, from the random one it hardly moves. (One run each. But 78 against 8 % is no luck.)
+# The background comes first, from both towers: a colour can be read even from random features.
+# Naming tells them apart. (One run each.)
 #
-# Look at the loss on the left. The orange line stops at 0.8, and we can say where that is. A pair of
-# answers has four tokens: name, `<eos>`, colour, `<eos>`. If three of them are sure and the name is a
-# guess among 24, the mean is (log 24) / 4 = 0.79. **A plateau is often a number that you can name.**
-#
-# The random tower would learn too, with more time. A fair comparison was made when the shipped model was
-# trained: the second stage with and without the first. After 1,000 of its steps 98 against 59 % of the
-# names were right, and 91 against 30 % of the places (from the model card).
-#
-# ## See it: which parts of the recipe matter?
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: which parts of the recipe matter?
 #
 # Warm-up, decay, clipping, weight decay: everybody uses them. Take one away at a time, and see what
-# is lost. This is called an **ablation**. We need many short runs, so the task is smaller: the shipped
-# tower is frozen and looks at 1,000 pictures once, and only a new decoder learns to name them, in 100
-# steps. The learning rate of 0.01 is bold: three times AdamW's in the shipped model's recipe.
+# is lost. This is called an **ablation**. We need many short runs, so the task is smaller: the
+# shipped tower is frozen and looks at 1,000 pictures once, and only a new decoder learns to name
+# them, in 100 steps. The learning rate of 0.01 is bold: three times AdamW's in the shipped model's
+# recipe.
 #
-# One run can be luck. So we train each variant with **three seeds**: other start weights, other batches.
+# One run can be luck. So we train each variant with **three seeds**: other start weights, other
+# batches.
 
 
 # %%
@@ -394,30 +418,41 @@ off = {
 }  # fmt: skip
 nothing = {name: value for one in off.values() for name, value in one.items()}
 variants = {"everything": {}, **off, "nothing": nothing}
-found = {name: [short_run(seed, **how) for seed in range(3)] for name, how in variants.items()}
+found = {}
+for name in list(variants)[:3]:  # the others in a cell of their own: each takes a while
+    found[name] = [short_run(seed, **variants[name]) for seed in range(3)]
+
+# %%
+for name in list(variants)[3:]:
+    found[name] = [short_run(seed, **variants[name]) for seed in range(3)]
+usual = found["everything"]
 for name, ends in found.items():
-    print(f"{name:16} mean {np.mean(ends):.0%}, seeds", " ".join(f"{end:.0%}" for end in ends))
-wobble = np.median([np.std(ends, ddof=1) for ends in found.values()])
-print(f"\nstandard deviation of the seeds in a row (median): {wobble:.1%}")
-print(f"standard error of a difference of two means of three: {wobble * (2 / 3) ** 0.5:.1%}")
+    shares, apart = " ".join(f"{end:.0%}" for end in ends), np.mean(ends) - np.mean(usual)
+    error = np.hypot(np.std(ends, ddof=1), np.std(usual, ddof=1)) / 3**0.5
+    print(f"{name:16} mean {np.mean(ends):.0%}, seeds {shares}: {apart / error:+.1f} errors")
 figures.training.ablations(found, "everything")
 
 # %% [markdown]
-# The band is where three runs of *one* recipe end. Do not believe a difference of two means that is less
-# than twice its standard error, here about 6 points.
+# The band is where three runs of *one* recipe end. The last column divides the difference of two
+# means by its own **standard error**: the spread of both rows together, over the root of three.
+# With many runs a difference of 2 such errors is rarely luck. With three runs the spread itself is
+# hardly known, and the tables of the t-test ask for 2.8 to 4.3.
 #
-# - **Clipping** passes that test by far, and so does "nothing", which lacks it too. No other row does.
-# - **No decay** is 5 points lower, but seeds alone do that. Whoever trains once may "find" anything in
-#   this table, also that weight decay hurts. (It can hardly do anything in 100 steps: it shrinks the
-#   weights by less than a tenth in all.)
+# - **No clipping** and "nothing", which lacks it too, end lowest. They come near that line, and do
+#   not pass it for certain. A firm answer needs ten seeds.
+# - **No warm-up** and **no decay** look worse as well, but seeds alone may do that. Whoever trains
+#   once may "find" anything in this table, also that weight decay hurts. (It can hardly do anything
+#   in 100 steps: it shrinks the weights by less than a tenth in all.)
 #
-# This does not make the other parts useless. It says that this small experiment cannot see them. And
-# what it does see, it sees at its bold rate. With a gentler one, less may depend on clipping.
+# This does not make the other parts useless. It says that this small experiment cannot see them.
+# And what it does see, it sees at its bold rate. With a gentler one, less may depend on clipping.
 #
-# ## See it: how the shipped model was trained
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: how the shipped model was trained
 #
 # Our model's own log, as it was written. `torchrun --nproc-per-node 2 -m minipali.recipe small`
-# repeats it, in about an hour and a half on two cores.
+# repeats it, in about an hour and a half on two cores (30 and 64 minutes for the two stages, by the
+# model's card).
 
 # %%
 from minipali import checkpoints, recipe
@@ -427,32 +462,51 @@ lines = checkpoints.read_log(Path(recipe.__file__).parent / "assets/small/traini
 figures.training.log(lines)
 
 # %% [markdown]
-# - **Contrastive stage**: the tower learns from pictures and sentences, with the sigmoid loss of lesson
-#   05. Then the text tower is thrown away.
-# - **Generative stage**: tower, projector and decoder learn to answer, with today's loss. Nothing is
-#   frozen, but the tower's rate is 0.3 of the rest, so that a decoder that knows nothing yet does not
-#   spoil it. PaliGemma did the same in large: nothing frozen, and a slow warm-up for the tower.
-# - Both losses bend down at the end, where the rate decays (the last 40 % of the steps). And both stages
-#   begin with mostly single objects and mix in two and three later, so early and late losses do not
-#   belong to the same task.
+# - **Contrastive stage**: the tower learns from pictures and sentences, with the sigmoid loss of
+#   lesson
+#   05. The scenes are composed, so it is known which object covers which patch, and the same loss
+#       compares *each patch* with the names. Then the text tower is thrown away.
+# - **Generative stage**: tower, projector and decoder learn to answer, with today's loss. Nothing
+#   is frozen, but the tower's rate is 0.3 of the rest, so that a decoder that knows nothing yet
+#   does not spoil it. PaliGemma did the same in large: nothing frozen, and a slow warm-up for the
+#   tower.
+# - Both losses bend down at the end, where the rate decays (the last 40 % of the steps). And both
+#   stages begin with mostly single objects and mix in two and three later, so early and late losses
+#   do not belong to the same task.
 # - Backgrounds are right at once. Captions, in which every word must be right, come last.
-# - The dashed lines are an artist whom the model never saw. What lies between dashed and solid was learned
-#   about these artists, not about dogs.
+# - The dashed lines are an artist whom the model never saw. What lies between dashed and solid was
+#   learned about these artists, not about dogs.
 #
-# One more thing is different from AdamW alone. Matrices inside blocks learn with **Muon**: instead of a
-# step of its own size for each number, the whole matrix of gradients is turned into one that stretches all
-# directions about equally. When we tried both, it learned about twice as much from a picture.
+# Does the first stage pay? The card has the second stage without it, from a random tower. After the
+# same 1,000 steps 98 % of the names were right with the first stage and 59 % without it, and 91
+# against 30 % of the places. But remember what the first stage was given: labels for every patch.
 #
-# ## See it: two processes, and a trap
+# **Muon** is the optimizer of the matrices inside blocks. A gradient that is a matrix stretches
+# some directions much more than others: these are its **singular values**. A step along it moves
+# the weak directions hardly at all. Muon (Jordan et al. 2024) keeps the directions and makes the
+# stretches much more alike, and it does so with matrix products alone. Here is the gradient of one
+# matrix of our model, before and after:
+
+# %%
+inputs, labels = batch_of(prompts[:1] * 16, [scene.things[0].name for scene in new[:16]])
+model.zero_grad()
+suffix_loss(model(**inputs, pixel_values=scenes.pixel_values(new[:16])), labels).backward()
+gradient = model.language_model.layers[0].mlp.gate_proj.weight.grad
+for name, x in (("gradient", gradient), ("Muon's step", training.orthogonalise(gradient[None])[0])):
+    sizes = torch.linalg.svdvals(x)[[0, 15, 31, 63, 127]]
+    print(f"{name:12} singular values", " ".join(f"{size / sizes[0]:.3f}" for size in sizes))
+
+# %% [markdown] jp-MarkdownHeadingCollapsed=true
+# ## Optional: two processes, and a trap
 #
 # Twice as many machines, twice as many pictures a step: that is **data-parallel** training. Every
 # process holds the whole model, with the same weights, and takes its own part of the batch. After
 # `backward` all of them average their gradients. Then each makes the same step, so the weights stay
 # equal.
 #
-# Is the average right? Process 0 has two captions, process 1 two short names. Each takes the mean over
-# *its* tokens. Two real processes compute the gradient in two ways, and we compare with one process
-# that has everything.
+# Is the average right? Process 0 has two captions, process 1 two short names. Each takes the mean
+# over *its* tokens. Two real processes compute the gradient in two ways, and we compare with one
+# process that has everything.
 
 # %%
 WORKER = """
@@ -492,6 +546,7 @@ four = [scenes.compose(rng, scenes.VALIDATION_ARTIST, 1) for _ in range(4)]
 truth = [scenes.caption(s) for s in four[:2]] + [s.things[0].name for s in four[2:]]
 inputs, labels = batch_of(["caption en"] * 2 + prompts[:1] * 2, truth)
 inputs["pixel_values"] = scenes.pixel_values(four)
+model.zero_grad()
 suffix_loss(model(**inputs), labels).backward()
 whole = torch.cat([p.grad.flatten() for p in model.parameters()])
 print("tokens that count in each row:", (labels[:, 1:] != -100).sum(dim=1).tolist())
@@ -509,28 +564,32 @@ with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         print(f"{way:14} the processes agree: {torch.equal(first, second)}, off by {off_by:.2%}")
 
 # %% [markdown]
-# The last answer of *Predict* is no, and not by little. One process has 14 tokens, the other 4, and each
-# gets half a vote. So a token of a short answer counts 3.5 times as much as one of a long answer. The
-# remedy is one number that the processes tell each other: how many tokens count in all. Each weighs its
-# mean by its share, and the difference is gone.
+# It is not, and not by little. One process has 14 tokens, the other 4, and each gets half a vote.
+# So a token of a short answer counts 3.5 times as much as one of a long answer. The remedy is one
+# number that the processes tell each other: how many tokens count in all. Each weighs its mean by
+# its share, and the difference is gone.
 #
-# Both processes agree in either way. Nothing crashes, the loss falls. transformers had this mistake in
-# *gradient accumulation*, where one process takes the parts one after the other, until October 2024
-# ([pull request 34191](https://github.com/huggingface/transformers/pull/34191)).
+# Both processes agree in either way. Nothing crashes, the loss falls. transformers had this mistake
+# in *gradient accumulation*, where one process takes the parts one after the other. The repair
+# began in October 2024 ([pull request
+# 34191](https://github.com/huggingface/transformers/pull/34191)), and more of it followed
+# ([35438](https://github.com/huggingface/transformers/pull/35438)).
 #
-# Is it a mistake? That depends on what you want. big_vision, which trained PaliGemma, averages **within
-# each row** first, so that each answer has one vote, long or short. Halves with equally many rows then
-# average rightly. And our shipped model? It puts short and long answers into separate batches, and takes
-# means of means. So a word of a short answer had more weight. Know what your choice is.
+# Is it a mistake? That depends on what you want. big_vision, which trained PaliGemma, averages
+# **within each row** first, so that each answer has one vote, long or short. Halves with equally
+# many rows then average rightly. And our shipped model? It puts short and long answers into
+# separate batches, and takes means of means. So a word of a short answer had more weight. Know what
+# your choice is.
 #
-# Two more things change. Each process needs its own random numbers, or all see the same pictures. And
-# what looks across a batch sees only its own part: BatchNorm, and the table of a contrastive loss
-# (lesson 05 passes sentences round for that).
+# Two more things change. Each process needs its own random numbers, or all see the same pictures.
+# And what looks across a batch sees only its own part: BatchNorm, and the table of a contrastive
+# loss (lesson 05).
 #
+# %% [markdown]
 # ## Check
 #
-# Your labels against the processor's, your loss against the package's, and against a plain loop over
-# the places that count.
+# Your labels against the processor's, your loss against the package's, and against a plain loop
+# over the places that count.
 
 # %% tags=["nbval-check-output"]
 questions = ["caption en", "answer en how many objects are there?", "detect dog"]
@@ -549,75 +608,97 @@ print("loss, by hand  ", torch.allclose(loss, torch.stack(by_hand).mean(), atol=
 print("loss, package  ", torch.allclose(loss, training.suffix_loss(noise, labels), atol=1e-6))
 
 # %% [markdown]
-# The last question, `detect dog` with an empty answer, has one place that counts: the newline, which
-# must say `<eos>`. To say nothing must be learned too.
+# The last question, `detect dog` with an empty answer, has one place that counts: the newline,
+# which must say `<eos>`. To say nothing must be learned too.
 #
 # ## In the real model
 #
-# What does training cost? In 32-bit numbers each weight needs 4 bytes, its gradient 4 more, and AdamW
-# keeps two numbers for it. A multiplication with its addition is 2 FLOP forward, and backward takes about
-# twice that: **6 FLOP for each weight and each token** is the usual estimate. And the logits: a batch of
-# 32 rows, with questions of 10 tokens and answers of 20, at all places or only where there is a loss.
+# In 32-bit numbers each weight needs 4 bytes, its gradient 4 more, and AdamW keeps two numbers for
+# it: 16 bytes. A multiplication with its addition is 2 FLOP forward, and backward takes about twice
+# that: **6 FLOP for each weight of a matrix and each place that goes through it**. (The table is
+# looked up. As head it counts, where there is a loss.) Attention comes on top. A batch of 32 rows,
+# with questions of 10 tokens and answers of 20:
 
-# %% tags=["nbval-check-output"]
+# %%
 from minipali.config import preset
 from minipali.paligemma import PaliGemma
 
+
+def matrices(part):  # without the tables of tokens and of positions
+    tables = ("embed_tokens", "position_embedding")
+    named = ((name.split("."), p) for name, p in part.named_parameters() if p.ndim > 1)
+    return sum(p.numel() for name, p in named if not set(tables) & set(name))
+
+
+# %% tags=["nbval-check-output"]
 for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"):
     config = preset(name)
+    v, t, n = config.vision, config.text, config.vision.num_patches
     with torch.device("meta"):  # sizes without memory
-        weights = sum(p.numel() for p in PaliGemma(config).parameters())
-    places = config.vision.num_patches + 1 + 10 + 20 + 1
-    everywhere, suffix = (4 * 32 * n * config.text.vocab_size / 1e9 for n in (places, 21))
-    print(
-        f"{name:16} {weights:13,} weights, {16 * weights / 1e9:6.2f} GB,"
-        f" {6 * weights * 32 * places / 1e12:8.3f} TFLOP a step,"
-        f" logits {everywhere:6.3f} or {suffix:.3f} GB"
-    )
+        real = PaliGemma(config)
+    memory = 16 * sum(p.numel() for p in real.parameters()) / 1e9
+    places, asked = n + 1 + 10 + 21, 21  # <bos>, the question, the answer and its <eos>
+    eyes = n * (matrices(real.vision_tower) + matrices(real.multi_modal_projector))
+    eyes += 2 * v.num_hidden_layers * n**2 * v.hidden_size  # scores and weighted sums
+    words = places * matrices(real.language_model) + asked * t.vocab_size * t.hidden_size
+    words += 2 * t.num_hidden_layers * places**2 * t.num_attention_heads * t.head_dim
+    logits = [4 * 32 * m * t.vocab_size / 1e9 for m in (places, asked)]
+    print(f"{name:16} {memory:5.2f} GB, {6 * 32 * (eyes + words) / 1e12:8.2f} TFLOP a step,"
+          f" decoder {words / (eyes + words):.0%}, logits {logits[0]:6.2f} or {logits[1]:.2f} GB")  # fmt: skip
 
 # %% [markdown]
-# 46.8 GB before a single activation is stored: more than most graphics cards have. So people train with
-# fewer bits, spread the optimizer's numbers over machines, or train few weights (LoRA). The decoder is
-# nearly all of the work. And logits only where there is a loss save 9 of 9.5 GB at 224 pixels. The package
-# does that in its training.
+# 46.78 GB before a single activation is stored. So people train with fewer bits, spread the
+# optimizer's numbers over machines, or train few weights. And the package makes logits only where
+# there is a loss: the last column.
 #
 # ## Your turn
 #
-# Open [the exercise](../exercises/13_training.ipynb). You write the labels, the loss and the loop, and
-# then they teach a new decoder to name what the trained tower sees, in seconds.
+# If you have not yet: [the exercise](../exercises/13_training.ipynb). Your labels, loss and loop
+# teach a new decoder to name what the trained tower sees, in seconds. It has one piece more that no
+# cell of this lesson shows.
 #
 # ## Take away
 #
-# - The loss is the mean of -log share over the tokens of the answers, `<eos>` included. Each place
-#   predicts the next token; picture, question and padding do not count.
-# - First one batch by heart, then real training. A low loss is no proof: ask the model.
-# - One run is no proof either. Train with several seeds, and average over tokens, not over means.
+# - The loss is the mean of minus log probability over the tokens of the answers, `<eos>` included.
+#   Each place predicts the next token; picture, question and padding do not count.
+# - First one batch by heart, then real training.
+# - A low loss is no proof: ask the model, about pictures that it has not seen.
 #
 # **Self-test**
 #
 # <details><summary>Your first loss is 0.3 and not 7.5, with a new model. What do you think of?</summary>
 #
-# That the labels are not shifted, or that the answer can be seen (a full mask, lesson 11), or that the
-# mean is taken over many places without a loss. A new model cannot know anything yet.
+# That the labels are not shifted, or that the answer can be seen (a full mask, lesson 11), or that
+# the mean is taken over many places without a loss. A new model cannot know anything yet.
 # </details>
 #
-# <details><summary>Why is the label of `dog` not at the newline, where the model has to say it?</summary>
+# <details><summary>Why is the label of <code>dog</code> not at the newline, where the model has to say
+# it?</summary>
 #
-# It could be: it is a convention. Everybody keeps labels at their own places and shifts inside the loss. Who
-# shifts in both asks for the token after the next.
+# It could be: it is a convention. Everybody keeps labels at their own places and shifts inside the
+# loss. Who shifts in both asks for the token after the next.
 # </details>
 #
-# <details><summary>A batch is too large for the memory. You take four parts after each other, call
-# `backward` for each, and then one `step`. What must you watch?</summary>
+# <details><summary>In the live run the loss of the random tower stops near 0.8. A pair of answers has four
+# tokens: name, <code>&lt;eos&gt;</code>, colour, <code>&lt;eos&gt;</code>. Where does this number
+# come from?</summary>
 #
-# Zero the gradients once, before the first part, and divide each part's *sum* by the number of tokens in
-# all four. It is the trap of the two processes again, in one process.
+# Three of the tokens are sure and cost nothing. The name is a guess among 24, which costs log 24 =
+# 3.18. The mean is 3.18 / 4 = 0.79. A plateau is often a number that you can name.
+# </details>
+#
+# <details><summary>Two variants of a recipe end at 74 and 67 % right, one run each. Which is
+# better?</summary>
+#
+# You cannot tell. Runs of one recipe with other seeds may differ by as much (the optional part on
+# the recipe measures it). Repeat both with several seeds.
 # </details>
 #
 # **Sources.** Loss on the suffix, stages, nothing frozen: Beyer et al. 2024, *PaliGemma*, arXiv
-# 2407.07726, section 3.2. Mean within each row first: `big_vision/trainers/proj/paligemma/train.py`. AdamW:
-# Loshchilov and Hutter 2017, arXiv 1711.05101. Clipping: Pascanu et al. 2013, arXiv 1211.5063. 6 FLOP:
-# Kaplan et al. 2020, arXiv 2001.08361, section 2.1. Muon: Jordan et al. 2024.
+# 2407.07726, its part on pretraining stages. Mean within each row first:
+# `big_vision/trainers/proj/paligemma/train.py`. AdamW: Loshchilov and Hutter 2017, arXiv
+# 1711.05101. Clipping: Pascanu et al. 2013, arXiv 1211.5063. 6 FLOP for a weight: Kaplan et al.
+# 2020, arXiv 2001.08361, which leaves the tables out of its N, too. Muon: Jordan et al. 2024.
 #
 # ### What the notes say, and what is true
 #
