@@ -144,9 +144,9 @@ def download(link: str) -> io.BytesIO:
     if isinstance(result, PictureError):
         raise result
     if isinstance(result, urllib.error.HTTPError):
-        raise PictureError(
-            f"{link} cannot be had: the server answers {result.code} {result.reason}"
-        )
+        result.close()
+        answer = f"{result.code} {' '.join(str(result.reason).split())}"
+        raise PictureError(f"{link} cannot be had: the server answers {answer}")
     if isinstance(result, (OSError, http.client.HTTPException, ValueError)):
         why = getattr(result, "reason", result)  # what URLError wraps
         raise PictureError(f"{link} cannot be had: {why}") from result
