@@ -1,6 +1,12 @@
 """PaliGemma, built from scratch to be read. The course around it is in the repository."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what editors and type checkers see of `__getattr__` below
+    from minipali.asking import detect, generate, stream
+    from minipali.saving import save
+    from minipali.weights import load
 
 __version__ = "0.1.0"
 __all__ = ["detect", "generate", "load", "save", "stream"]

@@ -3,6 +3,7 @@
 A row of `input_ids` is: image token x patches, bos, prompt, newline[, suffix, eos], and padding.
 """
 
+import io
 import os
 import re
 import warnings
@@ -29,6 +30,9 @@ _SPECIAL = re.compile(f"(<image>|<bos>|<eos>|<pad>|<unk>|{_LOCATION}|{_SEGMENT})
 
 # A picture of more pixels is refused: a small file can claim to be gigantic.
 MAX_PIXELS = 100_000_000
+
+# How files of the kind that iPhones write begin, after 8 bytes.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 # What a camera noted (EXIF) -> what sets the picture upright.
 _TURNS = {
@@ -65,24 +69,35 @@ def open_picture(path: str | Path) -> Image.Image:
         raise PictureError(f"{name} must be a picture file, found a folder: name a file in it")
     if not os.path.isfile(path):  # to open a pipe or a device could wait for ever
         raise PictureError(f"{name} must be a picture file, found a pipe or a device")
+    return read_picture(path, name)
+
+
+def read_picture(file: str | Path | io.BytesIO, name: str) -> Image.Image:
+    """What `open_picture` makes of a file, also of one that is in memory alone.
+
+    name: what errors call it. Raises PictureError.
+    """
     try:
         try:
-            rgb = _read_picture(path, name)
+            rgb = _decode(file, name)
         except Warning:  # where warnings are errors: what Pillow remarks about odd but usable files
             with warnings.catch_warnings(action="ignore"):
-                rgb = _read_picture(path, name)
+                rgb = _decode(file, name)
     except PictureError:
         raise
+    except UnidentifiedImageError as error:
+        unknown = "a whole picture file (PNG, JPEG, WebP, ...): Pillow knows no such format"
+        advice = _another_kind(file) or unknown
+        raise PictureError(f"{name} must be {advice}") from error
     except Exception as error:  # damaged files make Pillow's many readers raise many things
-        advice = _another_kind(path) if isinstance(error, UnidentifiedImageError) else None
-        advice = advice or f"a whole picture file (PNG, JPEG, WebP, ...): {_short(error)}"
+        advice = f"a whole picture file (PNG, JPEG, WebP, ...): {_short(error)}"
         raise PictureError(f"{name} must be {advice}") from error
     rgb.info.clear()  # the noted rotation has been carried out
     return rgb
 
 
-def _read_picture(path: str | Path, name: str) -> Image.Image:
-    with Image.open(path) as picture:
+def _decode(file: str | Path | io.BytesIO, name: str) -> Image.Image:
+    with Image.open(file) as picture:
         _check_size(picture, name)
         picture.load()
         return to_rgb(_eight_bits(_upright(picture), name))
@@ -133,17 +148,22 @@ def _not_a_picture(given) -> str:
     )
 
 
-def _another_kind(path: str | Path) -> str | None:
+def _another_kind(file: str | Path | io.BytesIO) -> str | None:
     """Advice about a file that Pillow cannot read, if it is of a kind that people try."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(1000)
-    except OSError:
-        return None
+    if isinstance(file, io.BytesIO):
+        start = file.getvalue()[:1000]
+    else:
+        try:
+            with open(file, "rb") as opened:
+                start = opened.read(1000)
+        except OSError:
+            return None
     if start.startswith(b"%PDF"):
         return "a picture, found a PDF: save the page as PNG first"
-    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         return "of a kind that Pillow reads, found a HEIC photo: save it as JPEG first"
+    if re.match(rb"\s*<(!doctype html|html)", start, re.IGNORECASE):
+        return "a picture, found a web page: save the picture itself first"
     if b"<svg" in start:
         return "a picture of pixels, found an SVG drawing: save it as PNG first"
     return None

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from conftest import randomise, tiny_config
 from PIL import Image
 
 import minipali
-from minipali import asking, cli
+from minipali import asking, cli, masks, verbs
 from minipali.asking import generate
 from minipali.paligemma import PaliGemma
 from minipali.scenes import OBJECTS, TASKS, TRAINING_ARTISTS, ask, compose, plural
@@ -27,7 +28,7 @@ def small(processor, monkeypatch):
     """What the command loads instead of the small model: (model, processor)."""
     model = PaliGemma(tiny_config()).eval()
     randomise(model)
-    monkeypatch.setattr(cli, "load_model", lambda source, device: (model, processor))
+    monkeypatch.setattr(verbs, "load_model", lambda *how: (model, processor))
     return model, processor
 
 
@@ -35,10 +36,10 @@ def small(processor, monkeypatch):
 def no_model(monkeypatch):
     """For what must be refused before a model, which may be large, is loaded."""
 
-    def load_model(source, device):
+    def load_model(*how):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(cli, "load_model", load_model)
+    monkeypatch.setattr(verbs, "load_model", load_model)
 
 
 @pytest.fixture
@@ -76,39 +77,43 @@ def test_answers_about_a_picture(small, picture, capsys, arguments, prompt):
     assert cli.main([*arguments, "--image", str(picture)]) == 0
     answer = generate(*small, opened(picture), prompt)
     assert answer.strip()
-    note = ""
-    if "is this" in prompt:
-        note = "note      the small model has not learned this prompt; see minipali ask --help\n"
     told = capsys.readouterr()
     assert told.out == (
-        f"picture   dog.png, 40 x 30 pixels\nquestion  {prompt}\n{note}answer    {answer}\n"
+        f"picture   dog.png, 40 x 30 pixels\nquestion  {prompt}\nanswer    {answer}\n"
     )
-    assert told.err == ""
+    note = "note      the small model has not learned this prompt; see minipali ask --help\n"
+    assert told.err == (note if "is this" in prompt else "")
 
 
 def test_the_package_has_a_picture_to_ask_about(small, capsys):
     assert cli.main(["ask"]) == 0
-    first = sorted(path.name for path in (cli.ASSETS / "pictures").glob("*.png"))[0]
+    first = sorted(path.name for path in (verbs.ASSETS / "pictures").glob("*.png"))[0]
     assert capsys.readouterr().out.startswith(f"picture   {first}, ")
 
 
 def test_without_pictures(no_model, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, "ASSETS", tmp_path)
-    assert "name one with --image" in refused(capsys, "ask")
+    monkeypatch.setattr(verbs, "ASSETS", tmp_path)
+    assert "no picture in" in refused(capsys, "ask")
 
 
 def test_the_model_is_the_one_named(picture, monkeypatch, capsys):
     asked = []
 
-    def load_model(source, device):
-        asked.append((source, device))
+    def load_model(*how):
+        asked.append(how)
         raise ValueError("first line\n  second line")
 
-    monkeypatch.setattr(cli, "load_model", load_model)
+    monkeypatch.setattr(verbs, "load_model", load_model)
     told = refused(capsys, "ask", "--image", picture, "--model", "owner/name")
     assert told == "minipali: error: first line second line\n"
     refused(capsys, "detect", "dog", "--image", picture, "--device", "mps")
-    assert asked == [("owner/name", "auto"), ("small", "mps")]
+    how = ["--dtype", "float16", "--int8"]
+    refused(capsys, "caption", picture, "--model", "owner/name@bfloat16", *how)
+    assert asked == [
+        ("owner/name", "auto", None, False),
+        ("small", "mps", None, False),
+        ("owner/name@bfloat16", "auto", "float16", True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -128,10 +133,10 @@ def test_the_device_is_one_that_is_there(monkeypatch, name, present, chosen):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in present)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in present)
     if chosen:
-        assert cli.choose_device(name) == chosen
+        assert verbs.choose_device(name) == chosen
     else:
         with pytest.raises(ValueError, match=f"--device {name} must be .* use --device cpu"):
-            cli.choose_device(name)
+            verbs.choose_device(name)
 
 
 def test_the_model_goes_to_the_chosen_device(monkeypatch):
@@ -142,19 +147,19 @@ def test_the_model_goes_to_the_chosen_device(monkeypatch):
             return iter(())
 
     given = []
-    monkeypatch.setattr(cli, "choose_device", {"auto": "cuda"}.get)
+    monkeypatch.setattr(verbs, "choose_device", {"auto": "cuda"}.get)
     monkeypatch.setattr(
-        weights, "load", lambda source, device: given.append((source, device)) or (Model(), None)
+        weights, "load", lambda source, **how: given.append((source, how)) or (Model(), None)
     )
-    cli.load_model("small", "auto")
-    assert given == [("small", "cuda")]
+    verbs.load_model("small", "auto", "float16")
+    assert given == [("small", {"device": "cuda", "dtype": "float16"})]
 
 
 def test_a_device_whose_memory_is_full(picture, monkeypatch, capsys):
-    def load_model(source, device):
+    def load_model(*how):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5 GiB.\n  much more")
 
-    monkeypatch.setattr(cli, "load_model", load_model)
+    monkeypatch.setattr(verbs, "load_model", load_model)
     assert "memory of the device: try --device cpu" in refused(capsys, "ask", "--image", picture)
 
 
@@ -183,8 +188,8 @@ def test_help_names_the_prompts_that_the_small_model_learns(capsys):
         asked |= {kind(q.prompt) for task in TASKS if (q := ask(rng, scene, task))}
     told = {kind(line.split("  (")[0].strip()) for line in cli.PROMPTS.splitlines()}
     assert told == asked
-    assert cli.NAMES.split() == list(OBJECTS)
-    for verb, text in (("ask", cli.PROMPTS), ("ask", cli.NAMES), ("detect", cli.NAMES)):
+    assert verbs.NAMES.split() == list(OBJECTS)
+    for verb, text in (("ask", cli.PROMPTS), ("ask", verbs.NAMES), ("detect", verbs.NAMES)):
         with pytest.raises(SystemExit) as end:
             cli.main([verb, "--help"])
         assert end.value.code == 0
@@ -197,9 +202,9 @@ def test_a_note_where_the_small_model_has_not_learned_a_prompt():
         scene = compose(rng, TRAINING_ARTISTS)
         for task in TASKS:
             if question := ask(rng, scene, task):
-                assert cli.LEARNED.fullmatch(question.prompt)
+                assert verbs.LEARNED.fullmatch(question.prompt)
     for prompt in ("detect zebra", "answer en how many zebras are there?", "caption de", "detect"):
-        assert not cli.LEARNED.fullmatch(prompt)
+        assert not verbs.LEARNED.fullmatch(prompt)
 
 
 def test_the_version(capsys):
@@ -207,6 +212,122 @@ def test_the_version(capsys):
         cli.main(["--version"])
     assert end.value.code == 0
     assert capsys.readouterr().out == f"minipali {minipali.__version__}\n"
+
+
+# --- how an answer is drawn ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ("--max-tokens 2", {"max_new_tokens": 2}),
+        ("--temperature 1 --seed 3", {"temperature": 1.0, "seed": 3}),
+        ("--temperature 2 --top-k 5 --seed 3", {"temperature": 2.0, "top_k": 5, "seed": 3}),
+        ("--temperature 2 --top-p .4 --seed 3", {"temperature": 2.0, "top_p": 0.4, "seed": 3}),
+    ],
+)
+@pytest.mark.parametrize("verb", ["ask", "caption"])
+def test_the_options_of_drawing_reach_the_model(small, picture, capsys, verb, arguments, options):
+    prompt = cli.QUESTION if verb == "ask" else "caption en"
+    answer = generate(*small, picture, prompt, **options)
+    assert answer != generate(*small, picture, prompt)
+    assert cli.main([verb, str(picture), *arguments.split()]) == 0
+    assert capsys.readouterr().out.endswith(f"answer    {answer}\n")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_weights_become_what_is_asked_for(dtype):
+    model, _ = verbs.load_model("small", "cpu", dtype)
+    assert model.language_model.norm.weight.dtype == getattr(torch, dtype)
+
+
+def test_int8_makes_the_language_model_smaller_and_answers_as_before(capsys):
+    model, _ = verbs.load_model("small", "cpu", int8=True)
+    assert model.language_model.embed_tokens.weight.dtype == torch.int8
+    assert cli.main(["caption", "--int8"]) == 0
+    assert capsys.readouterr().out.endswith("a ball and a cat on a purple background\n")
+
+
+# --- several pictures ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two pictures, and what may lie beside them."""
+    folder = tmp_path / "photos"
+    (folder / "older").mkdir(parents=True)
+    for name, size in (("b.png", (40, 30)), ("a.JPG", (20, 50))):
+        Image.effect_noise(size, 90).convert("RGB").save(folder / name)
+    (folder / "notes.txt").write_text("hello", encoding="utf-8")
+    (folder / ".DS_Store").write_bytes(b"\0")
+    return folder
+
+
+def test_a_folder_is_answered_in_one_line_each(small, photos, capsys):
+    assert cli.main(["ask", str(photos), "--prompt", "caption en"]) == 0
+    told = capsys.readouterr()
+    answers = {name: generate(*small, photos / name, "caption en") for name in ("a.JPG", "b.png")}
+    want = "".join(
+        f"{photos / name}: {' '.join(answer.splitlines())}\n" for name, answer in answers.items()
+    )
+    assert told.out == want
+    assert told.err == f"note      passed over in {photos}: notes.txt, older{os.sep}\n"
+
+
+def test_pictures_may_stand_anywhere_and_keep_their_order(small, photos, picture, capsys):
+    one, two = str(photos / "b.png"), str(photos / "a.JPG")
+    for arguments in (
+        [one, two, str(picture), "--prompt", "caption en"],
+        ["--prompt", "caption en", one, two, str(picture)],
+        [one, "--prompt", "caption en", two, "--device", "cpu", str(picture)],
+        [one, "--image", two, "--prompt", "caption en", "--image", str(picture)],
+    ):
+        assert cli.main(["ask", *arguments]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(": ")[0] for line in lines] == [one, two, str(picture)]
+
+
+def test_json_is_one_object_for_each_picture(small, photos, picture, capsys):
+    assert cli.main(["ask", "--json", str(picture), str(photos), "--prompt", "a"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    sizes = {picture: (40, 30), photos / "a.JPG": (20, 50), photos / "b.png": (40, 30)}
+    assert told == [
+        {
+            "picture": str(file),
+            "width": width,
+            "height": height,
+            "prompt": "a",
+            "answer": generate(*small, file, "a"),
+        }
+        for file, (width, height) in sizes.items()
+    ]
+    assert cli.main(["caption", "--json", str(picture)]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == "caption en"
+
+
+def test_one_bad_picture_does_not_stop_the_others(small, photos, capsys):
+    (photos / "ab.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    assert cli.main(["ask", str(photos)]) == 2
+    told = capsys.readouterr()
+    assert [Path(line.split(": ")[0]).name for line in told.out.splitlines()] == ["a.JPG", "b.png"]
+    assert re.search("^minipali: error: .*ab.heic must .* HEIC photo", told.err, re.MULTILINE)
+    assert cli.main(["ask", "--json", str(photos)]) == 2
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [sorted(one) == ["error", "picture"] for one in told] == [False, True, False]
+    assert told[1]["picture"] == str(photos / "ab.heic") and "HEIC" in told[1]["error"]
+
+
+def test_a_path_that_is_not_there_ends_the_command_before_any_work(no_model, photos, capsys):
+    assert "no picture at" in refused(capsys, "ask", photos / "b.png", photos / "c.png")
+
+
+def test_a_picture_from_standard_input(small, picture, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
+    assert cli.main(["caption", "-"]) == 0
+    answer = generate(*small, picture, "caption en")
+    told = capsys.readouterr().out
+    assert told.startswith("picture   standard input, 40 x 30 pixels\n")
+    assert told.endswith(f"answer    {answer}\n")
 
 
 # --- detect --------------------------------------------------------------------------------------
@@ -261,9 +382,9 @@ def test_detect_finds_nothing(found, picture, tmp_path, capsys):
     found.clear()
     output = tmp_path / "out.png"
     assert cli.main(["detect", "owl", "--image", str(picture), "--output", str(output)]) == 0
-    told = capsys.readouterr().out
-    assert "nothing that the model calls 'owl'" in told
-    assert "note      the small model has not learned this name; see minipali detect" in told
+    told = capsys.readouterr()
+    assert "nothing that the model calls 'owl'; no picture was written" in told.out
+    assert "note      the small model has not learned this prompt; see minipali detect" in told.err
     assert not output.exists()
 
 
@@ -276,8 +397,7 @@ def test_what_the_library_warns_about_is_a_note(small, picture, monkeypatch, cap
     monkeypatch.setattr(asking, "detect", detect)
     assert cli.main(["detect", "dog", "--image", str(picture)]) == 0
     told = capsys.readouterr()
-    assert told.out.count("note      ") == 1 and "note      the answer was cut off\n" in told.out
-    assert told.err == ""
+    assert told.err == "note      the answer was cut off\n" and "note" not in told.out
 
 
 def test_detect_writes_boxes_png_here(found, picture, tmp_path, monkeypatch):
@@ -305,6 +425,58 @@ def test_detect_refuses_an_output_at_once(no_model, picture, tmp_path, capsys, o
     assert picture.read_bytes() == before
 
 
+def test_detect_in_several_pictures_writes_into_a_folder(found, photos, tmp_path, capsys):
+    assert cli.main(["detect", "dog", str(photos)]) == 0
+    line = "dog: x 10 to 32, y 5 to 25"
+    want = [f"{photos / name}: {line}" for name in ("a.JPG", "b.png")]
+    assert capsys.readouterr().out.splitlines() == want
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]  # nothing unasked
+    assert cli.main(["detect", "dog", str(photos), "--output", str(tmp_path / "out")]) == 0
+    assert opened(tmp_path / "out" / "a.png").size == (20, 50)
+    assert opened(tmp_path / "out" / "b.png").size == (40, 30)
+
+
+def test_detect_as_json(found, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["detect", "dog", "--json", str(picture)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    dog = {"name": "dog", "x0": 10.0, "y0": 5.0, "x1": 32.0, "y1": 25.0}
+    assert (told["prompt"], told["objects"]) == ("detect dog", [dog])
+    assert "output" not in told and not (tmp_path / "boxes.png").exists()
+    assert cli.main(["detect", "dog", "--json", str(picture), "--output", "out.png"]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == "out.png"
+    assert opened(tmp_path / "out.png").size == (40, 30)
+    found.clear()
+    assert cli.main(["detect", "dog", "--json", str(picture)]) == 0
+    assert json.loads(capsys.readouterr().out)["objects"] == []
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("out.png", "must be a folder where there are several"),
+        ("notes", "must be a folder where there are several"),
+        ("nowhere/out", "make it first"),
+        ("photos", r"must not be the picture itself \(.*b\.png\)"),
+    ],
+)
+def test_an_output_for_several_pictures_is_refused_at_once(
+    no_model, photos, tmp_path, capsys, output, says
+):
+    (tmp_path / "notes").write_text("mine", encoding="utf-8")
+    before = (photos / "b.png").read_bytes()
+    assert re.search(says, refused(capsys, "detect", "dog", photos, "--output", tmp_path / output))
+    assert (photos / "b.png").read_bytes() == before
+
+
+def test_two_pictures_of_one_name_are_not_written_over_each_other(
+    no_model, photos, picture, tmp_path, capsys
+):
+    picture = picture.rename(tmp_path / "b.png")
+    told = refused(capsys, "detect", "dog", photos, picture, "--output", tmp_path / "out")
+    assert "would both be written to" in told
+
+
 @pytest.mark.parametrize("step", ["write", "replace"])
 def test_an_error_while_writing_leaves_the_old_picture(
     found, picture, tmp_path, monkeypatch, capsys, step
@@ -330,6 +502,43 @@ def test_an_error_while_writing_leaves_the_old_picture(
     assert ("No space left" if step == "write" else "Permission denied") in told
     assert output.read_bytes() == b"earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "out.png"]
+
+
+# --- segment -------------------------------------------------------------------------------------
+
+
+def test_segment_draws_the_masks(small, picture, tmp_path, monkeypatch, capsys):
+    mask = np.zeros((30, 40), bool)
+    mask[8:20, 15:30] = True
+    found = [("dog", (5.0, 10.0, 25.0, 32.0), mask)]
+    codec = object()
+    monkeypatch.setattr(masks, "load_codec", lambda file: codec)
+
+    def segment(model, processor, given, image, name):
+        assert (given, name) == (codec, "dog")
+        return found
+
+    monkeypatch.setattr(asking, "segment", segment)
+    (tmp_path / "codec.npz").touch()
+    output = tmp_path / "out.png"
+    arguments = ["segment", "dog", str(picture), "--codec", str(tmp_path / "codec.npz")]
+    assert cli.main([*arguments, "--output", str(output)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[1:] == ["found     dog: x 10 to 32, y 5 to 25, 180 pixels", f"written   {output}"]
+    drawn, original = np.asarray(opened(output)).astype(int), np.asarray(opened(picture))
+    assert (drawn[12, 28] - original[12, 28] // 2)[0] > 50  # red lies over the object
+    assert (drawn[28, 36] == original[28, 36]).all()  # and not beside it
+    assert cli.main([*arguments, "--json"]) == 0
+    [dog] = json.loads(capsys.readouterr().out)["objects"]
+    assert dog["pixels"] == 180 and dog["x1"] == 32.0
+
+
+def test_segment_without_the_weights_of_the_codec(no_model, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    told = refused(capsys, "segment", "dog", picture)
+    assert "--codec must be the file" in told and "found none at vae-oid.npz" in told
+    (tmp_path / "vae-oid.npz").write_bytes(b"no archive")
+    assert "must be a whole npz file" in refused(capsys, "segment", "dog", picture)
 
 
 # --- who reads the output ------------------------------------------------------------------------
@@ -373,21 +582,23 @@ def test_no_such_picture(no_model, tmp_path, capsys):
     assert "no picture at" in refused(capsys, "ask", "--image", tmp_path / "none.png")
 
 
-def test_what_people_try_as_a_picture_gets_advice(no_model, tmp_path, capsys):
+@pytest.mark.parametrize("way", [[], ["--image"]], ids=["named", "--image"])
+def test_what_people_try_as_a_picture_gets_advice(no_model, tmp_path, capsys, way):
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7\n")
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (tmp_path / "empty").mkdir()
     for given, advice in (
-        ("https://example.org/a.png", "https://example.org/a.png is a link, .* download"),
-        (tmp_path, "found a folder: name a file in it"),
+        ("http://example.org/a.png", "http://example.org/a.png must begin with https"),
+        (tmp_path / "empty", "found a folder with none"),
         (tmp_path / "a.pdf", "found a PDF: save the page as PNG"),
         (tmp_path / "a.heic", "found a HEIC photo: save it as JPEG"),
         ("x" * 5000, "no picture at"),
     ):
-        told = refused(capsys, "ask", "--image", given)
+        told = refused(capsys, "ask", *way, given)
         assert re.search(advice, told) and len(told) < 400
 
 
-@pytest.mark.parametrize("option", ["--image", "--prompt", "--model", "--device"])
+@pytest.mark.parametrize("option", ["--prompt", "--model", "--device"])
 def test_an_option_given_twice_is_not_silently_replaced(no_model, picture, capsys, option):
     value = "cpu" if option == "--device" else str(picture)
     with pytest.raises(SystemExit) as end:
@@ -410,31 +621,66 @@ def test_not_a_model(picture, tmp_path, capsys):
 
 
 def test_an_unexpected_error_keeps_its_traceback(picture, monkeypatch):
-    def load_model(source, device):
+    def load_model(*how):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(cli, "load_model", load_model)
+    monkeypatch.setattr(verbs, "load_model", load_model)
     with pytest.raises(KeyError, match="a bug"):
         cli.main(["ask", "--image", str(picture)])
 
 
 def test_ctrl_c(picture, monkeypatch):
-    def load_model(source, device):
+    def load_model(*how):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_model", load_model)
+    monkeypatch.setattr(verbs, "load_model", load_model)
     assert cli.main(["ask", "--image", str(picture)]) == 130
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["describe"], ["detect"], ["ask", "--temperature", "1"], ["ask", "--device", "tpu"]],
+    ("arguments", "says"),
+    [
+        (["describe"], "invalid choice: 'describe'"),
+        (["detect"], "required: NAME"),
+        (["ask", "--device", "tpu"], "--device: invalid choice: 'tpu'"),
+        (["ask", "--dtype", "int4"], "--dtype: invalid choice: 'int4'"),
+        (["ask", "--temprature", "1"], "unrecognized: --temprature"),
+        (["detect", "cat", "a.png", "--top-k", "3"], "unrecognized: --top-k"),
+        (["doctor", "a.png"], "unrecognized: a.png"),
+        (["caption", "--prompt", "a"], "unrecognized: --prompt"),
+        (["ask", "--max-tokens", "0"], "--max-tokens: must be a whole number, .* found '0'"),
+        (["ask", "--max-tokens", "1.5"], "--max-tokens: must be a whole number, .* found '1.5'"),
+        (["ask", "--temperature", "-1"], "--temperature: must be a number, .* found '-1'"),
+        (["ask", "--temperature", "nan"], "--temperature: must be a number, .* found 'nan'"),
+        (["ask", "--temperature", "warm"], "--temperature: must be a number, .* found 'warm'"),
+        (["caption", "--top-k", "0"], "--top-k: must be a whole number, .* found '0'"),
+        (["caption", "--top-p", "1.1"], "--top-p: must be a number above 0 .* found '1.1'"),
+        (["caption", "--seed", "-3"], "--seed: must be a whole number from 0 .* found '-3'"),
+    ],
 )
-def test_misspelt_commands(capsys, arguments):
+def test_misspelt_commands_and_bad_values_are_told_in_one_sentence(capsys, arguments, says):
     with pytest.raises(SystemExit) as end:
         cli.main(arguments)
     assert end.value.code == 2
-    assert "usage: minipali" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert re.fullmatch(rf"minipali: error: .*{says}.*; see minipali.* --help\n", told.err)
+    assert told.out == ""
+
+
+@pytest.mark.parametrize("option", [["--top-k", "3"], ["--top-p", "0.5"]])
+def test_what_to_draw_from_needs_a_temperature(no_model, picture, capsys, option):
+    assert "give --temperature above 0" in refused(capsys, "ask", picture, *option)
+
+
+def test_an_answer_longer_than_the_model_allows(small, picture, capsys):
+    told = refused(capsys, "ask", picture, "--max-tokens", 10**6)
+    assert "lower --max-tokens" in told
+
+
+def test_a_picture_where_the_name_belongs(no_model, picture, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["detect", str(picture)])
+    assert f"found a file: minipali detect cat {picture}" in capsys.readouterr().err
 
 
 def test_no_command_at_all_shows_the_help(capsys):

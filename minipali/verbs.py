@@ -1,0 +1,324 @@
+"""What the command does for ask, caption, detect, segment and page.
+
+Answers go to standard output, everything else (notes, what is wrong) to standard error.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from minipali.doctor import ASSETS, one_line
+
+# torch takes seconds to import: functions import what they need, so that --help does not wait.
+
+# What the small model has learned. The names are minipali.scenes.OBJECTS, and a test compares them:
+# to import them would take as long as torch does.
+NAMES = """\
+  apple ball balloon bicycle cactus cake car cat clock crown dog frog
+  guitar hamburger key moon mushroom penguin pig pizza rocket sunflower tree umbrella"""
+NAME = "|".join(NAMES.split())
+
+LEARNED = re.compile(
+    rf"caption en|detect ({NAME})|answer en (what is (this|on the left|on the right|at the top"
+    rf"|at the bottom)|what colour is the background|how many (objects|({NAME})(s|es)?) are there"
+    rf"|is there an? ({NAME}))\?"
+)
+
+
+def note(text) -> None:
+    print(f"note      {text}", file=sys.stderr, flush=True)
+
+
+def failed(why: str) -> int:
+    print(f"minipali: error: {why}", file=sys.stderr, flush=True)
+    return 2
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def choose_device(name: str) -> str:
+    """auto, cpu, cuda or mps -> cpu, cuda or mps. Raises ValueError if it is not there."""
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next((device for device, there in present.items() if there), "cpu")
+    if not present.get(name, True):
+        raise ValueError(
+            f"--device {name} must be a device that this torch ({torch.__version__}) can use, found"
+            " none: use --device cpu, or install another build of torch"
+        )
+    return name
+
+
+def load_model(source: str, device: str, dtype: str | None = None, int8: bool = False):
+    """(model, processor); see `minipali.load`. Sets torch's threads: this program is ours alone."""
+    import torch
+
+    from minipali.narrow import quantize
+    from minipali.weights import load
+
+    model, processor = load(source, dtype=dtype, device=choose_device(device))
+    # In a small model a second thread gains nothing; where other programs run, all wait for it.
+    if sum(p.numel() for p in model.parameters()) < 2**26:
+        torch.set_num_threads(1)
+    return quantize(model) if int8 else model, processor
+
+
+# --- all pictures of one command -----------------------------------------------------------------
+
+
+class Job:
+    """The pictures of one command: opens one after the other, and tells what the model said of it.
+
+    One picture alone is told in a few lines, several in one line each, and with --json each is an
+    object on a line of its own. What is wrong with one of several does not stop the others.
+    """
+
+    def __init__(self, options: argparse.Namespace, prompt: str):
+        from minipali import pictures
+
+        given = options.pictures or [first_picture()]
+        self.sources, self.notes = pictures.find(given)
+        self.options, self.prompt = options, prompt
+        self.several = len(self.sources) > 1 or os.path.isdir(given[0])
+        self.alone = not (self.several or options.json)
+        self.code = 0  # what the command returns
+
+    def __iter__(self) -> Iterator[tuple]:
+        """(source, picture, model, processor) for each picture that can be opened."""
+        from minipali.pictures import open_source, title
+        from minipali.tokens import PictureError
+
+        options, model = self.options, None
+        for text in self.notes:
+            note(text)
+        for source in self.sources:
+            try:
+                picture = open_source(source)
+            except PictureError as error:
+                if not (self.several or options.json):
+                    raise
+                self.wrong(source, error)
+                continue
+            if self.alone:
+                size = f"{picture.width} x {picture.height} pixels"
+                print(f"picture   {title(source)}, {size}", flush=True)
+            if (
+                model is None
+            ):  # now, so that nobody waits for a large one to hear of a wrong picture
+                model, processor = load_model(
+                    options.model, options.device, options.dtype, options.int8
+                )
+                if options.model == "small" and not LEARNED.fullmatch(self.prompt):
+                    help_ = f"minipali {options.verb} --help"
+                    note(f"the small model has not learned this prompt; see {help_}")
+            yield source, picture, model, processor
+
+    def wrong(self, source: str, error: Exception) -> None:
+        self.code = 2
+        if self.options.json:
+            self.print_json(source, error=one_line(error))
+        else:
+            failed(one_line(error))
+
+    def tell(self, source: str, picture, word: str, lines: list[str], **facts) -> None:
+        """word: what one line each is about; facts: the same as lines, for --json."""
+        if self.options.json:
+            size = {"width": picture.width, "height": picture.height}
+            self.print_json(source, **size, prompt=self.prompt, **facts)
+        elif self.several:
+            line = " ".join("; ".join(lines).splitlines())  # a model may say a line break
+            print(f"{source}: {line}", flush=True)
+        else:
+            for line in lines:
+                print(f"{word:10}{line}", flush=True)
+
+    def print_json(self, source: str, **facts) -> None:
+        print(json.dumps({"picture": source, **facts}), flush=True)
+
+
+def first_picture() -> str:
+    folder = ASSETS / "pictures"
+    path = min(folder.glob("*.png"), default=None)
+    if path is None:
+        raise FileNotFoundError(f"no picture in {folder}: name one")
+    return str(path)
+
+
+# --- verbs ---------------------------------------------------------------------------------------
+
+
+def ask(options: argparse.Namespace) -> int:
+    from minipali.asking import stream
+
+    if options.temperature == 0 and (options.top_k or options.top_p):
+        raise ValueError(
+            "--top-k and --top-p choose what to draw from: give --temperature above 0 too"
+        )
+    how = (options.max_tokens, options.temperature, options.top_k, options.top_p, options.seed)
+    job = Job(options, options.prompt)
+    for source, picture, model, processor in job:
+        pieces = stream(model, processor, picture, options.prompt, *how)
+        if job.alone:
+            prompt = options.prompt
+            print(f"question  {prompt if len(prompt) <= 80 else f'{prompt[:77]}...'}")
+            print_stream(pieces)
+        else:
+            answer = "".join(pieces)
+            job.tell(source, picture, "answer", [answer], answer=answer)
+    return job.code
+
+
+def print_stream(pieces: Iterator[str]) -> None:
+    """The answer as it comes. It begins once there is something to say."""
+    print(f"answer    {next(pieces, '')}", end="", flush=True)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)
+
+
+def detect(options: argparse.Namespace) -> int:
+    from minipali import asking
+    from minipali.locations import draw_boxes
+
+    def look(model, processor, picture):
+        found = asking.detect(model, processor, picture, options.name)
+        objects = [(name, box, {}) for name, box in found]
+        return objects, draw_boxes(picture, found)
+
+    return find_objects(options, f"detect {options.name}", look, "boxes.png")
+
+
+def segment(options: argparse.Namespace) -> int:
+    from minipali import asking
+    from minipali.masks import draw_masks, load_codec
+
+    if not os.path.exists(options.codec):
+        raise ValueError(
+            f"--codec must be the file that turns codes into outlines, found none at"
+            f" {options.codec}: big_vision publishes it, see minipali segment --help"
+        )
+    codec = load_codec(options.codec)
+
+    def look(model, processor, picture):
+        found = asking.segment(model, processor, codec, picture, options.name)
+        objects = [(name, box, {"pixels": int(mask.sum())}) for name, box, mask in found]
+        return objects, draw_masks(picture, found)
+
+    return find_objects(options, f"segment {options.name}", look, "masks.png")
+
+
+def find_objects(options: argparse.Namespace, prompt: str, look, default: str) -> int:
+    """look(model, processor, picture) -> ([(name, box, more facts)], the picture with them drawn).
+
+    default: where one picture goes if nothing is said. For several nothing is written then.
+    """
+    job = Job(options, prompt)
+    outputs = output_files(options.output or (Path(default) if job.alone else None), job)
+    for source, picture, model, processor in job:
+        objects, drawn = look(model, processor, picture)
+        lines, facts = [], []
+        for name, (y0, x0, y1, x1), more in objects:
+            pixels = "".join(f", {number:,} {what}" for what, number in more.items())
+            lines.append(f"{name}: x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}{pixels}")
+            box = {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
+            facts.append({"name": name, **{k: round(v, 1) for k, v in box.items()}, **more})
+        output = outputs.get(source) if objects else None
+        if output is not None:
+            png = io.BytesIO()
+            drawn.save(png, "PNG")
+            replace(output, png.getvalue())
+        nothing = f"nothing that the model calls {options.name!r}"
+        if job.alone:
+            nothing += "; no picture was written"
+        written = {} if output is None else {"output": str(output)}
+        job.tell(source, picture, "found", lines or [nothing], objects=facts, **written)
+        if job.alone and written:
+            print(f"written   {output}")
+    return job.code
+
+
+def page(options: argparse.Namespace) -> int:
+    output = options.output
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output must end in .html, found {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output must be in a folder that exists, found {output}: make it first")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"--output must be a file, found a folder, pipe or device: {output}")
+    from minipali.page import make_page
+
+    content = make_page(options.model).encode()
+    replace(output, content)
+    print(f"written   {output}, {len(content) / 1e6:.1f} MB: open it in a browser")
+    return 0
+
+
+# --- where pictures are written ------------------------------------------------------------------
+
+
+def output_files(output: Path | None, job: Job) -> dict[str, Path]:
+    """A file to write for each source, checked before any work: one PNG, or a folder for several.
+
+    Raises ValueError if a picture cannot or must not be written there.
+    """
+    from minipali.pictures import title
+
+    if output is None:
+        return {}
+    if not job.several:
+        [source] = job.sources
+        check_output(output, source)
+        return {source: output}
+    if output.suffix.lower() == ".png" or (output.exists() and not output.is_dir()):
+        raise ValueError(f"--output must be a folder where there are several pictures: {output}")
+    source_of = {}
+    for source in job.sources:
+        file = output / f"{Path(title(source)).stem}.png"
+        if file in source_of:
+            both = f"{source_of[file]} and {source}"
+            raise ValueError(f"{both} would both be written to {file}: rename one of them")
+        source_of[file] = source
+    if output.parent.is_dir():
+        output.mkdir(exist_ok=True)
+    for file, source in source_of.items():
+        check_output(file, source)
+    return {source: file for file, source in source_of.items()}
+
+
+def check_output(output: Path, source: str) -> None:
+    """Raise ValueError, before any work, if the picture cannot or must not be written there."""
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"--output must end in .png, found {output}")
+    if not output.parent.is_dir():
+        raise ValueError(
+            f"--output must be in a folder that exists, and {output.parent} does not: make it first"
+        )
+    if output.is_dir():
+        raise ValueError(f"--output must be a file, and {output} is a folder")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"--output must be a file, and {output} is a pipe or a device")
+    if os.path.exists(source) and output.exists() and output.samefile(source):
+        raise ValueError(f"--output must not be the picture itself ({source}): name another")
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Write a file beside it first, so that an error, such as a full disk, leaves the old one."""
+    file = file.resolve()  # through a link, which stays
+    part = file.with_name(f".minipali-{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, file)
+    except OSError as error:
+        raise OSError(f"{file} was not written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
