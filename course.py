@@ -23,7 +23,7 @@ HELP = """\
 python course.py VERB
 
   ask      the small model answers a question about a picture
-           [--image FILE] [--prompt TEXT] [--model FOLDER]; --help lists what it can be asked
+           [PICTURE] [--prompt TEXT] [--model FOLDER]; --help lists what it can be asked
   lab      open the course in JupyterLab
            [a notebook or folder to begin with, options of JupyterLab]
   test     check everything: style, generated notebooks, tests, and every notebook run through

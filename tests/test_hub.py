@@ -6,9 +6,11 @@ and the files, with ranges, so that a download can be resumed.
 
 import builtins
 import json
+import re
 import shutil
 import threading
 import time
+import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,6 +27,7 @@ hf = pytest.importorskip("huggingface_hub")
 constants = pytest.importorskip("huggingface_hub.constants")
 utils = pytest.importorskip("huggingface_hub.utils")
 SHA = "0123456789abcdef0123456789abcdef01234567"
+ROOT = Path(__file__).parent.parent
 REPO = "painter/pali"
 
 
@@ -292,7 +295,9 @@ def test_without_huggingface_hub(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(HubError, match=r'run `python -m pip install -e "\.\[hub\]"`'):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    [wanted] = project["optional-dependencies"]["hub"]
+    with pytest.raises(HubError, match=re.escape(f'run `python -m pip install "{wanted}"`')):
         load(REPO)
 
 
