@@ -7,8 +7,6 @@ lead to ADDRESS, or are plain text as long as that is empty. Everything else is 
 import re
 from pathlib import Path
 
-from setuptools import setup
-
 ADDRESS = ""  # of the repository's files on the web, up to and without the last slash
 
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\n)*)\]\((?![a-z]+:)([^)\s]+)\)")
@@ -27,6 +25,8 @@ def for_an_index(text: str, address: str) -> str:
 
 
 if __name__ == "__main__":
+    from setuptools import setup
+
     readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
     setup(
         long_description=for_an_index(readme, ADDRESS),

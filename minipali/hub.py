@@ -41,7 +41,7 @@ def download(repo: str, revision: str | None = None) -> Path:
     except ImportError as error:
         raise HubError(
             f"{repo!r} is not a folder, and to download it huggingface_hub must be installed: run"
-            ' `python -m pip install -e ".[hub]"` in the course\'s folder, or check the path'
+            ' `python -m pip install "huggingface_hub>=1,<3"`, or check the path'
         ) from error
     name = repo if revision is None else f"{repo}@{revision}"
     page = f"{constants.ENDPOINT}/{repo}"
