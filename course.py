@@ -25,7 +25,7 @@ python course.py VERB
   ask      the small model answers a question about a picture
            [PICTURE] [--prompt TEXT] [--model FOLDER]; --help lists what it can be asked
   lab      open the course in JupyterLab
-           [a notebook or folder to begin with, options of JupyterLab]
+           [07, or another notebook or folder to begin with; options of JupyterLab]
   test     check everything: style, generated notebooks, tests, and every notebook run through
            [arguments for pytest, such as tests/test_rope.py or -k rope: then pytest alone runs]
   progress draw which pieces of the model you have written, from the exercises as they are saved
@@ -373,7 +373,10 @@ def lab_options(arguments):
     """JupyterLab's options: the whole repository, so that a lesson's links lead to its exercise."""
     first, rest = ROOT / "notebooks" / "00_ask.ipynb", []
     for argument in arguments:
-        found = [place for place in (Path(argument), ROOT / argument) if place.exists()]
+        places = [Path(argument), ROOT / argument, ROOT / "notebooks" / argument]
+        if argument.isdigit():  # 07, as for progress
+            places += (ROOT / "notebooks").glob(f"{argument}_*.ipynb")
+        found = [place for place in places if place.exists()]
         if found:
             first = found[0].resolve()
         else:

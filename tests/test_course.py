@@ -687,6 +687,9 @@ def test_lab_opens_what_is_named_and_passes_the_rest_on(course, monkeypatch, tmp
     assert opened() == ("/lab/tree/notebooks/00_ask.ipynb", [])
     lesson = "/lab/tree/notebooks/07%20%C3%A9.ipynb"
     assert opened("notebooks/07 é.ipynb", "--port", "9") == (lesson, ["--port", "9"])
+    assert opened("07 é.ipynb") == (lesson, [])
+    (course.ROOT / "notebooks" / "09_gqa.ipynb").touch()
+    assert opened("09") == ("/lab/tree/notebooks/09_gqa.ipynb", [])
     monkeypatch.chdir(course.ROOT / "notebooks")
     assert opened("--no-browser", "07 é.ipynb") == (lesson, ["--no-browser"])
     assert opened("notebooks/07 é.ipynb") == (lesson, [])  # as the README writes it

@@ -211,28 +211,40 @@ for stride in (12, 6, 18):
 
 
 # %%
-def averages(pixels, table):
-    """(b, c, y, x), (n, 2) -> (b, 2)."""
+def contrast(pixels):
+    """(b, c, y, x) -> (b, n): how much the pixels of a patch differ, colour by colour."""
     patches = rearrange(patchify(pixels, 12), "b n (c p) -> b n c p", c=3)
-    contrast = patches.std(dim=3, correction=0).mean(dim=2)  # (b, n)
-    return (contrast[..., None] + table).relu().mean(dim=1)  # relu: below 0 becomes 0
+    return patches.std(dim=3, correction=0).mean(dim=2)
+
+
+def says_left(pixels, table):
+    """(b, c, y, x), (n, 2) -> (b,) of True and False."""
+    vectors = contrast(pixels)[:, :, None] + table  # (b, n, 2): the same contrast twice, plus place
+    averages = vectors.relu().mean(dim=1)  # (b, 2); relu: what is below 0 becomes 0
+    return averages[:, 0] > averages[:, 1]
 
 
 # %%
+def exchanged(pixels):
+    """The left and the right half of each picture in each other's place."""
+    return torch.cat([pixels[..., 36:], pixels[..., :36]], dim=3)
+
+
 rng = np.random.default_rng(0)
 made = [scenes.compose(rng, scenes.TRAINING_ARTISTS, 1) for _ in range(1000)]
-x0, x1 = torch.tensor([scene.things[0].box for scene in made])[:, 1::2].T  # left and right edge
-whole = [scenes.pixel_values([made[i] for i in half.nonzero()]) for half in (x1 <= 0.5, x0 >= 0.5)]
-groups = whole + [pictures.roll(36, dims=3) for pictures in whole]  # the halves exchanged
-is_left = torch.cat([torch.full((len(group),), i in (0, 3)) for i, group in enumerate(groups)])
+edges = [scene.things[0].box[1::2] for scene in made]  # left and right edge of the object, 0 to 1
+left = scenes.pixel_values([made[i] for i, (x0, x1) in enumerate(edges) if x1 <= 0.5])
+right = scenes.pixel_values([made[i] for i, (x0, x1) in enumerate(edges) if x0 >= 0.5])
+on_left, on_right = torch.cat([left, exchanged(right)]), torch.cat([right, exchanged(left)])
 
 # %% tags=["nbval-check-output"]
-column = torch.arange(36) % 6
+column = torch.arange(36) % 6  # of each patch
 table = -torch.stack([column >= 3, column < 3], dim=1).float()
+count = len(on_left) + len(on_right)
 for name, own in (("with", table), ("without", 0 * table)):
-    left, right = averages(torch.cat(groups), own).T
-    percent = 100 * ((left > right) == is_left).float().mean().item()
-    print(f"{name:7} the table: {percent:.0f} % of {len(is_left)} right")
+    good = says_left(on_left, own).sum() + (~says_left(on_right, own)).sum()
+    percent = 100 * good.item() / count
+    print(f"{name:7} the table: {percent:.0f} % of {count} right")
 reveal("percent without positions", guess_percent, round(percent))
 
 # %% [markdown]
