@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercise 10 · Gemma
 #
-# You write the decoder from the token ids to the logits: the way in, the gated MLP, the layer, the
+# You write the decoder from the token ids to the logits: the gated MLP, the layer, the way in, the
 # stack, and the head. Each is two to four lines. The sixth piece stands in no lesson: you take the
 # numbers out of the norms, and the layer does the same. At the end all of it works inside the trained
 # model.
@@ -16,31 +16,7 @@ import torch.nn.functional as F
 from minipali.checks import check, hint
 
 # %% [markdown]
-# ## 1. The way in
-#
-# For each token id its row of the table, times sqrt(d), where d is the width of the table. All ids are
-# treated alike.
-
-
-# %%
-def embed(input_ids, table):
-    """Token ids to vectors.
-
-    input_ids: (b, t), whole numbers from 0 to v - 1; table: (v, d), row i belongs to token i
-    returns: (b, t, d)
-    """
-    ### BEGIN SOLUTION
-    return table[input_ids] * table.shape[1] ** 0.5
-    ### END SOLUTION
-
-
-# %%
-check("embed", embed)
-
-# %% [markdown]
-# Stuck? Run `hint("embed", 1)`, then `2`, then `3` in a new cell. Each part has its own hints.
-#
-# ## 2. The gated MLP
+# ## 1. The gated MLP
 #
 # Gate and up read the same `x`. The gate is bent by GELU in its tanh form, and multiplied by up, entry
 # by entry; down brings the product back to the width d. A weight has the shape (outputs, inputs).
@@ -64,7 +40,9 @@ def geglu(x, gate_weight, up_weight, down_weight):
 check("geglu", geglu)
 
 # %% [markdown]
-# ## 3. The layer
+# Stuck? Run `hint("embed", 1)`, then `2`, then `3` in a new cell. Each part has its own hints.
+#
+# ## 2. The layer
 #
 # You get four functions that are ready to call: `norm1(x)`, `attention(x)`, `norm2(x)` and `mlp(x)`.
 # Each takes (b, t, d) and returns (b, t, d). The layer is pre-norm: a norm prepares what is *read*,
@@ -88,6 +66,28 @@ def decoder_layer(x, norm1, attention, norm2, mlp):
 
 # %%
 check("decoder_layer", decoder_layer)
+
+# %% [markdown]
+# ## 3. The way in
+#
+# For each token id its row of the table, times sqrt(d), where d is the width of the table. All ids are
+# treated alike.
+
+
+# %%
+def embed(input_ids, table):
+    """Token ids to vectors.
+
+    input_ids: (b, t), whole numbers from 0 to v - 1; table: (v, d), row i belongs to token i
+    returns: (b, t, d)
+    """
+    ### BEGIN SOLUTION
+    return table[input_ids] * table.shape[1] ** 0.5
+    ### END SOLUTION
+
+
+# %%
+check("embed", embed)
 
 # %% [markdown]
 # ## 4. The stack

@@ -199,10 +199,9 @@ print("at once:     ", [round(x, 2) for x in torch.nn.functional.logsigmoid(far)
 # apple". The towers are small and begin with random weights. A batch holds *different* objects, so
 # that each pair off the diagonal is truly wrong.
 #
-# **One vector for a picture.** A tower gives a vector for each patch. We take their **mean**. CLIP
-# adds one more token to the patches, the *class token*, and reads only that. SigLIP has one more
-# attention layer, in which a single learned query looks at all patches (*attention pooling*).
-# PaliGemma leaves this step out: it wants the patches, not their summary.
+# **One vector for a picture.** A tower gives a vector for each patch. Of the three ways of lesson 04 to
+# make one of them we take the simplest, their **mean**. CLIP reads a class token, and SigLIP pools by
+# attention.
 #
 # **The test** is **zero-shot classification**: compare a picture with twelve sentences and take the
 # most similar one. No classifier was trained; the names are text. The pictures are by an artist

@@ -60,7 +60,8 @@ figures.model_map("decoder", model.config)
 # Write a guess in place of each `...`. The lesson answers it later, beside your guess.
 #
 # 1. PaliGemma 3B has 18 layers. For each token the cache keeps, in each layer, one key and one value
-#    of 256 numbers, and a number takes 2 bytes. How many bytes does one token take?
+#    of 256 numbers: 18,432 bytes with 2 bytes a number. How many would it be if each of the eight heads
+#    that ask had a key and a value of its own?
 # 2. In the small model we hand out the two shared heads in a wrong order. The picture has a dog on the
 #    left. Which answer goes wrong, that to *what is on the left?* or that to *is there a dog?* Write
 #    `"left"` or `"dog"`.
@@ -326,7 +327,7 @@ def megabytes(tokens, layers, kv_heads, k=256):
 
 
 # %%
-reveal("bytes of one token", guess_bytes, round(1e6 * megabytes(1, layers=18, kv_heads=1)))
+reveal("bytes of one token", guess_bytes, round(1e6 * megabytes(1, layers=18, kv_heads=8)))
 heads, lines, gemma, gemma2 = [1, 2, 4, 8], {}, [], []
 for side in (224, 448, 896):
     tokens = preset(f"paligemma-3b-{side}").vision.num_patches + 64

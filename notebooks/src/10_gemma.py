@@ -92,7 +92,7 @@ for x in (3.0, -2.0, 0.5):
 #
 # Each token goes through it alone. Text and picture never meet in an MLP; they meet in attention.
 #
-# **Write it now**: [exercise 10](../exercises/10_gemma.ipynb), part 2. In comes (b, t, d), out goes
+# **Write it now**: [exercise 10](../exercises/10_gemma.ipynb), part 1. In comes (b, t, d), out goes
 # (b, t, d), and between them the tokens are `hidden` wide. Two results, where all matrices are single
 # numbers, gate 1, up 2, down 3: x = 1 gives GELU(1) · 2 · 3 = 0.8412 · 6 = 5.047, and x = -1 gives
 # (-0.1588) · (-2) · 3 = 0.953. Then open the cell.
@@ -117,7 +117,7 @@ def geglu(x, gate_weight, up_weight, down_weight):
 # The checkpoint calls the second norm `post_attention_layernorm`. It comes after attention in the list,
 # but it works on what the **MLP reads**.
 #
-# **Write it now**: exercise 10, part 3. Two results. If norms halve, attention gives three times what
+# **Write it now**: exercise 10, part 2. Two results. If norms halve, attention gives three times what
 # it reads and the MLP ten times, then 2 becomes 2 + 3 = 5, and 5 becomes 5 + 25 = 30. If attention and
 # MLP give 0, the stream leaves as it came.
 
@@ -134,7 +134,7 @@ def decoder_layer(x, norm1, attention, norm2, mlp):
 #
 # Each token id takes its row of a table, and Gemma multiplies the row by $\sqrt d$.
 #
-# **Write it now**: exercise 10, part 1. Two results: for d = 4 the row (1, 0, 2, -1) becomes
+# **Write it now**: exercise 10, part 3. Two results: for d = 4 the row (1, 0, 2, -1) becomes
 # (2, 0, 4, -2); for d = 16 each number becomes four times as large.
 
 
@@ -569,8 +569,8 @@ else:
 # %% [markdown]
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/10_gemma.ipynb), with `embed`, `geglu`,
-# `decoder_layer`, `decoder` and `logits`. At its end the trained model answers with your decoder. It has
+# If you have not yet: [the exercise](../exercises/10_gemma.ipynb), with `geglu`,
+# `decoder_layer`, `embed`, `decoder` and `logits`. At its end the trained model answers with your decoder. It has
 # one piece more that no cell of this lesson shows.
 #
 # ## Take away
