@@ -444,6 +444,9 @@ def test_a_scene_composed_with_the_keyboard(browser, page):
     browser.run("""document.getElementById("compose").click()""")
     things = """[...document.querySelectorAll("#things button")].map((one) => one.ariaLabel)"""
     assert len(browser.run(things)) == 2
+    wait_for(lambda: browser.run(TEXT) == "a cat and an apple on a blue background", seconds=30)
+    asked = """[...document.querySelectorAll("#prompts button")].map((one) => one.textContent)"""
+    assert "detect cat" in browser.run(asked)  # the thing that came last
     browser.run(
         f"""document.querySelector("#things button").dispatchEvent({key.format("Delete")})"""
     )
@@ -494,6 +497,30 @@ def test_a_pointer_drags_and_draws(browser, page):
         """document.getElementById("problem").textContent"""
     )
     assert browser.run(label) == "Your drawing"  # which stays
+
+
+def test_a_picture_of_a_visitor(browser, page):
+    """It may be anything, so the page says what the model has seen; an error leaves nothing."""
+    visit(browser, page)
+    told = """document.getElementById("told").textContent"""
+    assert "never a photograph" not in browser.run(told)
+    photograph = url(Image.effect_noise((300, 500), 60))
+    browser.run(f"""(async () => {{
+      const files = new DataTransfer();
+      const blob = await (await fetch({json.dumps(photograph)})).blob();
+      files.items.add(new File([blob], "a photograph.png", {{ type: "image/png" }}));
+      dispatchEvent(new DragEvent("drop", {{ dataTransfer: files, cancelable: true }}));
+    }})()""")
+    wait_for(lambda: "never a photograph" in browser.run(told), seconds=30)
+    label = """document.getElementById("picture").ariaLabel"""
+    assert browser.run(label) == "Your picture: a photograph.png"
+
+    browser.run("""document.getElementById("prompt").value = "what is <image>?" """)
+    browser.run("""document.getElementById("ask").click()""")
+    problem = """document.getElementById("problem").innerText"""
+    wait_for(lambda: "must not contain '<image>'" in browser.run(problem), seconds=30)
+    for part in ("answer", "told", "tokens"):
+        assert browser.run(f"""document.getElementById("{part}").textContent""") == ""
 
 
 def test_asked_by_another_page(browser, page, small):
@@ -560,6 +587,11 @@ def test_a_phone(browser, page, scheme):
         features=[{"name": "prefers-color-scheme", "value": scheme}],
     )
     visit(browser, page)
+    place = """document.getElementById("{}").getBoundingClientRect().{}"""
+    assert browser.run(place.format("picture", "bottom")) <= browser.run(
+        place.format("answer", "top")
+    )
+    assert browser.run(place.format("answer", "bottom")) <= 844  # seen without scrolling
     browser.run("""document.querySelectorAll("details").forEach((one) => one.open = true)""")
     browser.run("""document.getElementById("compose").click()""")
     assert browser.run("document.documentElement.scrollWidth") <= 390
@@ -570,7 +602,8 @@ def test_a_phone(browser, page, scheme):
         const own = numbers(getComputedStyle(one).backgroundColor);
         return own.length === 4 && own[3] < 1 ? ground(one.parentElement) : own;
       };
-      return ["body", ".hint", "#answer", "#ask", "h2", "#tokens small", "#rivals td", "a"]
+      return ["body", ".hint", "#answer", "#ask", "h2", "#tokens small", "#rivals td", "a",
+        "#words small"]
         .map((name) => document.querySelector(name))
         .map((one) => [numbers(getComputedStyle(one).color), ground(one)]);
     })()""")
