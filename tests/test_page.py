@@ -5,10 +5,12 @@ Expected values come from the Python side alone: SentencePiece, Pillow and torch
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
 import subprocess
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from browsing import wait_for
+from browsing import visit, wait_for
 from conftest import ROUNDING
 from PIL import Image
 
@@ -26,9 +28,14 @@ from minipali import generation, scenes
 from minipali.attention import attend, attention_weights
 from minipali.cli import main
 from minipali.locations import read_boxes
-from minipali.page import PageError, make_page
+from minipali.page import DRAWINGS, EXAMPLES, PageError, make_page
 from minipali.tokens import to_pixels
 from minipali.weights import load
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from render_pictures import PICTURES  # noqa: E402
 
 FOLDER = Path(minipali.page.__file__).parent
 NODE = shutil.which("node")
@@ -331,6 +338,30 @@ def test_one_file_of_six_megabytes_that_asks_for_nothing(page):
     assert not re.search(r"""(?:src=["']|url\(|@import)\s*["']?https?:""", text)
 
 
+# How the artists want to be named, see NOTICE.md.
+CREDITS = {
+    "twemoji": "Twemoji, copyright 2019 Twitter, Inc and other contributors",
+    "emojione": "EmojiOne 2, by EmojiOne",
+    "fluent-3d": "copyright (c) Microsoft Corporation, packaging copyright (c) 2023 LobeHub",
+}
+
+
+def test_what_a_page_must_carry_when_it_is_sent_on(page):
+    """The artists of all its drawings, their licences, and that they were changed."""
+    [licences] = re.findall(
+        "<summary>Licences</summary>(.*?)</details>", page.read_text("utf-8"), re.S
+    )
+    text = " ".join(re.sub("<[^>]*>", " ", licences).split())
+    notice = (ROOT / "NOTICE.md").read_text(encoding="utf-8")
+    [mit] = re.findall("(Permission is hereby granted.*?SOFTWARE[.])\n", notice, re.S)
+    assert " ".join(mit.split()) in text
+    drawn = [artists for name in EXAMPLES for artists in PICTURES[name][0].values()]
+    for artist in {DRAWINGS, *itertools.chain(*drawn)}:
+        assert CREDITS[artist] in text
+    for words in ("the minipali authors", "modified", "CC BY 4.0", "without warranties"):
+        assert words in text
+
+
 def test_what_the_command_says(tmp_path, capsys, saved):
     assert main(["page", str(saved), "--output", str(tmp_path / "mine.html")]) == 0
     assert re.search(r"mine\.html, \d\.\d MB: open it in a browser", capsys.readouterr().out)
@@ -389,13 +420,6 @@ def url(picture: Image.Image) -> str:
     held = io.BytesIO()
     picture.save(held, "PNG")
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
-
-
-def visit(browser, file: Path) -> None:
-    browser.call("Page.navigate", url=file.as_uri())
-    wait_for(lambda: browser.run("document.readyState") == "complete")
-    browser.run("minipali.ready")
-    wait_for(lambda: browser.run("""document.getElementById("answer").ariaBusy === "false" """))
 
 
 # The controls that a screen reader would announce without a name.
