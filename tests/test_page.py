@@ -523,6 +523,22 @@ def test_a_pointer_drags_and_draws(browser, page):
     assert browser.run(label) == "Your drawing"  # which stays
 
 
+def test_an_answer_with_an_outline(browser, page):
+    """The page has no mask decoder: it draws the box, and says what the outline would take."""
+    visit(browser, page)
+    outline = "".join(f"<seg{code:03}>" for code in range(0, 128, 8))
+    answer = f"<loc0000><loc0512><loc0341><loc1023> {outline} cat"
+    browser.run(f"""loading.then(({{ tokenizer }}) =>
+        finish(tokenizer, "segment cat", {json.dumps(answer)}))""")
+    assert browser.run(TEXT) == "cat"
+    drawn = """["y", "x", "height", "width"].map((side) =>
+        Number(document.querySelector("#boxes rect").getAttribute(side)))"""
+    [(_, (y0, x0, y1, x1))] = read_boxes(answer)
+    assert browser.run(drawn) == pytest.approx([288 * n for n in (y0, x0, y1 - y0, x1 - x0)])
+    told = browser.run("""document.getElementById("told").textContent""")
+    assert "mask decoder, which is not in this page: `minipali segment` draws it" in told
+
+
 def test_a_picture_of_a_visitor(browser, page):
     """It may be anything, so the page says what the model has seen; an error leaves nothing."""
     visit(browser, page)

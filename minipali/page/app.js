@@ -438,8 +438,8 @@ function finish(tokenizer, prompt, text) {
     notes.push("No box: the model sees none, or the question is not one that it knows.");
   if (/<seg/.test(text))
     notes.push(
-      "The answer holds masks, as <seg> tokens. To draw them takes the published mask decoder," +
-        " which is not in this page.",
+      "The answer holds an outline too, as <seg> tokens. To draw it takes big_vision's mask" +
+        " decoder, which is not in this page: `minipali segment` draws it.",
     );
   if (steps.at(-1).id !== data.config.eos_token_id)
     notes.push("Cut off: the answer is longer than the page lets it be.");
