@@ -589,7 +589,10 @@ const titled = (example) => example.replace("_test_artist", "").replaceAll("_", 
 
 // The thing that a title names first, such as the frog of "two frogs and pizza".
 const thingIn = (title) =>
-  title.split(" ").flatMap((word) => [word, word.replace(/s$/, "")]).find((word) => word in data.names);
+  title
+    .split(" ")
+    .flatMap((word) => [word, word.replace(/s$/, "")])
+    .find((word) => word in data.names);
 
 function askAbout(name) {
   $("name").value = name;
