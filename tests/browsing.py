@@ -4,12 +4,14 @@ It takes one websocket, which jupyterlab brings the package for: the tests need 
 download beside the system's Chromium.
 """
 
+import contextlib
 import json
 import shutil
 import socket
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -69,11 +71,11 @@ class Browser:
         return answer["result"].get("value")
 
 
-@pytest.fixture
-def browser(tmp_path):
+@contextlib.contextmanager
+def chromium(folder: Path):
+    """A Browser that keeps its profile in `folder`. Raises FileNotFoundError where none starts."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium here: it is the system's package `chromium`")
-    pytest.importorskip("websocket")
+        raise FileNotFoundError("no Chromium here: it is the system's package `chromium`")
     options = [
         "--headless=new",
         "--no-sandbox",  # Chromium has none for root; it opens our own page alone
@@ -81,26 +83,43 @@ def browser(tmp_path):
         "--disable-dev-shm-usage",
         "--remote-debugging-port=0",
         "--window-size=1300,1000",
-        f"--user-data-dir={tmp_path}",
+        f"--user-data-dir={folder}",
         # No network: whatever is not on this computer is not found.
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
         "--no-proxy-server",
         "about:blank",
     ]
-    log = tmp_path / "log.txt"
+    log = folder / "log.txt"
     with open(log, "wb") as output:
-        chromium = subprocess.Popen([CHROMIUM, *options], stdout=output, stderr=output)
+        process = subprocess.Popen([CHROMIUM, *options], stdout=output, stderr=output)
     try:
-        port_file = tmp_path / "DevToolsActivePort"
+        port_file = folder / "DevToolsActivePort"
         try:
-            wait_for(
-                lambda: port_file.exists() and "\n" in port_file.read_text(), chromium, log, 30
-            )
+            wait_for(lambda: port_file.exists() and "\n" in port_file.read_text(), process, log, 30)
         except AssertionError as error:  # such as a stand-in that only says how to install one
-            pytest.skip(f"{CHROMIUM} does not start: {error}")
+            raise FileNotFoundError(f"{CHROMIUM} does not start: {error}") from error
         page = Browser(int(port_file.read_text().split()[0]))
         yield page
         page.socket.close()
     finally:
-        chromium.terminate()
-        chromium.wait(30)
+        process.terminate()
+        process.wait(30)
+
+
+def visit(browser: Browser, file: Path) -> None:
+    """Open the live model's page, and wait for its first answer."""
+    browser.call("Page.navigate", url=file.as_uri())
+    wait_for(lambda: browser.run("document.readyState") == "complete")
+    browser.run("minipali.ready")
+    wait_for(lambda: browser.run("""document.getElementById("answer").ariaBusy === "false" """))
+
+
+@pytest.fixture
+def browser(tmp_path):
+    pytest.importorskip("websocket")
+    with contextlib.ExitStack() as stack:
+        try:
+            page = stack.enter_context(chromium(tmp_path))
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        yield page

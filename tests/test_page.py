@@ -5,10 +5,12 @@ Expected values come from the Python side alone: SentencePiece, Pillow and torch
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
 import subprocess
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from browsing import wait_for
+from browsing import visit, wait_for
 from conftest import ROUNDING
 from PIL import Image
 
@@ -26,9 +28,14 @@ from minipali import generation, scenes
 from minipali.attention import attend, attention_weights
 from minipali.cli import main
 from minipali.locations import read_boxes
-from minipali.page import PageError, make_page
+from minipali.page import DRAWINGS, EXAMPLES, PageError, make_page
 from minipali.tokens import to_pixels
 from minipali.weights import load
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from render_pictures import PICTURES  # noqa: E402
 
 FOLDER = Path(minipali.page.__file__).parent
 NODE = shutil.which("node")
@@ -331,6 +338,30 @@ def test_one_file_of_six_megabytes_that_asks_for_nothing(page):
     assert not re.search(r"""(?:src=["']|url\(|@import)\s*["']?https?:""", text)
 
 
+# How the artists want to be named, see NOTICE.md.
+CREDITS = {
+    "twemoji": "Twemoji, copyright 2019 Twitter, Inc and other contributors",
+    "emojione": "EmojiOne 2, by EmojiOne",
+    "fluent-3d": "copyright (c) Microsoft Corporation, packaging copyright (c) 2023 LobeHub",
+}
+
+
+def test_what_a_page_must_carry_when_it_is_sent_on(page):
+    """The artists of all its drawings, their licences, and that they were changed."""
+    [licences] = re.findall(
+        "<summary>Licences</summary>(.*?)</details>", page.read_text("utf-8"), re.S
+    )
+    text = " ".join(re.sub("<[^>]*>", " ", licences).split())
+    notice = (ROOT / "NOTICE.md").read_text(encoding="utf-8")
+    [mit] = re.findall("(Permission is hereby granted.*?SOFTWARE[.])\n", notice, re.S)
+    assert " ".join(mit.split()) in text
+    drawn = [artists for name in EXAMPLES for artists in PICTURES[name][0].values()]
+    for artist in {DRAWINGS, *itertools.chain(*drawn)}:
+        assert CREDITS[artist] in text
+    for words in ("the minipali authors", "modified", "CC BY 4.0", "without warranties"):
+        assert words in text
+
+
 def test_what_the_command_says(tmp_path, capsys, saved):
     assert main(["page", str(saved), "--output", str(tmp_path / "mine.html")]) == 0
     assert re.search(r"mine\.html, \d\.\d MB: open it in a browser", capsys.readouterr().out)
@@ -391,13 +422,6 @@ def url(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
 
 
-def visit(browser, file: Path) -> None:
-    browser.call("Page.navigate", url=file.as_uri())
-    wait_for(lambda: browser.run("document.readyState") == "complete")
-    browser.run("minipali.ready")
-    wait_for(lambda: browser.run("""document.getElementById("answer").ariaBusy === "false" """))
-
-
 # The controls that a screen reader would announce without a name.
 NAMELESS = """[...document.querySelectorAll("button, input, select, canvas, summary")]
   .filter((one) => !one.hidden && !one.ariaLabel && !one.labels?.length && !one.innerText?.trim()
@@ -444,6 +468,9 @@ def test_a_scene_composed_with_the_keyboard(browser, page):
     browser.run("""document.getElementById("compose").click()""")
     things = """[...document.querySelectorAll("#things button")].map((one) => one.ariaLabel)"""
     assert len(browser.run(things)) == 2
+    wait_for(lambda: browser.run(TEXT) == "a cat and an apple on a blue background", seconds=30)
+    asked = """[...document.querySelectorAll("#prompts button")].map((one) => one.textContent)"""
+    assert "detect cat" in browser.run(asked)  # the thing that came last
     browser.run(
         f"""document.querySelector("#things button").dispatchEvent({key.format("Delete")})"""
     )
@@ -494,6 +521,46 @@ def test_a_pointer_drags_and_draws(browser, page):
         """document.getElementById("problem").textContent"""
     )
     assert browser.run(label) == "Your drawing"  # which stays
+
+
+def test_an_answer_with_an_outline(browser, page):
+    """The page has no mask decoder: it draws the box, and says what the outline would take."""
+    visit(browser, page)
+    outline = "".join(f"<seg{code:03}>" for code in range(0, 128, 8))
+    answer = f"<loc0000><loc0512><loc0341><loc1023> {outline} cat"
+    browser.run(f"""loading.then(({{ tokenizer }}) =>
+        finish(tokenizer, "segment cat", {json.dumps(answer)}))""")
+    assert browser.run(TEXT) == "cat"
+    drawn = """["y", "x", "height", "width"].map((side) =>
+        Number(document.querySelector("#boxes rect").getAttribute(side)))"""
+    [(_, (y0, x0, y1, x1))] = read_boxes(answer)
+    assert browser.run(drawn) == pytest.approx([288 * n for n in (y0, x0, y1 - y0, x1 - x0)])
+    told = browser.run("""document.getElementById("told").textContent""")
+    assert "mask decoder, which is not in this page: `minipali segment` draws it" in told
+
+
+def test_a_picture_of_a_visitor(browser, page):
+    """It may be anything, so the page says what the model has seen; an error leaves nothing."""
+    visit(browser, page)
+    told = """document.getElementById("told").textContent"""
+    assert "never a photograph" not in browser.run(told)
+    photograph = url(Image.effect_noise((300, 500), 60))
+    browser.run(f"""(async () => {{
+      const files = new DataTransfer();
+      const blob = await (await fetch({json.dumps(photograph)})).blob();
+      files.items.add(new File([blob], "a photograph.png", {{ type: "image/png" }}));
+      dispatchEvent(new DragEvent("drop", {{ dataTransfer: files, cancelable: true }}));
+    }})()""")
+    wait_for(lambda: "never a photograph" in browser.run(told), seconds=30)
+    label = """document.getElementById("picture").ariaLabel"""
+    assert browser.run(label) == "Your picture: a photograph.png"
+
+    browser.run("""document.getElementById("prompt").value = "what is <image>?" """)
+    browser.run("""document.getElementById("ask").click()""")
+    problem = """document.getElementById("problem").innerText"""
+    wait_for(lambda: "must not contain '<image>'" in browser.run(problem), seconds=30)
+    for part in ("answer", "told", "tokens"):
+        assert browser.run(f"""document.getElementById("{part}").textContent""") == ""
 
 
 def test_asked_by_another_page(browser, page, small):
@@ -560,6 +627,11 @@ def test_a_phone(browser, page, scheme):
         features=[{"name": "prefers-color-scheme", "value": scheme}],
     )
     visit(browser, page)
+    place = """document.getElementById("{}").getBoundingClientRect().{}"""
+    assert browser.run(place.format("picture", "bottom")) <= browser.run(
+        place.format("answer", "top")
+    )
+    assert browser.run(place.format("answer", "bottom")) <= 844  # seen without scrolling
     browser.run("""document.querySelectorAll("details").forEach((one) => one.open = true)""")
     browser.run("""document.getElementById("compose").click()""")
     assert browser.run("document.documentElement.scrollWidth") <= 390
@@ -570,7 +642,8 @@ def test_a_phone(browser, page, scheme):
         const own = numbers(getComputedStyle(one).backgroundColor);
         return own.length === 4 && own[3] < 1 ? ground(one.parentElement) : own;
       };
-      return ["body", ".hint", "#answer", "#ask", "h2", "#tokens small", "#rivals td", "a"]
+      return ["body", ".hint", "#answer", "#ask", "h2", "#tokens small", "#rivals td", "a",
+        "#words small"]
         .map((name) => document.querySelector(name))
         .map((one) => [numbers(getComputedStyle(one).color), ground(one)]);
     })()""")

@@ -22,7 +22,7 @@ from minipali.figures import (
     vision,
     weights,
 )
-from minipali.figures.common import as_picture, boxes, model_map, pictures, show
+from minipali.figures.common import as_picture, boxes, model_map, pictures, show, slide
 
 __all__ = [
     "as_picture",
@@ -42,6 +42,7 @@ __all__ = [
     "pictures",
     "rope",
     "show",
+    "slide",
     "tokens",
     "training",
     "vision",

@@ -7,9 +7,13 @@ readers can tell apart, and never carry a meaning alone.
 
 import base64
 import html
+import importlib.util
+import inspect
 import io
+import os
 import textwrap
 import warnings
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,6 +52,32 @@ def show(figure: Figure, alt: str) -> None:
         metadata={"image/png": {"alt": alt}},
         raw=True,
     )
+
+
+def slide(draw: Callable[..., None], **values: Sequence) -> None:
+    """A figure with a slider for each of its arguments, where somebody can move them.
+
+    draw: shows a figure, and has a default for each argument; values: argument -> the values that
+    its slider runs through, the default among them. Sliders take ipywidgets and a page of
+    Jupyter's own server; elsewhere (in a build, in tests, on the site) this is `draw()`.
+    """
+    # The server sets it for the kernels that it starts. A stored slider would be dead, and other
+    # viewers would fetch the code of the sliders from the network.
+    if "JPY_SESSION_NAME" not in os.environ or importlib.util.find_spec("ipywidgets") is None:
+        return draw()
+    from ipywidgets import Layout, SelectionSlider, interact
+
+    def slider(name, options):
+        return SelectionSlider(
+            options=list(options),
+            value=inspect.signature(draw).parameters[name].default,
+            description=name.replace("_", "-"),
+            continuous_update=False,  # draws once the slider is let go
+            layout=Layout(width="30em"),
+            style={"description_width": "7em"},
+        )
+
+    interact(draw, **{name: slider(name, options) for name, options in values.items()})
 
 
 def as_picture(pixels: Tensor) -> np.ndarray:

@@ -129,6 +129,7 @@ const picture = $("picture");
 const pen = picture.getContext("2d", { willReadFrequently: true });
 const drawings = {}; // name -> an image that is ready to be drawn
 let features = null; // of the picture that is shown, until it changes
+let own = false; // whether the picture is a visitor's, of which the model may know nothing
 let scene = null; // {background, things: [{name, x, y, size}]} while composing
 let touched = null; // the thing of the scene that was touched last
 
@@ -149,7 +150,9 @@ async function take(image, label, example = null) {
   try {
     const { canvas } = await openPicture(image);
     stopTools();
+    own = example === null;
     show(canvas, label);
+    if (example) askAbout(thingIn(titled(example)));
     for (const button of $("examples").children)
       button.setAttribute("aria-pressed", button.dataset.name === example);
     await answer();
@@ -212,21 +215,25 @@ function drawScene() {
   });
 }
 
-function addThing(name) {
-  if (scene.things.length === 3) removeThing(scene.things[0]);
-  const size = scene.things.length ? 108 : 132;
-  const taken = (x, y) =>
-    scene.things.some(
-      (t) => x < t.x + t.size && t.x < x + size && y < t.y + t.size && t.y < y + size,
-    );
+// A place for one more thing, beside the others where there is room: {x, y, size}
+function room() {
   for (const thing of scene.things) thing.size = Math.min(thing.size, 120);
-  const places = [];
-  for (let y = 0; y <= SCENE - size; y += GRID)
-    for (let x = 0; x <= SCENE - size; x += GRID) if (!taken(x, y)) places.push([x, y]);
-  const [x, y] = places.length
-    ? places[Math.floor(Math.random() * places.length)]
-    : [(SCENE - size) / 2, (SCENE - size) / 2];
-  const thing = { name, x, y, size };
+  for (let size = scene.things.length ? 108 : 132; size >= 60; size -= GRID) {
+    const free = [];
+    const apart = (x, y) => (t) =>
+      x >= t.x + t.size || t.x >= x + size || y >= t.y + t.size || t.y >= y + size;
+    for (let y = 0; y <= SCENE - size; y += GRID)
+      for (let x = 0; x <= SCENE - size; x += GRID)
+        if (scene.things.every(apart(x, y))) free.push({ x, y, size });
+    if (free.length) return free[Math.floor(Math.random() * free.length)];
+  }
+  return { x: 114, y: 114, size: 60 };
+}
+
+function addThing(name, place = null) {
+  if (scene.things.length === 3) removeThing(scene.things[0]);
+  const thing = { name, ...(place ?? room()) };
+  askAbout(name);
   touched = thing;
   const handle = document.createElement("button");
   handle.type = "button";
@@ -317,6 +324,7 @@ for (const kind of ["pointerup", "pointercancel"])
   picture.addEventListener(kind, () => {
     if (!stroke) return;
     stroke = null;
+    own = true;
     show(picture, "Your drawing");
     answerSoon();
   });
@@ -385,6 +393,7 @@ async function answer() {
     $("problem").hidden = true;
     output.setAttribute("aria-busy", "true"); // read out when it is whole
     output.textContent = "...";
+    $("told").textContent = "";
     await pause();
     const ids = tokenizer.promptIds(prompt);
     features ??= model.imageFeatures(pixelsOf(picture));
@@ -402,7 +411,7 @@ async function answer() {
     }
     finish(tokenizer, prompt, tokenizer.decode(steps.map((one) => one.id)));
   } catch (error) {
-    output.textContent = "";
+    for (const id of ["answer", "told", "tokens"]) $(id).replaceChildren();
     report(error);
   } finally {
     if (mine === run) output.setAttribute("aria-busy", "false");
@@ -429,11 +438,12 @@ function finish(tokenizer, prompt, text) {
     notes.push("No box: the model sees none, or the question is not one that it knows.");
   if (/<seg/.test(text))
     notes.push(
-      "The answer holds masks, as <seg> tokens. To draw them takes the published mask decoder," +
-        " which is not in this page.",
+      "The answer holds an outline too, as <seg> tokens. To draw it takes big_vision's mask" +
+        " decoder, which is not in this page: `minipali segment` draws it.",
     );
   if (steps.at(-1).id !== data.config.eos_token_id)
     notes.push("Cut off: the answer is longer than the page lets it be.");
+  if (own) notes.push(data.limits[0]);
   $("told").textContent = notes.join(" ");
   drawBoxes(boxes);
   lookAt(tokenizer, 0);
@@ -447,7 +457,8 @@ function report(error) {
 // --- tokens, their rivals, attention -------------------------------------------------------------
 
 const readable = (token) => token.replaceAll("▁", "·").replaceAll("\n", "⏎");
-const percent = (p) => `${(100 * p).toFixed(p >= 0.1 || p < 0.0005 ? 0 : 1)} %`;
+const percent = (p) =>
+  p > 0 && p < 0.0005 ? "< 0.1 %" : `${(100 * p).toFixed(p >= 0.1 || p === 0 ? 0 : 1)} %`;
 
 function addToken(tokenizer, i) {
   const button = document.createElement("button");
@@ -499,7 +510,8 @@ function showRivals(tokenizer) {
   $("rivals").tBodies[0].replaceChildren(...rows);
   const token = readable(tokenizer.token(id));
   $("rivals").caption.textContent =
-    `What might have come in the place of ${token}, token ${chosen + 1} of ${steps.length}:`;
+    `What might have come in the place of ${token}, token ${chosen + 1} of ${steps.length}` +
+    " (· is a space):";
 }
 
 function showAttention(tokenizer) {
@@ -538,8 +550,9 @@ function showAttention(tokenizer) {
   $("words").replaceChildren(
     ...words.map((word, i) => {
       const span = document.createElement("span");
-      span.textContent = readable(word);
-      span.title = percent(ofWords[i]);
+      const weight = document.createElement("small");
+      weight.textContent = percent(ofWords[i]);
+      span.append(readable(word), weight);
       const strength = Math.round((45 * ofWords[i]) / most);
       span.style.background = `color-mix(in srgb, var(--accent) ${strength}%, transparent)`;
       return span;
@@ -572,6 +585,20 @@ function button(parent, text, press, more = {}) {
   return made;
 }
 
+const titled = (example) => example.replace("_test_artist", "").replaceAll("_", " ");
+
+// The thing that a title names first, such as the frog of "two frogs and pizza".
+const thingIn = (title) =>
+  title
+    .split(" ")
+    .flatMap((word) => [word, word.replace(/s$/, "")])
+    .find((word) => word in data.names);
+
+function askAbout(name) {
+  $("name").value = name;
+  fillPrompts();
+}
+
 function fillPrompts() {
   const name = $("name").value;
   $("prompts").replaceChildren();
@@ -584,7 +611,6 @@ function fillPrompts() {
   }
 }
 
-const titled = (name) => name.replace("_test_artist", "").replaceAll("_", " ");
 for (const [name, url] of Object.entries(data.examples))
   button($("examples"), titled(name), () => take(name, `Example: ${titled(name)}`, name), {
     image: url,
@@ -621,9 +647,7 @@ const { num_hidden_layers: layers, num_attention_heads: heads } = data.config.te
 for (let i = 0; i < layers; i++) $("layer").add(new Option(`${i + 1} of ${layers}`, i));
 $("head").add(new Option("mean of all", "mean"));
 for (let i = 0; i < heads; i++) $("head").add(new Option(`${i + 1} of ${heads}`, i));
-$("layer").value = Math.floor(layers / 2);
-$("name").value = "dog" in data.names ? "dog" : Object.keys(data.names)[0];
-fillPrompts();
+$("layer").value = layers - 1;
 
 $("name").addEventListener("change", fillPrompts);
 $("form").addEventListener("submit", (event) => {
@@ -639,9 +663,10 @@ $("file").addEventListener("change", () => {
 $("compose").addEventListener("click", () => {
   if (scene) return stopTools();
   openTool("compose");
+  own = false;
   scene = { background: "blue", things: [] };
-  drawScene();
-  for (const name of ["cat", "apple"]) addThing(name);
+  addThing("apple", { x: 168, y: 108, size: 96 });
+  addThing("cat", { x: 24, y: 72, size: 120 });
 });
 $("draw").addEventListener("click", () =>
   $("draw-tools").hidden ? openTool("draw") : stopTools(),
@@ -650,6 +675,7 @@ $("blank").addEventListener("click", () => {
   [picture.width, picture.height] = [SCENE, SCENE];
   pen.fillStyle = "#fff";
   pen.fillRect(0, 0, SCENE, SCENE);
+  own = true;
   show(picture, "A blank page");
   answerSoon();
 });
@@ -663,6 +689,7 @@ addEventListener("drop", (event) => {
   $("stage").classList.remove("over");
   const [file] = event.dataTransfer.files;
   if (file) take(file, `Your picture: ${file.name}`);
+  else report(new Error("what is dropped must be a picture's file: this page fetches nothing"));
 });
 addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));

@@ -311,16 +311,24 @@ watched = swap(model, attend=attend_and_keep)
 seen.clear()  # swap has run the model, too
 with torch.inference_mode():
     watched(**processor(picture, "caption en"))
-depth, patch = len(model.vision_tower.layers), 14
-rows = {f"layer {i + 1}": list(seen[i][0, :, patch]) for i in (0, 2)}
-told = "A dog and a car; where one patch of the dog's face looks, in each head of two layers."
-figures.attention.over_picture(pixels[0], rows, [f"head {i}" for i in range(5)], told, patch)
-reveal("weights in the tower", guess_weights, sum(w.numel() for w in seen[:depth]))
+depth = len(model.vision_tower.layers)
+tower = [weights[0] for weights in seen[:depth]]  # (h, t, s) each
+
+
+def look_from(layer=3, patch=14):
+    rows = {f"layer {i}": list(tower[i - 1][:, patch]) for i in (1, layer)}
+    told = f"A dog and a car; where patch {patch} looks, in each head of two layers."
+    figures.attention.over_picture(pixels[0], rows, [f"head {i}" for i in range(5)], told, patch)
+
+
+figures.slide(look_from, layer=range(2, depth + 1), patch=range(36))
+reveal("weights in the tower", guess_weights, sum(w.numel() for w in tower))
 
 # %% [markdown]
 # The number above a map is the weight of its brightest square. Equal shares would be 1/36 = 0.03.
 # In layer 1 every head takes a little from many places. In layer 3 three heads take
-# between a quarter and a half of everything from one place.
+# between a quarter and a half of everything from one place. In JupyterLab you can move the sliders:
+# in layer 3, head 1 of the empty corner, patch 0, takes half of everything from the car.
 #
 # ## Check
 #

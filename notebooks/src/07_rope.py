@@ -143,12 +143,15 @@ def rope_angles(positions, head_dim, theta):
 # %%
 cos, sin = rope_angles(torch.tensor([[0, 3]]), 4, 10000.0)
 print([[round(x, 3) for x in y[0, 1].tolist()] for y in (cos, sin)])
-figures.rope.dials([0, 6, 12, 18, 23], [0, 1, 2, 3, 4, 5, 6, 12, 36, 512], 48, 10000.0)
+hands, places = [0, 6, 12, 18, 23], [0, 1, 2, 3, 4, 5, 6, 12, 36, 512]
+choices = [10, 100, 1000, 10000, 100000, 1000000]
+figures.slide(lambda theta=10000: figures.rope.dials(hands, places, 48, theta), theta=choices)
 
 # %% [markdown]
 # A column is the face of a clock with five of the 24 hands of our small model (k = 48), and it
 # tells the position. Between neighbours only the upper hands move. The lower ones tell the
-# beginning of a long text from its end.
+# beginning of a long text from its end. In JupyterLab you can move $\theta$: all hands change but
+# those of pair 0.
 #
 # How many tokens does one turn take? A full circle is 2π, so 2π / speed: the **wavelength**. On the
 # left, all 24 hands as stripes. On the right the wavelengths, beside some lengths that matter.

@@ -162,8 +162,19 @@ ways = {
     "as it is": (), "temperature 0.5": (0.5,), "temperature 2": (2.0,),
     "greedy": (1.0, 1), "top-k 3": (1.0, 3), "top-p 0.8": (1.0, None, 0.8),
 }  # fmt: skip
-panels = {name: distribution(logits[25:26], *way)[0] for name, way in ways.items()}
+frogs = logits[25:26]
+panels = {name: distribution(frogs, *way)[0] for name, way in ways.items()}
 figures.generation.ways(panels, processor.token, question.answer)
+
+
+def both(temperature=2.0, top_p=0.5):
+    shaped = {"as it is": distribution(frogs)[0]}
+    shaped[f"temperature {temperature}"] = distribution(frogs, temperature)[0]
+    shaped[f"and then top-p {top_p}"] = distribution(frogs, temperature, None, top_p)[0]
+    figures.generation.ways(shaped, processor.token, question.answer)
+
+
+figures.slide(both, temperature=[0.25, 0.5, 1.0, 1.5, 2.0, 3.0], top_p=[0.25, 0.5, 0.8, 0.95, 1.0])
 
 # %% [markdown]
 # The grey outlines repeat the first panel, so you see what each way does to it:
@@ -172,6 +183,9 @@ figures.generation.ways(panels, processor.token, question.answer)
 # - A high temperature gives to the unlikely tokens, and there are many of them.
 # - Top-k cuts after a fixed number of tokens, here just before the right one. Top-p cuts by what the
 #   tokens weigh. Here it keeps four. For a sure model it keeps one, and top-k would still keep three.
+#
+# Below them temperature and top-p together, which in JupyterLab you can move: the higher the
+# temperature, the more tokens the same top-p keeps.
 #
 # ## Build: the draw, and its seed
 #
