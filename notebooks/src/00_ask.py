@@ -300,6 +300,13 @@ for name in ("small", "paligemma-3b-224"):
 # Or play with it in a browser: `minipali page --output page.html` writes the whole model into one file
 # that opens without a server or a network, also on a phone. You can draw a picture there.
 #
+# ![The live model in a browser tab. It was asked to detect frog: two boxes lie on a picture of two
+# frogs and a pizza, and below the answer each token shows its probability and what else might have
+# come.](../docs/live_page.png)
+#
+# (Drawings: Twemoji, by Twitter, Inc and other contributors, and EmojiOne 2, CC BY 4.0, modified; Fluent
+# Emoji by Microsoft, MIT.)
+#
 # It will answer with the few words it knows, whatever you show it. Why? Think about what it was
 # trained on, and go on with [01 patches](01_patches.ipynb).
 
