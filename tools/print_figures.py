@@ -23,10 +23,10 @@ import build_notebooks
 DPI = 300
 SHARP = f"from minipali.figures import common\ncommon.DPI = {DPI}"
 LICENCE = """\
-Figures: the minipali authors, CC BY 4.0 (<https://creativecommons.org/licenses/by/4.0/>). Drawings of
-objects in them are by the artists named in NOTICE.md (a copy lies beside this file) and keep their
-licences; print the line of each artist whose drawing can be seen, or the whole list. The portrait in
-lesson 06 is in the public domain. Say so if you change a figure.
+Figures: the minipali authors, CC BY 4.0 (<https://creativecommons.org/licenses/by/4.0/>). Drawings
+of objects in them are by the artists named in NOTICE.md (a copy lies beside this file) and keep
+their licences: print the line of each artist whose drawing can be seen, or the whole list. The
+portrait in lesson 06 is in the public domain. Say so if you change a figure.
 """
 
 

@@ -3,11 +3,11 @@
     python course.py slides 03 07    -> build/slides/03_attention.html, build/slides/07_rope.html
     python course.py slides          all lessons
 
-The slides are the lesson's own cells with their stored outputs. A heading begins a slide, long prose
-goes on to the next one, a cell of code has its own, and the answer to a question stands on the slide
-after the question. Beside each file lies the same as a notebook whose cells carry `slideshow`
-metadata, for whoever presents with other tools (`jupyter nbconvert --to slides`, which loads
-reveal.js from the network).
+The slides are the lesson's own cells with their stored outputs. A heading begins a slide, long
+prose goes on to the next one, a cell of code has its own, and the answer to a question stands on
+the slide after the question. Beside each file lies the same as a notebook whose cells carry
+`slideshow` metadata, for whoever presents with other tools (`jupyter nbconvert --to slides`, which
+loads reveal.js from the network).
 """
 
 import argparse
@@ -47,7 +47,7 @@ def words(*blocks: str) -> int:
 
 
 def prose_slides(text: str) -> list[tuple[str, str]]:
-    """A cell of prose -> [(kind, text)]; kind: "slide" at a heading, "subslide", or "-" to go on."""
+    """A cell of prose -> [(kind, text)]: "slide" at a heading, "subslide", or "-" to go on."""
     made: list[tuple[str, str]] = []
 
     def put(kind: str, block: str) -> None:
