@@ -1,5 +1,7 @@
 """Lessons as slides: what stands on which slide, and a page that asks the network for nothing."""
 
+import base64
+import re
 import sys
 from pathlib import Path
 
@@ -121,4 +123,7 @@ def test_the_page_shows_one_slide_at_a_time_without_a_network(browser, tmp_path)
     assert "How many?" in browser.run(told) and "Three" not in browser.run(told)
     browser.run(press % "End")
     assert browser.run(shown) == 1 and "print(1)" in browser.run(told)
+    printed = base64.b64decode(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"])
+    pages = len(re.findall(rb"/Type\s*/Page\b", printed))
+    assert pages == browser.run("document.querySelectorAll('section').length")
     assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
