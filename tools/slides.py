@@ -71,7 +71,7 @@ def prose_slides(text: str) -> list[tuple[str, str]]:
                 put("slide", block)
             elif block.startswith("###") or (number == 0 and made):  # behind an answer
                 put("subslide", block)
-            elif words(*before, block) <= WORDS:
+            elif words(*before, block) <= WORDS or (before and block.startswith("$$")):
                 put("-", block)
             elif len(before) > 1 and before[-1].endswith(":"):  # it announces what comes now
                 made[-1] = (made[-1][0], "\n\n".join(before[:-1]))
