@@ -30,6 +30,8 @@ python course.py VERB
            [arguments for pytest, such as tests/test_rope.py or -k rope: then pytest alone runs]
   progress draw which pieces of the model you have written, from the exercises as they are saved
   build    make the notebooks from their sources; --check only compares
+  slides   make slides of lessons, in build/slides: one file each, shown without a network
+           [beginnings of names, such as 03]
   doctor   look at the installation, and say what to do about what is wrong
   setup    only set up
 
@@ -411,6 +413,10 @@ def build(arguments):
     return run(PYTHON, "tools/build_notebooks.py", *arguments, env=ONE_THREAD)
 
 
+def slides(arguments):
+    return run(PYTHON, "tools/slides.py", *arguments)
+
+
 def setup(arguments):
     print(f"The course is set up in {VENV}.\nNext: python course.py ask")
     return 0
@@ -464,6 +470,7 @@ VERBS = {
     "test": (test, {"course", "dev"}),
     "progress": (progress, {"course"}),
     "build": (build, {"course", "dev"}),
+    "slides": (slides, {"course", "slides"}),
     "doctor": (doctor, {"course"}),
     "setup": (setup, {"course"}),
 }

@@ -160,12 +160,12 @@ def test_help_names_every_verb(course, arguments, tmp_path):
     assert sorted(told) == sorted(course.VERBS)
 
 
-def test_unknown_verb():
+def test_unknown_verb(course):
     answer = bare("tset")
     assert answer.returncode == 2
-    assert answer.stderr == (
-        "course.py: no verb 'tset'; there are: ask, lab, test, progress, build, doctor, setup\n"
-    )
+    verbs = ", ".join(course.VERBS)
+    assert verbs.startswith("ask, lab, test, ")
+    assert answer.stderr == f"course.py: no verb 'tset'; there are: {verbs}\n"
 
 
 def test_python_too_old(course, monkeypatch):
