@@ -36,6 +36,7 @@ def course(tmp_path):
     """course.py in a folder of its own, so that nothing it does reaches the repository."""
     for name in ("course.py", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "solutions").mkdir()
     spec = importlib.util.spec_from_file_location("course_under_test", tmp_path / "course.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -164,7 +165,8 @@ def test_unknown_verb():
     answer = bare("tset")
     assert answer.returncode == 2
     assert answer.stderr == (
-        "course.py: no verb 'tset'; there are: ask, lab, test, progress, build, doctor, setup\n"
+        "course.py: no verb 'tset'; there are: ask, lab, test, progress, build, doctor, setup,"
+        " update, wheelhouse, handout\n"
     )
 
 
@@ -663,6 +665,11 @@ def test_solutions_alone_are_strict(course):
     assert [t for t, (_, variables) in steps.items() if "MPLBACKEND" in variables] == ["tests"]
     for title in ("lessons and exercises", "solutions"):
         assert {"--nbval-lax", "--nbval-current-env", "loadfile"} <= set(steps[title][0])
+
+
+def test_in_a_students_copy_there_are_no_solutions_to_run(course):
+    (course.ROOT / "solutions").rmdir()
+    assert [step[0] for step in course.pytest_steps([])] == ["tests", "lessons and exercises"]
 
 
 @pytest.mark.parametrize("verb", ["lab", "build"])
