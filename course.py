@@ -52,7 +52,7 @@ ROOT = Path(os.path.realpath(__file__)).parent  # one checkout, also through a l
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp.json"
-PIP_COMPLAINT = VENV / "pip-complaint.txt"
+PIP_LOG = VENV / "pip-log.txt"
 
 # The lessons' models are small. More threads bring them hardly anything, and take many times as
 # long while another program keeps a processor busy. A cell may still call torch.set_num_threads.
@@ -300,7 +300,7 @@ def take_cpu_torch(pip, held=()):
     if sysconfig.get_platform() != "linux-x86_64" or has_nvidia_driver():
         return 0
     settings = subprocess.run(
-        [str(PYTHON), "-I", "-m", "pip", "config", "list"], capture_output=True, text=True
+        [str(pip[0]), "-I", "-m", "pip", "config", "list"], capture_output=True, text=True
     )
     own = r"^\S+\.(index-url|extra-index-url|no-index|find-links)="
     if settings.returncode == 0 and not re.search(own, settings.stdout, re.MULTILINE):
@@ -329,9 +329,10 @@ def install(extras, held, wheels=None):
         # No setting of this machine is heard: it may name an index that is out of reach.
         deaf = {name: None for name in os.environ if name.startswith("PIP_")}
         deaf["PIP_CONFIG_FILE"] = os.devnull
-        command = [*PIP_INSTALL, "--no-index", "--find-links", wheels, *what]
-        with open(PIP_COMPLAINT, "wb") as complaint:
-            return run(*command, env=deaf, stderr=complaint, **held)
+        PIP_LOG.unlink(missing_ok=True)
+        here = ["--no-index", "--find-links", wheels, "--log", PIP_LOG]
+        # What pip complains of is read from its log, and told in one sentence.
+        return run(*PIP_INSTALL, *here, *what, env=deaf, stderr=subprocess.DEVNULL, **held)
     code = install_cpu_torch(held)
     if code == 0:
         code = run(*PIP_INSTALL, *what, env=PIP_ENVIRONMENT, **held)
@@ -340,11 +341,12 @@ def install(extras, held, wheels=None):
 
 def what_lacks(wheels, version):
     """Why pip could not install from a folder of wheels, in one sentence."""
-    complaint = PIP_COMPLAINT.read_text(encoding="utf-8", errors="replace")
-    lines = [line.strip() for line in complaint.splitlines() if "ERROR: " in line]
-    missing = re.search(r"(?:distribution found for|The user requested) ([\w-]+)", complaint)
+    log = PIP_LOG.read_text(encoding="utf-8", errors="replace")
+    found = r"(?:distribution found for|The user requested \(constraint\)) ([\w-]+)"
+    missing = re.search(found, log)
     if not missing:
-        return f"course.py: could not install from {wheels}: {(lines or ['pip says nothing.'])[-1]}"
+        why = re.findall(r"ERROR: (.+)", log) or [f"see {PIP_LOG}"]
+        return f"course.py: could not install from {wheels}: {why[0]}"
     name = missing.group(1).lower().replace("_", "-")
     there = sorted(path.name for path in wheels.glob("*.whl"))
     there = [one for one in there if one.split("-")[0].lower().replace("_", "-") == name]
