@@ -44,7 +44,7 @@ python course.py VERB
 
 Each verb first sets up what it needs in the folder .venv, which takes a few minutes once.
 To start afresh, delete that folder. A Python in which the course is already installed from this
-folder, as in conda or on a hub (docs/hub.md), is used as it is, without .venv."""
+folder, as in conda, or at all on a hub (docs/hub.md), is used as it is, without .venv."""
 
 MINIMUM = (3, 11)  # as requires-python in pyproject.toml
 
@@ -379,7 +379,7 @@ def set_up(extras, wheels=None):
             make_venv(held)
         version = venv_version()
         found, installed = read_stamp()
-        if os.environ.get("JUPYTERHUB_USER"):
+        if is_hub():
             print(ON_A_HUB)
         print(f"Setting up {VENV} with Python {version}. This takes a few minutes, once.")
         sys.stdout.flush()
@@ -411,17 +411,19 @@ def set_up(extras, wheels=None):
 
 
 def is_at_hand(extras):
-    """Whether this very Python has the course installed from this folder, as in conda or on a hub.
+    """Whether this very Python has the course installed from this folder, as in conda.
 
+    On a hub from any folder: there it comes with the image, and each person has a copy to work in.
     Ends with a message if it has, but lacks packages that these extras need.
     """
     from importlib import metadata
 
     # Not what an install leaves in the repository itself, which is first in sys.path.
     places = [place for place in sys.path if place and Path(place).resolve() != ROOT]
-    if Path(sys.prefix).resolve() == VENV.resolve() or not any(
-        map(is_from_here, metadata.distributions(name="minipali", path=places))
-    ):
+    found = list(metadata.distributions(name="minipali", path=places))
+    if not is_hub():
+        found = [one for one in found if is_from_here(one)]
+    if not found or Path(sys.prefix).resolve() == VENV.resolve():
         return False
     import tomllib
 
@@ -438,6 +440,10 @@ def is_at_hand(extras):
             f' "{ROOT}[{",".join(sorted(extras))}]"'
         )
     return True
+
+
+def is_hub():
+    return "JUPYTERHUB_USER" in os.environ
 
 
 def is_from_here(distribution):

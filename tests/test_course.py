@@ -27,13 +27,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+WORKFLOW = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
 
 # What conda-forge calls a package differently.
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 
 
 @pytest.fixture
-def course(tmp_path):
+def course(tmp_path, monkeypatch):
     """course.py in a folder of its own, so that nothing it does reaches the repository."""
     for name in ("course.py", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
@@ -41,6 +42,7 @@ def course(tmp_path):
     spec = importlib.util.spec_from_file_location("course_under_test", tmp_path / "course.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.delenv("JUPYTERHUB_USER", raising=False)  # these tests may run on a hub
     return module
 
 
@@ -143,6 +145,25 @@ def test_constraints_hold_what_the_packages_themselves_need():
 def test_one_minimum_python(course):
     minimum = ".".join(map(str, course.MINIMUM))
     assert PROJECT["requires-python"] == f">={minimum}"
+
+
+def test_devcontainer_and_binder_name_what_is_there(course):
+    """What GitHub Codespaces and Binder read; neither can be run here."""
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    container = json.loads(text)
+    python = container["image"].rpartition(":")[2]
+    (runtime,) = (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8").splitlines()
+    assert runtime == f"python-{python}" and f'"{python}"' in WORKFLOW
+    program, verb = container["updateContentCommand"].removeprefix("python ").split()
+    assert (ROOT / program).exists() and verb in course.VERBS
+    for name in ("postBuild", "start"):
+        lines = (ROOT / "binder" / name).read_text(encoding="utf-8").splitlines()
+        assert lines[0] == "#!/bin/bash"
+        assert lines[-1] == 'exec "$@"' or "set -e" in lines
+    install = (ROOT / "binder" / "postBuild").read_text(encoding="utf-8")
+    assert course.CPU_INDEX in install and '-c constraints.txt -e ".[course]"' in install
+    assert container["containerEnv"] == course.ONE_THREAD
+    assert "export OMP_NUM_THREADS=1" in (ROOT / "binder" / "start").read_text(encoding="utf-8")
 
 
 # --- course.py on a bare Python ------------------------------------------------------------------
@@ -863,6 +884,14 @@ def test_a_python_that_has_another_course_is_not(course, installed, monkeypatch,
         other = ROOT if why == "another folder" else tmp_path / "gone"
         installed.write_text(json.dumps({"url": other.as_uri()}), encoding="utf-8")
     assert not course.is_at_hand({"course"})
+
+
+def test_on_a_hub_the_course_comes_with_the_image(course, installed, monkeypatch):
+    """It is installed from a folder of the image, and each person works in a copy."""
+    installed.write_text(json.dumps({"url": ROOT.as_uri()}), encoding="utf-8")
+    assert not course.is_at_hand({"course"})
+    monkeypatch.setenv("JUPYTERHUB_USER", "ada")
+    assert course.is_at_hand({"course"})
 
 
 def test_what_that_python_lacks_is_named(course, installed, commands):
