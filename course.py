@@ -622,8 +622,10 @@ def main(arguments):
         PYTHON = Path(sys.executable)
     elif extras:
         try:
-            # Where there is no network, nothing can be added later.
-            set_up(EXTRAS if wheels else extras, wheels)
+            if wheels:
+                set_up(EXTRAS, wheels)  # all: where there is no network, nothing comes later
+            else:
+                set_up(extras)
         except OSError as error:
             sys.exit(f"course.py: could not set up {VENV}: {error}\n{ROOM}")
     return function(arguments[1:])

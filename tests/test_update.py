@@ -182,7 +182,7 @@ def test_a_clone_gets_what_is_new_and_keeps_what_is_its_owners(clone, capsys):
     told = capsys.readouterr().out
     assert "exercises/02_norms.ipynb: yours stays, and a copy lies in mine/" in told
     assert "course.py build 02" in told and "09_old.ipynb: is no longer part" in told
-    assert "minipali/__init__.py: was not as the course brought it; as it was it lies in" in told
+    assert "minipali/__init__.py: is renewed or gone; what was here lies in mine/" in told
     assert git(here, "rev-parse", "HEAD") == git(upstream, "rev-parse", "HEAD")
     changed = git(here, "status", "--porcelain", "-uno").split("\n")
     assert changed == [" M exercises/01_patches.ipynb", " M exercises/02_norms.ipynb", ""]

@@ -339,11 +339,11 @@ def report(todo, asides):
         )
     moved = [name for name in asides if todo[name] != "keep"]
     for name in moved[:5]:
-        print(f"{name}: was not as the course brought it; as it was it lies in {asides[name]}")
+        print(f"{name}: is renewed or gone; what was here lies in {asides[name]}")
     if len(moved) > 5:
         print(f"... and {len(moved) - 5} more files, in the same way.")
     if stay := done.count("stay"):
-        print(f"{stay} more files are yours and stay as they are.")
+        print(f"Yours, and left as they are: {stay} more.")
 
 
 def update(source, day):
