@@ -212,9 +212,12 @@ def test_a_copy_without_git_is_updated_from(form, mine, published, tmp_path, cap
         with zipfile.ZipFile(source, "w") as archive:
             for name in contents(published):
                 archive.write(published / name, inside + name)
+            for name in (f"{inside}.venv/x", "__MACOSX/._course.py"):
+                archive.writestr(name, "not the course's")
     update_course.update(str(source), DAY)
     check(mine, theirs, published)
-    assert not (mine / ".venv").exists() and not (mine / "not committed").exists()
+    for name in (".venv", "not committed", "__MACOSX"):
+        assert not (mine / name).exists()
     assert (mine / f"mine/{DAY}/minipali/old.py").exists(), "nobody knows whether it was changed"
     assert "02_norms.ipynb: yours stays" in capsys.readouterr().out
     before = contents(mine)

@@ -38,6 +38,7 @@ NEEDED = ("course.py", "pyproject.toml", "minipali/__init__.py")  # in every cop
 OURS = ("minipali/", "tests/", "tools/", "benchmarks/", "notebooks/src/", "exercises/src/")
 LEFT_OUT = {".git", ".venv", "mine", "build", "runs", "minipali.egg-info"}
 LEFT_OUT |= {"__pycache__", ".ipynb_checkpoints", ".pytest_cache", ".ruff_cache"}
+LEFT_OUT |= {"__MACOSX", ".DS_Store"}  # what macOS adds to a ZIP
 SOURCE = "give the new version: python course.py update FILE.zip (or a folder, or an address)"
 
 
@@ -138,7 +139,11 @@ def in_zip(content, source):
     """({name: content}, names of programs) of a ZIP, without the folder that it all lies in."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            entries = [
+                entry
+                for entry in archive.infolist()
+                if not entry.is_dir() and not LEFT_OUT.intersection(entry.filename.split("/"))
+            ]
             programs = {e.filename for e in entries if e.external_attr >> 16 & 0o100}
             new = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
@@ -184,7 +189,7 @@ def version(source):
     for name in NEEDED:
         if name not in new:
             raise Failure(f"{source} must be a copy of the course, and has no {name}")
-    return {n: c for n, c in new.items() if not LEFT_OUT.intersection(n.split("/"))}, programs
+    return new, programs
 
 
 def published():
