@@ -17,7 +17,8 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
 
 HELP = """\
 python course.py VERB
@@ -34,9 +35,18 @@ python course.py VERB
            [beginnings of names, such as 03]
   doctor   look at the installation, and say what to do about what is wrong
   setup    only set up
+           [--offline FOLDER: without a network, from a folder that `wheelhouse` filled]
+  update   bring what is new, and keep what is yours
+           [ZIP file, folder or address of the new version; a git clone knows its own]
+
+  wheelhouse  for a room without a network: fill a folder with all that set-up installs
+              FOLDER [--system windows|macos|linux] [--python 3.13]
+  handout     for a class: the students' copy, without solutions and the assessment
+              FOLDER
 
 Each verb first sets up what it needs in the folder .venv, which takes a few minutes once.
-To start afresh, delete that folder."""
+To start afresh, delete that folder. A Python in which the course is already installed from this
+folder, as in conda, or at all on a hub (docs/hub.md), is used as it is, without .venv."""
 
 MINIMUM = (3, 11)  # as requires-python in pyproject.toml
 
@@ -44,6 +54,7 @@ ROOT = Path(os.path.realpath(__file__)).parent  # one checkout, also through a l
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "course-stamp.json"
+PIP_LOG = VENV / "pip-log.txt"
 
 # The lessons' models are small. More threads bring them hardly anything, and take many times as
 # long while another program keeps a processor busy. A cell may still call torch.set_num_threads.
@@ -81,6 +92,10 @@ course.py: pip could not install the packages; its messages are above.
   ({platform.system()} {platform.machine()}).
   Delete .venv and run course.py with another Python; it is tested with 3.11 to 3.14.
 - No space left? torch alone needs 1 GB, on Linux with its GPU parts several."""
+ON_A_HUB = """\
+This seems to be a hub: its own JupyterLab does not see .venv. To have the course there, install it
+into the hub's Python instead (docs/hub.md): python -m pip install -c constraints.txt -e ".[course]"
+"""
 NOTHING_SELECTED = 5  # pytest's exit code
 
 
@@ -277,19 +292,24 @@ def install_cpu_torch(held):
 
     Returns run's exit code; 0 also where there is nothing to do.
     """
-    torch = pinned("torch")
-    installed = any(VENV.glob(f"lib/python*/site-packages/torch-{torch}*.dist-info"))
-    if sysconfig.get_platform() != "linux-x86_64" or installed or has_nvidia_driver():
+    if any(VENV.glob(f"lib/python*/site-packages/torch-{pinned('torch')}*.dist-info")):
+        return 0
+    return take_cpu_torch(PIP_INSTALL, held)
+
+
+def take_cpu_torch(pip, held=()):
+    """As install_cpu_torch, with another command of pip, and also where torch is installed."""
+    if sysconfig.get_platform() != "linux-x86_64" or has_nvidia_driver():
         return 0
     settings = subprocess.run(
-        [str(PYTHON), "-I", "-m", "pip", "config", "list"], capture_output=True, text=True
+        [str(pip[0]), "-I", "-m", "pip", "config", "list"], capture_output=True, text=True
     )
     own = r"^\S+\.(index-url|extra-index-url|no-index|find-links)="
     if settings.returncode == 0 and not re.search(own, settings.stdout, re.MULTILINE):
         # No dependencies: pip's second call takes them, pinned, from the usual index.
         options = ["--no-deps", "--index-url", CPU_INDEX, "--retries", "0", "--timeout", "5"]
-        command = [*PIP_INSTALL, *options, f"torch=={torch}"]
-        code = run(*command, env=PIP_ENVIRONMENT, stderr=subprocess.DEVNULL, **held)
+        command = [*pip, *options, f"torch=={pinned('torch')}"]
+        code = run(*command, env=PIP_ENVIRONMENT, stderr=subprocess.DEVNULL, **dict(held))
         if code in (0, INTERRUPTED):
             return code
     print("The usual torch for Linux brings several GB for NVIDIA cards.", flush=True)
@@ -301,14 +321,42 @@ def has_nvidia_driver():
     return any(map(os.path.exists, places)) or shutil.which("nvidia-smi") is not None
 
 
-def install(extras, held):
-    """Install the package with these extras into .venv; returns run's exit code."""
+def install(extras, held, wheels=None):
+    """Install the package with these extras into .venv; returns run's exit code.
+
+    wheels: a folder, and then nothing comes from anywhere else.
+    """
+    what = ["-c", "constraints.txt", "-e", f".[{','.join(sorted(extras))}]"]
+    if wheels:
+        # No setting of this machine is heard: it may name an index that is out of reach.
+        deaf = {name: None for name in os.environ if name.startswith("PIP_")}
+        deaf["PIP_CONFIG_FILE"] = os.devnull
+        PIP_LOG.unlink(missing_ok=True)
+        here = ["--no-index", "--find-links", wheels, "--log", PIP_LOG]
+        # What pip complains of is read from its log, and told in one sentence.
+        return run(*PIP_INSTALL, *here, *what, env=deaf, stderr=subprocess.DEVNULL, **held)
     code = install_cpu_torch(held)
     if code == 0:
-        what = f".[{','.join(sorted(extras))}]"
-        command = [*PIP_INSTALL, "-c", "constraints.txt", "-e", what]
-        code = run(*command, env=PIP_ENVIRONMENT, **held)
+        code = run(*PIP_INSTALL, *what, env=PIP_ENVIRONMENT, **held)
     return code
+
+
+def what_lacks(wheels, version):
+    """Why pip could not install from a folder of wheels, in one sentence."""
+    log = PIP_LOG.read_text(encoding="utf-8", errors="replace")
+    found = r"(?:distribution found for|The user requested \(constraint\)) ([\w-]+)"
+    missing = re.search(found, log)
+    if not missing:
+        why = re.findall(r"ERROR: (.+)", log) or [f"see {PIP_LOG}"]
+        return f"course.py: could not install from {wheels}: {why[0]}"
+    name = missing.group(1).lower().replace("_", "-")
+    there = sorted(path.name for path in wheels.glob("*.whl"))
+    there = [one for one in there if one.split("-")[0].lower().replace("_", "-") == name]
+    return (
+        f"course.py: {wheels} must hold a wheel of {name} {pinned(name)} for Python {version} on"
+        f" {sysconfig.get_platform()}, and has {', '.join(there) or 'none'}: fill it for this"
+        " system and Python, where there is a network: python course.py wheelhouse FOLDER"
+    )
 
 
 def is_set_up(extras):
@@ -318,8 +366,11 @@ def is_set_up(extras):
     return version is not None and found == fingerprint(version) and extras <= installed
 
 
-def set_up(extras):
-    """Make .venv hold the package with these extras. Does nothing if it does already."""
+def set_up(extras, wheels=None):
+    """Make .venv hold the package with these extras. Does nothing if it does already.
+
+    wheels: the folder to install from, without a network; None: as pip is set on this machine.
+    """
     if is_set_up(extras):
         return
     check_system()
@@ -330,17 +381,19 @@ def set_up(extras):
             make_venv(held)
         version = venv_version()
         found, installed = read_stamp()
+        if is_hub():
+            print(ON_A_HUB)
         print(f"Setting up {VENV} with Python {version}. This takes a few minutes, once.")
         sys.stdout.flush()
         try:
             write_stamp("", installed)  # an install that is killed does not count as finished
-            code = install(extras | installed, held)
+            code = install(extras | installed, held, wheels)
             if code == 0:
                 write_stamp(fingerprint(version), extras | installed)
                 return
             if code != INTERRUPTED:
                 write_stamp(found, installed)
-            advice = PIP_FAILED.format(version=version)
+            advice = what_lacks(wheels, version) if wheels else PIP_FAILED.format(version=version)
         except OSError as error:
             code, advice = 1, ROOM
             print(f"course.py: could not set up {VENV}: {error}", file=sys.stderr)
@@ -357,6 +410,52 @@ def set_up(extras):
         return
     print("\n" + advice, file=sys.stderr)
     sys.exit(code)
+
+
+def is_at_hand(extras):
+    """Whether this very Python has the course installed from this folder, as in conda.
+
+    On a hub from any folder: there it comes with the image, and each person has a copy to work in.
+    Ends with a message if it has, but lacks packages that these extras need.
+    """
+    from importlib import metadata
+
+    # Not what an install leaves in the repository itself, which is first in sys.path.
+    places = [place for place in sys.path if place and Path(place).resolve() != ROOT]
+    found = list(metadata.distributions(name="minipali", path=places))
+    if not is_hub():
+        found = [one for one in found if is_from_here(one)]
+    if not found or Path(sys.prefix).resolve() == VENV.resolve():
+        return False
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"]]
+    for extra in extras:
+        wanted += project["optional-dependencies"][extra]
+    names = [re.match(r"[\w.-]+", text).group() for text in wanted]
+    missing = [name for name in names if not any(metadata.distributions(name=name, path=places))]
+    if missing:
+        sys.exit(
+            f"course.py: {sys.executable} has the course installed, but not {', '.join(missing)}:\n"
+            f'"{sys.executable}" -m pip install -c constraints.txt -e'
+            f' "{ROOT}[{",".join(sorted(extras))}]"'
+        )
+    return True
+
+
+def is_hub():
+    return "JUPYTERHUB_USER" in os.environ
+
+
+def is_from_here(distribution):
+    """Whether a package was installed from this folder, by pip's own note on that."""
+    note = json.loads(distribution.read_text("direct_url.json") or "{}")
+    url = urlsplit(note.get("url", ""))
+    try:
+        return url.scheme == "file" and os.path.samefile(url2pathname(url.path), ROOT)
+    except OSError:
+        return False
 
 
 # --- verbs ---------------------------------------------------------------------------------------
@@ -418,8 +517,40 @@ def slides(arguments):
 
 
 def setup(arguments):
-    print(f"The course is set up in {VENV}.\nNext: python course.py ask")
+    place = VENV if VENV in PYTHON.parents else sys.prefix
+    print(f"The course is set up in {place}.\nNext: python course.py ask")
     return 0
+
+
+def offline(arguments):
+    """The folder of wheels that `setup --offline FOLDER` names; None for `setup` alone."""
+    if not arguments:
+        return None
+    if len(arguments) != 2 or arguments[0] != "--offline":
+        sys.exit("course.py: setup takes nothing, or --offline FOLDER")
+    wheels = Path(arguments[1]).resolve()
+    if not any(wheels.glob("*.whl")):
+        sys.exit(
+            f"course.py: {wheels} must be a folder with wheels (*.whl), and has none: fill it where"
+            " there is a network: python course.py wheelhouse FOLDER"
+        )
+    return wheels
+
+
+def wheelhouse(arguments):
+    return run(PYTHON, ROOT / "tools" / "fill_wheelhouse.py", *arguments, cwd=None)
+
+
+def handout(arguments):
+    return run(PYTHON, ROOT / "tools" / "make_handout.py", *arguments, cwd=None)
+
+
+def update(arguments):
+    """By this Python and without set-up: what is new may be what mends that."""
+    code = run(sys.executable, ROOT / "tools" / "update_course.py", *arguments, cwd=None)
+    if code or not VENV.exists():
+        return code
+    return run(sys.executable, ROOT / "course.py", "setup")  # the new one
 
 
 def pytest_steps(arguments):
@@ -431,6 +562,8 @@ def pytest_steps(arguments):
     options = [a for a in arguments if a not in paths]
     steps = []
     for title, folders, fixed, variables in PARTS:
+        if title == "solutions" and not (ROOT / title).is_dir():
+            continue  # a students' copy has none
         named = [p for p in paths if Path(p).parts[0].split("::")[0] in folders]
         if named or not paths:
             # What is named is little, and is watched: one process, in order.
@@ -473,6 +606,9 @@ VERBS = {
     "slides": (slides, {"course", "slides"}),
     "doctor": (doctor, {"course"}),
     "setup": (setup, {"course"}),
+    "update": (update, set()),
+    "wheelhouse": (wheelhouse, {"course"}),
+    "handout": (handout, {"course"}),
 }
 EXTRAS = {extra for _, extras in VERBS.values() for extra in extras}
 
@@ -490,10 +626,18 @@ def main(arguments):
         return 2
     check_python()
     function, extras = VERBS[verb]
-    try:
-        set_up(extras)
-    except OSError as error:
-        sys.exit(f"course.py: could not set up {VENV}: {error}\n{ROOM}")
+    wheels = offline(arguments[1:]) if verb == "setup" else None
+    if extras and is_at_hand(extras):
+        global PYTHON
+        PYTHON = Path(sys.executable)
+    elif extras:
+        try:
+            if wheels:
+                set_up(EXTRAS, wheels)  # all: where there is no network, nothing comes later
+            else:
+                set_up(extras)
+        except OSError as error:
+            sys.exit(f"course.py: could not set up {VENV}: {error}\n{ROOM}")
     return function(arguments[1:])
 
 

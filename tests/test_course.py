@@ -4,6 +4,7 @@ import ast
 import contextlib
 import http.server
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -26,19 +27,22 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+WORKFLOW = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
 
 # What conda-forge calls a package differently.
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 
 
 @pytest.fixture
-def course(tmp_path):
+def course(tmp_path, monkeypatch):
     """course.py in a folder of its own, so that nothing it does reaches the repository."""
     for name in ("course.py", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    (tmp_path / "solutions").mkdir()
     spec = importlib.util.spec_from_file_location("course_under_test", tmp_path / "course.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.delenv("JUPYTERHUB_USER", raising=False)  # these tests may run on a hub
     return module
 
 
@@ -141,6 +145,25 @@ def test_constraints_hold_what_the_packages_themselves_need():
 def test_one_minimum_python(course):
     minimum = ".".join(map(str, course.MINIMUM))
     assert PROJECT["requires-python"] == f">={minimum}"
+
+
+def test_devcontainer_and_binder_name_what_is_there(course):
+    """What GitHub Codespaces and Binder read; neither can be run here."""
+    text = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    container = json.loads(text)
+    python = container["image"].rpartition(":")[2]
+    (runtime,) = (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8").splitlines()
+    assert runtime == f"python-{python}" and f'"{python}"' in WORKFLOW
+    program, verb = container["updateContentCommand"].removeprefix("python ").split()
+    assert (ROOT / program).exists() and verb in course.VERBS
+    for name in ("postBuild", "start"):
+        lines = (ROOT / "binder" / name).read_text(encoding="utf-8").splitlines()
+        assert lines[0] == "#!/bin/bash"
+        assert lines[-1] == 'exec "$@"' or "set -e" in lines
+    install = (ROOT / "binder" / "postBuild").read_text(encoding="utf-8")
+    assert course.CPU_INDEX in install and '-c constraints.txt -e ".[course]"' in install
+    assert container["containerEnv"] == course.ONE_THREAD
+    assert "export OMP_NUM_THREADS=1" in (ROOT / "binder" / "start").read_text(encoding="utf-8")
 
 
 # --- course.py on a bare Python ------------------------------------------------------------------
@@ -515,17 +538,19 @@ def cpu(course, monkeypatch, tmp_path_factory):
     return course
 
 
-def wheel(folder: Path, name: str, version: str) -> None:
+def wheel(folder: Path, name: str, version: str, tag="py3-none-any", needs="", **modules) -> None:
+    """A wheel of a package with nothing in it but its version, and the modules that are given."""
     info = f"{name}-{version}.dist-info"
     files = {
         f"{name}/__init__.py": f"__version__ = {version!r}\n",
+        **{f"{name}/{module}.py": text for module, text in modules.items()},
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        "Requires-Dist: a-package-of-the-index\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        + (f"Requires-Dist: {needs}\n" if needs else ""),
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
         f"{info}/RECORD": "",
     }
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as file:
         for path, text in files.items():
             file.writestr(path, text)
 
@@ -535,7 +560,7 @@ def index(tmp_path_factory):
     """(address, requests) of a package index with a small `torch`, in three versions."""
     folder = tmp_path_factory.mktemp("index")
     for number, version in enumerate(("2.0.0+cpu", f"{pins()['torch']}+cpu", "99.0+cpu")):
-        wheel(folder / str(number), "torch", version)
+        wheel(folder / str(number), "torch", version, needs="a-package-of-the-index")
     links = [
         f'<a href="/{path.relative_to(folder)}">{path.name}</a>' for path in folder.glob("*/*")
     ]
@@ -606,6 +631,307 @@ def test_ctrl_c_during_that_download_ends_set_up(cpu, monkeypatch):
     assert cpu.install({"course"}, {}) == cpu.INTERRUPTED
 
 
+# --- without a network ---------------------------------------------------------------------------
+
+# A build backend in a stand-in for setuptools.
+BACKEND = """
+import zipfile
+def get_requires_for_build_editable(settings=None):
+    return []
+def build_editable(folder, settings=None, metadata=None):
+    name = "minipali-1-py3-none-any.whl"
+    about = "Metadata-Version: 2.1\\nName: minipali\\nVersion: 1\\nRequires-Dist: tiny>=1,<2\\n"
+    with zipfile.ZipFile(folder + "/" + name, "w") as wheel:
+        for extra in ("course", "dev"):
+            about += f"Provides-Extra: {extra}\\n"
+        wheel.writestr("minipali-1.dist-info/METADATA", about)
+        wheel.writestr("minipali-1.dist-info/WHEEL",
+            "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("minipali-1.dist-info/RECORD", "")
+    return name
+"""
+PYPROJECT = """
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "minipali"
+dependencies = ["tiny>=1,<2"]
+optional-dependencies = { course = [], dev = [] }
+"""
+
+
+@pytest.fixture
+def room(cpu, monkeypatch, tmp_path_factory):
+    """(course.py of a small project, a folder of its wheels) where every index is out of reach."""
+    (cpu.ROOT / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    (cpu.ROOT / "constraints.txt").write_text("setuptools==80\ntiny==1.5\ntorch==2\n", "utf-8")
+    for name in ("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS"):
+        monkeypatch.setenv(f"PIP_{name}", "http://127.0.0.1:9")  # nobody listens there
+    wheels = tmp_path_factory.mktemp("room") / "the wheels é"
+    wheel(wheels, "setuptools", "80", build_meta=BACKEND)
+    wheel(wheels, "tiny", "1.5")
+    return cpu, wheels
+
+
+def test_set_up_from_a_folder_of_wheels(room, capfd, monkeypatch):
+    course, wheels = room
+    monkeypatch.chdir(wheels.parent)
+    assert course.main(["setup", "--offline", wheels.name]) == 0
+    assert course.is_set_up({"course", "dev"}), "nothing can be added later"
+    (site,) = course.VENV.glob("lib/python*/site-packages")
+    found = {path.name for path in site.glob("*.dist-info")}
+    assert {"tiny-1.5.dist-info", "minipali-1.dist-info"} <= found
+    assert "Next: python course.py ask" in capfd.readouterr().out
+    assert course.main(["setup"]) == 0  # and later nothing is asked for
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        ({"tag": "cp36-cp36m-win_amd64"}, r"has tiny-1\.5-cp36-cp36m-win_amd64\.whl"),
+        ({"version": "1.4"}, r"has tiny-1\.4-py3-none-any\.whl"),
+    ],
+)
+def test_a_wheel_that_is_missing_or_for_another_system_is_named(room, capfd, there, told):
+    course, wheels = room
+    next(wheels.glob("tiny*")).unlink()
+    wheel(wheels, "tiny", **{"version": "1.5", **there})
+    with pytest.raises(SystemExit):
+        course.main(["setup", "--offline", str(wheels)])
+    complaint = capfd.readouterr().err.strip()
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    told = rf"course.py: .* a wheel of tiny 1\.5 for Python {python} on linux-x86_64, and {told}: "
+    assert re.match(told, complaint) and complaint.count("\n") == 0, complaint
+    assert course.read_stamp() == ("", set())
+
+
+def test_setuptools_must_be_among_the_wheels(room, capfd):
+    course, wheels = room
+    next(wheels.glob("setuptools*")).unlink()
+    with pytest.raises(SystemExit):
+        course.main(["setup", "--offline", str(wheels)])
+    complaint = capfd.readouterr().err
+    assert "must hold a wheel of setuptools 80" in complaint and "and has none: " in complaint
+
+
+def test_a_damaged_wheel_is_told(room, capfd):
+    course, wheels = room
+    path = next(wheels.glob("tiny*"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SystemExit):
+        course.main(["setup", "--offline", str(wheels)])
+    complaint = capfd.readouterr().err.strip()
+    assert complaint.startswith("course.py: could not install from") and "tiny" in complaint
+    assert complaint.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--offline"], "setup takes nothing, or --offline FOLDER"),
+        (["--offlin", "x"], "setup takes nothing, or --offline FOLDER"),
+        (["--offline", "none here"], r"none here must be a folder with wheels"),
+    ],
+)
+def test_set_up_takes_no_other_arguments(course, arguments, told):
+    with pytest.raises(SystemExit, match=told):
+        course.main(["setup", *arguments])
+    assert not course.VENV.exists()
+
+
+@pytest.fixture
+def wheelhouse(course, monkeypatch, tmp_path):
+    """tools/fill_wheelhouse.py with that course.py: a function that runs it."""
+    monkeypatch.setitem(sys.modules, "course", course)
+    spec = importlib.util.spec_from_file_location("f", ROOT / "tools" / "fill_wheelhouse.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def fill(*arguments):
+        monkeypatch.setattr(sys, "argv", ["wheelhouse", *map(str, arguments)])
+        module.main()
+
+    return fill
+
+
+@pytest.fixture
+def index_of_wheels(tmp_path_factory, monkeypatch):
+    """What stands in for the usual index: wheels of several kinds."""
+    folder = tmp_path_factory.mktemp("index of wheels")
+    here = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    for python in (here, "cp399"):
+        for system in ("linux_x86_64", "win_amd64", "macosx_11_0_arm64"):
+            wheel(folder, "torch", "2", f"{python}-{python}-{system}", needs="tiny")
+    wheel(folder, "tiny", "1.5", needs="only_windows; sys_platform == 'win32'")
+    wheel(folder, "tiny", "1.6")
+    wheel(folder, "only_windows", "1")
+    wheel(folder, "pywinpty", "1", f"{here}-{here}-win_amd64")
+    wheel(folder, "setuptools", "80")
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    (folder / "pip.conf").write_text(
+        f"[global]\nno-index = true\nfind-links = {folder.as_uri()}\n", encoding="utf-8"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(folder / "pip.conf"))
+    return folder
+
+
+def small(course):
+    (course.ROOT / "pyproject.toml").write_text(
+        PYPROJECT.replace('["tiny', '["torch<3", "tiny'), encoding="utf-8"
+    )
+    pins = "only-windows==1\npywinpty==1\nsetuptools==80\ntiny==1.5\ntorch==2\n"
+    (course.ROOT / "constraints.txt").write_text(pins, encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for torch is made for Linux")
+def test_a_wheelhouse_holds_what_this_computer_needs(course, wheelhouse, index_of_wheels, capfd):
+    small(course)
+    folder = course.ROOT / "the wheels"
+    wheelhouse(folder)
+    here = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    expected = {
+        "setuptools-80-py3-none-any.whl",
+        "tiny-1.5-py3-none-any.whl",
+        f"torch-2-{here}-{here}-linux_x86_64.whl",
+    }
+    assert {path.name for path in folder.iterdir()} == expected
+    last = capfd.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"{folder} now holds all for Python")
+    assert last.endswith("run there: python course.py setup --offline FOLDER")
+    # Once more, after a download that was cut: what is whole is not taken again.
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("t*")}
+    (folder / "setuptools-80-py3-none-any.whl").write_bytes(b"PK half")
+    wheelhouse(folder)
+    assert zipfile.is_zipfile(folder / "setuptools-80-py3-none-any.whl")
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("t*")} == times
+
+
+def test_a_wheelhouse_for_another_system(course, wheelhouse, index_of_wheels):
+    """All that is pinned: which of it is needed there, pip here would decide by this system."""
+    small(course)
+    folder = course.ROOT / "wheels"
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    wheelhouse(folder, "--system", "windows", "--python", python)
+    here = f"cp{python.replace('.', '')}"
+    assert {path.name for path in folder.iterdir()} == {
+        "only_windows-1-py3-none-any.whl",
+        f"pywinpty-1-{here}-{here}-win_amd64.whl",
+        "setuptools-80-py3-none-any.whl",
+        "tiny-1.5-py3-none-any.whl",
+        f"torch-2-{here}-{here}-win_amd64.whl",
+    }
+
+
+def test_a_wheelhouse_with_a_gap_says_that_it_goes_on(course, wheelhouse, index_of_wheels, capfd):
+    small(course)
+    for path in index_of_wheels.glob("tiny*"):
+        path.unlink()
+    with pytest.raises(SystemExit) as end:
+        wheelhouse(course.ROOT / "wheels", "--system", "macos")
+    assert end.value.code not in (0, None)
+    assert "The same command goes on from here" in capfd.readouterr().out
+    with pytest.raises(SystemExit):
+        wheelhouse(course.ROOT / "wheels", "--python", "three")
+    assert "--python must be a version such as 3.13" in capfd.readouterr().err
+
+
+# --- a Python that has the course already: conda, a hub -------------------------------------------
+
+
+@pytest.fixture
+def installed(course, monkeypatch, tmp_path_factory):
+    """A Python in which the course is installed from its folder, as pip notes it."""
+    site = tmp_path_factory.mktemp("site")
+    info = site / "minipali-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: minipali\nVersion: 1\n", "utf-8")
+    place = info / "direct_url.json"
+    place.write_text(json.dumps({"url": course.ROOT.as_uri(), "dir_info": {"editable": True}}))
+    monkeypatch.syspath_prepend(str(site))
+    return place
+
+
+@pytest.fixture
+def commands(course, monkeypatch):
+    ran = []
+    monkeypatch.setattr(course, "run", lambda *command, **options: ran.append(command) or 0)
+    return ran
+
+
+def test_a_python_that_has_the_course_is_used_as_it_is(course, installed, commands, capsys):
+    assert course.main(["ask", "--help"]) == 0
+    assert commands == [(Path(sys.executable), "-m", "minipali", "ask", "--help")]
+    assert not course.VENV.exists()
+    assert course.main(["setup"]) == 0
+    assert f"is set up in {sys.prefix}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("why", ["another folder", "an index", "no folder", "its own leavings"])
+def test_a_python_that_has_another_course_is_not(course, installed, monkeypatch, why, tmp_path):
+    if why == "its own leavings":  # what setuptools leaves in the folder that it installs
+        installed.unlink()
+        monkeypatch.syspath_prepend(str(course.ROOT))
+        (course.ROOT / "minipali.egg-info").mkdir()
+        (course.ROOT / "minipali.egg-info" / "PKG-INFO").write_text("Name: minipali\n", "utf-8")
+    elif why == "an index":
+        installed.unlink()
+    else:
+        other = ROOT if why == "another folder" else tmp_path / "gone"
+        installed.write_text(json.dumps({"url": other.as_uri()}), encoding="utf-8")
+    assert not course.is_at_hand({"course"})
+
+
+def test_on_a_hub_the_course_comes_with_the_image(course, installed, monkeypatch):
+    """It is installed from a folder of the image, and each person works in a copy."""
+    installed.write_text(json.dumps({"url": ROOT.as_uri()}), encoding="utf-8")
+    assert not course.is_at_hand({"course"})
+    monkeypatch.setenv("JUPYTERHUB_USER", "ada")
+    assert course.is_at_hand({"course"})
+
+
+def test_what_that_python_lacks_is_named(course, installed, commands):
+    text = (course.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    text = text.replace('"einops', '"new-and-unknown>=1,<2",\n    "einops')
+    (course.ROOT / "pyproject.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match="but not new-and-unknown:\n.* -m pip install -c"):
+        course.main(["ask"])
+    assert not commands and not course.VENV.exists()
+
+
+def test_inside_its_own_venv_the_stamp_decides(course, installed, monkeypatch):
+    assert course.is_at_hand({"course"})
+    monkeypatch.setattr(sys, "prefix", str(course.VENV))
+    assert not course.is_at_hand({"course"})
+
+
+def test_on_a_hub_it_is_told_that_its_notebooks_do_not_see_the_venv(
+    course, installs, monkeypatch, capsys
+):
+    monkeypatch.setenv("JUPYTERHUB_USER", "ada")
+    course.set_up({"course"})
+    assert "does not see .venv" in capsys.readouterr().out
+
+
+# --- update --------------------------------------------------------------------------------------
+
+
+def test_after_an_update_the_new_course_is_set_up(course, commands):
+    assert course.main(["update", "new.zip"]) == 0
+    tool = course.ROOT / "tools" / "update_course.py"
+    assert commands == [(sys.executable, tool, "new.zip")]  # without set-up: nothing to renew
+    course.VENV.mkdir()
+    commands.clear()
+    course.main(["update"])
+    assert commands == [
+        (sys.executable, tool),
+        (sys.executable, course.ROOT / "course.py", "setup"),
+    ]
+
+
 # --- a broken .venv ------------------------------------------------------------------------------
 
 
@@ -663,6 +989,11 @@ def test_solutions_alone_are_strict(course):
     assert [t for t, (_, variables) in steps.items() if "MPLBACKEND" in variables] == ["tests"]
     for title in ("lessons and exercises", "solutions"):
         assert {"--nbval-lax", "--nbval-current-env", "loadfile"} <= set(steps[title][0])
+
+
+def test_in_a_students_copy_there_are_no_solutions_to_run(course):
+    (course.ROOT / "solutions").rmdir()
+    assert [step[0] for step in course.pytest_steps([])] == ["tests", "lessons and exercises"]
 
 
 @pytest.mark.parametrize("verb", ["lab", "build"])

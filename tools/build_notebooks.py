@@ -108,7 +108,10 @@ def plan(only: list[str]) -> list[tuple[Path, NotebookNode, bool]]:
             (ROOT / "notebooks" / f"{name}.ipynb", notebook(source, f"lesson-{name}"), True)
         )
     for source in sorted((ROOT / "exercises" / "src").glob("*.py")):
-        for folder, change in (("exercises", without_solution), ("solutions", with_solution)):
+        kinds = [("exercises", without_solution), ("solutions", with_solution)]
+        if not _MARKS.search(source.read_text(encoding="utf-8")):
+            kinds.pop()  # a students' copy: see make_handout.py
+        for folder, change in kinds:
             cells = notebook(source, f"{folder}-{source.stem}", change)
             made.append((ROOT / folder / f"{source.stem}.ipynb", cells, False))
     if only:
