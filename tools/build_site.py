@@ -1,0 +1,343 @@
+"""Make the course as a web site: build/site/index.html, which opens from disk too.
+
+    python course.py site        the same, with everything installed that it takes
+
+What the site shows is copied to build/site-sources, each file where it lies in the repository, so
+that links between them stay right; pages about the modules and lists are added. Sphinx makes HTML
+of that, with the settings and the landing page of site/; a warning is a fault. Nothing is run: the
+lessons show the outputs that are stored in them.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from minipali.page import make_page
+from minipali.scenes import OBJECTS
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "build" / "site"
+SOURCES = ROOT / "build" / "site-sources"
+
+# Pages as they are. Of docs/ every page is shown, whatever there is.
+PAGES = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "NOTICE.md",
+    "benchmarks/README.md",
+    "minipali/assets/small/README.md",
+]
+# The landing page's map: the number of the first lesson under each heading.
+PARTS = {
+    0: "Meet it",
+    1: "It sees",
+    6: "It reads and writes",
+    11: "It answers",
+    13: "Train it, load it, let it point",
+}
+
+ROW = re.compile(
+    r"\| \[\d\d \w+\]\(notebooks/(?P<name>\w+)\.ipynb\) \| (?P<builds>[^|]+) \|"
+    r" (?P<module>[^|]+) \| (?P<minutes>\d+) \|"
+)
+
+
+def main() -> int:
+    for folder in (OUTPUT, SOURCES):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_sources()
+    options = ["--fail-on-warning", "--keep-going", "--quiet", "--jobs", "auto"]
+    places = ["-c", ROOT / "site", "-d", ROOT / "build" / "site-doctrees", SOURCES, OUTPUT]
+    command = [sys.executable, "-m", "sphinx", "--fresh-env", *options, *places]
+    code = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
+    if code == 0:
+        (OUTPUT / "live.html").write_text(live_page(), encoding="utf-8")
+        print(f"made {OUTPUT / 'index.html'}")
+    return code
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+def write_sources() -> None:
+    """Put into build/site-sources all that Sphinx reads."""
+    lessons, exercises = notebooks("notebooks"), notebooks("exercises")
+    documents = sorted((ROOT / "docs").glob("*.md"))
+    pages = [*(ROOT / page for page in PAGES), *documents]
+    pictures = [path for page in pages for path in sorted(page.parent.rglob("*.png"))]
+    licences = [ROOT / "LICENSE", *sorted((ROOT / "licenses").iterdir())]
+    shown = {*lessons, *exercises, *pages, *pictures}
+    for path in [*lessons, *exercises]:
+        write(path.relative_to(ROOT), json.dumps(notebook(path, shown)))
+    for path in pages:
+        write(path.relative_to(ROOT), linked(path.read_text(encoding="utf-8"), path, shown))
+    for path in [*pictures, *licences]:
+        copy(path.relative_to(ROOT))
+    for name, page in module_pages().items():
+        write(f"minipali/{name}.md", page)
+    write("index.md", landing_page(lessons, documents))
+    write("exercises/index.md", exercises_page(exercises))
+    write("licences.md", licences_page(licences))
+
+
+def write(name, text: str) -> None:
+    path = SOURCES / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def copy(name) -> None:
+    path = SOURCES / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / name, path)
+
+
+def notebooks(folder: str) -> list[Path]:
+    """Those of the course; a learner's own file beside them has another name."""
+    return sorted((ROOT / folder).glob("[0-9][0-9]_*.ipynb"))
+
+
+def contents(paths: list[Path]) -> str:
+    """The lines of a table of contents."""
+    return "\n".join(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+# --- notebooks -----------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def notebook(path: Path, shown: set[Path]) -> dict:
+    """A notebook as the site has it: with a line under its title that says where it belongs."""
+    made = read(path)
+    for cell in made["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = linked("".join(cell["source"]), path, shown)
+    title, _, rest = made["cells"][0]["source"].partition("\n")
+    made["cells"][0]["source"] = f"{title}\n\n{belongs(path)}\n{rest}"
+    return made
+
+
+def belongs(path: Path) -> str:
+    """The line under a notebook's title: where its lesson, exercise and module are, how to run it."""
+    name = path.stem
+    places = [("lesson", "notebooks", "ipynb"), ("exercise", "exercises", "ipynb")]
+    links = [
+        f"[{word} {name[:2]}](../{folder}/{name}.{suffix})"
+        for word, folder, suffix in places
+        if folder != path.parent.name and (ROOT / folder / f"{name}.{suffix}").exists()
+    ]
+    if (ROOT / "minipali" / f"{name[3:]}.py").exists():
+        links.append(f"[`minipali/{name[3:]}.py`](../minipali/{name[3:]}.md)")
+    command = f"python course.py lab {path.parent.name}/{path.name}"
+    if path.parent.name == "exercises":
+        run = f"This page is for reading. Write, and have your code judged, with `{command}`."
+    else:
+        run = f"To run and change this lesson: `{command}`."
+    led = " · ".join(links)
+    return f":::{{container}} belongs\n{led}{'  ' if led else ''}\n{run}\n:::\n"
+
+
+LINK = re.compile(r"(!?)\[((?:[^\[\]]|\n)*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def linked(text: str, path: Path, shown: set[Path]) -> str:
+    """Links to files that the site shows in another way, or not at all.
+
+    A module's file leads to its page, the readme to the landing page; of a link to anything else in
+    the repository only the words stay.
+    """
+
+    def link(found: re.Match) -> str:
+        words, target = found[2], (path.parent / found[3]).resolve()
+        if target in shown or not target.exists():  # Sphinx finds it, or says that it is not there
+            return found[0]
+        if target == ROOT / "README.md":
+            return f"[{words}](/index.md)"
+        if target.suffix == ".py" and target.parent == ROOT / "minipali":
+            return f"[{words}](/minipali/{target.stem}.md)"
+        return words
+
+    return LINK.sub(link, text)
+
+
+# --- pages that are made -------------------------------------------------------------------------
+
+
+def lesson_table() -> dict[str, dict[str, str]]:
+    """The table of README.md: a lesson's name -> `builds`, `module` and `minutes`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return {found["name"]: found.groupdict() for found in ROW.finditer(text)}
+
+
+def title_of(path: Path) -> str:
+    """A notebook's first line, without its number."""
+    first = "".join(read(path)["cells"][0]["source"]).splitlines()[0]
+    return first.split(" · ", 1)[1]
+
+
+def landing_page(lessons: list[Path], documents: list[Path]) -> str:
+    """site/index.md, with what is counted and listed in place of its comments."""
+    hours = sum(int(row["minutes"]) for row in lesson_table().values()) / 60
+    beside = ["exercises/index.md", *contents(documents).splitlines(), "minipali/index.md"]
+    parts = {
+        "objects": str(len(OBJECTS)),
+        "count": str(len(lessons)),
+        "hours": f"{hours:.0f}",
+        "map": course_map(lessons),
+        "beside": "\n".join(f"- [](/{page})" for page in beside),
+        "lessons": contents(lessons),
+        "documents": contents(documents),
+    }
+    page = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
+    for name, part in parts.items():
+        page = page.replace(f"<!-- {name} -->", part)
+    return page
+
+
+def course_map(lessons: list[Path]) -> str:
+    """Every lesson, under the headings of PARTS, with what is built in it and where that stands."""
+    table, made = lesson_table(), []
+    for path in lessons:
+        number, row = int(path.stem[:2]), table[path.stem]
+        if number in PARTS:
+            made.append(f"\n### {PARTS[number]}\n")
+        links = [f"{row['minutes']} min"]
+        if (ROOT / "exercises" / path.name).exists():
+            links.append(f"[exercise](exercises/{path.name})")
+        module = f"minipali/{path.stem[3:]}"
+        if (ROOT / f"{module}.py").exists():
+            links.append(f"[`{path.stem[3:]}.py`]({module}.md)")
+        made.append(
+            f"- **[{path.stem[:2]} {title_of(path)}](notebooks/{path.name})**\n\n"
+            f"  {row['builds'].strip()}\n\n  {' · '.join(links)}"
+        )
+    return "\n".join(made)
+
+
+def exercises_page(exercises: list[Path]) -> str:
+    links = "\n".join(f"- [{path.stem[:2]} {title_of(path)}]({path.name})" for path in exercises)
+    listed = "\n".join(path.stem for path in exercises)
+    return f"""# Exercises
+
+Each exercise asks for the pieces of one lesson. You write them in JupyterLab, on your own computer:
+a check says whether your code is right, names the mistake if it knows it, and puts your piece into
+the trained model. `python course.py progress` draws how much of the model is yours.
+
+{links}
+
+```{{toctree}}
+:hidden:
+
+{listed}
+```
+"""
+
+
+def module_pages() -> dict[str, str]:
+    """A page for each module: those of the lessons in their order, then the others, and a list."""
+    files = sorted((ROOT / "minipali").glob("[a-z]*.py"))
+    packages = [path.parent for path in sorted((ROOT / "minipali").glob("[a-z]*/__init__.py"))]
+    taught = [path.stem[3:] for path in notebooks("notebooks")]
+    lessons = [name for name in taught if (ROOT / "minipali" / f"{name}.py").exists()]
+    others = [path.stem for path in [*files, *packages] if path.stem not in lessons]
+    pages = {name: module_page(name) for name in [*lessons, *others]}
+    pages["index"] = modules_page(lessons, others)
+    return pages
+
+
+def module_page(name: str) -> str:
+    # A package shows what it hands on from its modules.
+    package = (ROOT / "minipali" / name).is_dir()
+    options = ":members:" + ("\n   :imported-members:" if package else "")
+    return f"""# minipali.{name}
+
+```{{eval-rst}}
+.. automodule:: minipali.{name}
+   {options}
+```
+"""
+
+
+def modules_page(lessons: list[str], others: list[str]) -> str:
+    def listed(names: list[str]) -> str:
+        return "\n".join(f"- [`{name}`]({name}.md): {summary(name)}" for name in names)
+
+    return f"""# Modules
+
+The finished package, module by module. Those of the lessons come in their order, and each needs
+only earlier ones. These functions are at hand in `import minipali` itself: `load`, `generate`,
+`stream`, `detect` and `save`. A link *[source]* leads to the code.
+
+## Built in the lessons
+
+{listed(lessons)}
+
+## Around them
+
+{listed(others)}
+
+```{{toctree}}
+:hidden:
+
+{chr(10).join([*lessons, *others])}
+```
+"""
+
+
+def summary(name: str) -> str:
+    """The first sentence of a module's docstring."""
+    path = ROOT / "minipali" / f"{name}.py"
+    path = path if path.exists() else ROOT / "minipali" / name / "__init__.py"
+    first = path.read_text(encoding="utf-8").split('"""')[1].split("\n\n")[0]
+    return " ".join(first.split()).removesuffix(".")
+
+
+def licences_page(licences: list[Path]) -> str:
+    parts = [f"## {p.stem}\n\n```{{literalinclude}} {contents([p])}\n```" for p in licences]
+    return "\n\n".join(
+        [
+            "# Licences",
+            "The code is under the MIT licence, the text under CC BY 4.0. The drawings are by"
+            " several artists: [licences and credits](NOTICE.md) names them. This site is made with"
+            " Sphinx (BSD licence), MyST-NB (BSD licence) and Furo (MIT licence), and formulas are"
+            " drawn by MathJax (Apache License 2.0).",
+            *parts,
+        ]
+    )
+
+
+# --- the live model ------------------------------------------------------------------------------
+
+# Inside the landing page only the picture, the question and the answer are shown, at full height.
+EMBEDDED = """
+<style>
+.embedded :is(header, footer, #attention-part, #sampling, #examples + .row, #picture-part > .hint)
+  { display: none; }
+.embedded body { padding-bottom: 1rem; }
+.embedded #prompt { min-width: 0; }
+@media (min-width: 36rem) { .embedded main { grid-template-columns: minmax(0, 19rem) 1fr; } }
+@media (max-width: 36rem) { .embedded #rivals { display: none; } }
+</style>
+<script>
+if (window !== window.top) {
+  document.documentElement.classList.add("embedded");
+  new ResizeObserver(() => window.parent.postMessage({ height: document.body.offsetHeight }, "*"))
+    .observe(document.body);
+}
+</script>
+"""
+
+
+def live_page() -> str:
+    """The page of `minipali page`, which knows when it stands inside the landing page."""
+    return make_page().replace("</body>", f"{EMBEDDED}</body>")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
