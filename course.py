@@ -30,6 +30,7 @@ python course.py VERB
            [arguments for pytest, such as tests/test_rope.py or -k rope: then pytest alone runs]
   progress draw which pieces of the model you have written, from the exercises as they are saved
   build    make the notebooks from their sources; --check only compares
+  site     make the course as web pages, to be read without installing anything: build/site
   doctor   look at the installation, and say what to do about what is wrong
   setup    only set up
 
@@ -408,6 +409,10 @@ def build(arguments):
     return run(PYTHON, "tools/build_notebooks.py", *arguments, env=ONE_THREAD)
 
 
+def site(arguments):
+    return run(PYTHON, "tools/build_site.py", *arguments, env=ONE_THREAD)
+
+
 def setup(arguments):
     print(f"The course is set up in {VENV}.\nNext: python course.py ask")
     return 0
@@ -461,6 +466,7 @@ VERBS = {
     "test": (test, {"course", "dev"}),
     "progress": (progress, {"course"}),
     "build": (build, {"course", "dev"}),
+    "site": (site, {"course", "site"}),
     "doctor": (doctor, {"course"}),
     "setup": (setup, {"course"}),
 }

@@ -37,7 +37,8 @@ python_maximum_signature_line_length = 80
 add_module_names = False
 
 # Where a line of a docstring begins something new, instead of going on with the last one.
-NEW = re.compile(r"(?:[a-z_]\w*(?:, \w+)*: |-> |- |Raises |Source: )")
+ARGUMENTS = re.compile(r"(?:^|(?<=; ))([a-z_]\w*(?:, [a-z_]\w*)*): ")
+NEW = re.compile(ARGUMENTS.pattern + "|-> |- |Raises |Source: ")
 
 
 def plain_docstring(app, what, name, thing, options, lines) -> None:
@@ -50,10 +51,10 @@ def plain_docstring(app, what, name, thing, options, lines) -> None:
             continue
         entries = []
         for row in rows:
-            if entries and not NEW.match(row):
-                entries[-1] += " " + row
+            if not entries or NEW.match(row):
+                entries.append(ARGUMENTS.sub(r"`\1`: ", row))
             else:
-                entries.append(row)
+                entries[-1] += " " + row
         made += [*(f"| {escaped(entry.removesuffix('::'))}" for entry in entries), ""]
     lines[:] = made
 
@@ -72,6 +73,7 @@ def escaped(text: str) -> str:
 
 html_theme = "furo"
 html_title = "minipali"
+pygments_dark_style = "github-dark"
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
 html_copy_source = False

@@ -33,9 +33,9 @@ PAGES = [
 # The landing page's map: the number of the first lesson under each heading.
 PARTS = {
     0: "Meet it",
-    1: "It sees",
-    6: "It reads and writes",
-    11: "It answers",
+    1: "It sees: the vision tower",
+    6: "It reads and writes: the language model",
+    11: "It answers: both together",
     13: "Train it, load it, let it point",
 }
 
@@ -315,14 +315,25 @@ def licences_page(licences: list[Path]) -> str:
 # --- the live model ------------------------------------------------------------------------------
 
 # Inside the landing page only the picture, the question and the answer are shown, at full height.
+# On a phone the questions stand in one row to push aside, so that the answer is soon in sight.
 EMBEDDED = """
 <style>
 .embedded :is(header, footer, #attention-part, #sampling, #examples + .row, #picture-part > .hint)
   { display: none; }
 .embedded body { padding-bottom: 1rem; }
-.embedded #prompt { min-width: 0; }
+.embedded #stage { max-width: 19rem; }
+.embedded #picture { max-height: none; }
 @media (min-width: 36rem) { .embedded main { grid-template-columns: minmax(0, 19rem) 1fr; } }
-@media (max-width: 36rem) { .embedded #rivals { display: none; } }
+@media (max-width: 36rem) {
+  .embedded :is(#rivals, #picture-title) { display: none; }
+  .embedded main { gap: 0.8rem; }
+  .embedded h2 { margin-top: 0.6rem; }
+  .embedded #picture-part { display: flex; gap: 0.6rem; }
+  .embedded #stage { flex: 1; margin: 0; }
+  .embedded #examples { flex-direction: column; flex-wrap: nowrap; margin: 0; }
+  .embedded #prompts { flex-wrap: nowrap; overflow-x: auto; padding: 0.2rem; }
+  .embedded #prompts button { flex: none; }
+}
 </style>
 <script>
 if (window !== window.top) {
