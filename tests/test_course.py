@@ -170,8 +170,10 @@ def test_help_names_every_verb(course, arguments, tmp_path):
 def test_unknown_verb():
     answer = bare("tset")
     assert answer.returncode == 2
-    told = "course.py: no verb 'tset'; there are: ask, lab, test, progress, build, site, doctor, setup"
-    assert answer.stderr == f"{told}\n"
+    assert answer.stderr == (
+        "course.py: no verb 'tset'; there are: ask, lab, test, progress, build, site, doctor,"
+        " setup\n"
+    )
 
 
 def test_python_too_old(course, monkeypatch):

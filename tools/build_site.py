@@ -9,6 +9,7 @@ lessons show the outputs that are stored in them.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from minipali.scenes import OBJECTS
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "site"
 SOURCES = ROOT / "build" / "site-sources"
+DOCTREES = ROOT / "build" / "site-doctrees"
 
 # Pages as they are. Of docs/ every page is shown, whatever there is.
 PAGES = [
@@ -46,12 +48,12 @@ ROW = re.compile(
 
 
 def main() -> int:
-    for folder in (OUTPUT, SOURCES):
+    for folder in (OUTPUT, SOURCES, DOCTREES):
         shutil.rmtree(folder, ignore_errors=True)
     write_sources()
     options = ["--fail-on-warning", "--keep-going", "--quiet", "--jobs", "auto"]
-    places = ["-c", ROOT / "site", "-d", ROOT / "build" / "site-doctrees", SOURCES, OUTPUT]
-    command = [sys.executable, "-m", "sphinx", "--fresh-env", *options, *places]
+    places = ["-c", ROOT / "site", "-d", DOCTREES, SOURCES, OUTPUT]
+    command = [sys.executable, "-m", "sphinx", *options, *places]
     code = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
     if code == 0:
         (OUTPUT / "live.html").write_text(live_page(), encoding="utf-8")
@@ -124,7 +126,7 @@ def notebook(path: Path, shown: set[Path]) -> dict:
 
 
 def belongs(path: Path) -> str:
-    """The line under a notebook's title: where its lesson, exercise and module are, how to run it."""
+    """The lines under a notebook's title: its lesson or exercise, its module, how to run it."""
     name = path.stem
     places = [("lesson", "notebooks", "ipynb"), ("exercise", "exercises", "ipynb")]
     links = [
@@ -158,10 +160,12 @@ def linked(text: str, path: Path, shown: set[Path]) -> str:
         if target in shown or not target.exists():  # Sphinx finds it, or says that it is not there
             return found[0]
         if target == ROOT / "README.md":
-            return f"[{words}](/index.md)"
-        if target.suffix == ".py" and target.parent == ROOT / "minipali":
-            return f"[{words}](/minipali/{target.stem}.md)"
-        return words
+            target = ROOT / "index.md"
+        elif target.suffix == ".py" and target.parent == ROOT / "minipali":
+            target = target.with_suffix(".md")
+        else:
+            return words
+        return f"[{words}]({Path(os.path.relpath(target, path.parent)).as_posix()})"
 
     return LINK.sub(link, text)
 
@@ -190,7 +194,7 @@ def landing_page(lessons: list[Path], documents: list[Path]) -> str:
         "count": str(len(lessons)),
         "hours": f"{hours:.0f}",
         "map": course_map(lessons),
-        "beside": "\n".join(f"- [](/{page})" for page in beside),
+        "beside": "\n".join(f"- []({page})" for page in beside),
         "lessons": contents(lessons),
         "documents": contents(documents),
     }
@@ -323,12 +327,13 @@ EMBEDDED = """
 .embedded body { padding-bottom: 1rem; }
 .embedded #stage { max-width: 19rem; }
 .embedded #picture { max-height: none; }
+.embedded #examples button { width: 3.2rem; height: 3.2rem; }
 @media (min-width: 36rem) { .embedded main { grid-template-columns: minmax(0, 19rem) 1fr; } }
 @media (max-width: 36rem) {
   .embedded :is(#rivals, #picture-title) { display: none; }
   .embedded main { gap: 0.8rem; }
   .embedded h2 { margin-top: 0.6rem; }
-  .embedded #picture-part { display: flex; gap: 0.6rem; }
+  .embedded #picture-part { display: flex; gap: 0.6rem; align-items: flex-start; }
   .embedded #stage { flex: 1; margin: 0; }
   .embedded #examples { flex-direction: column; flex-wrap: nowrap; margin: 0; }
   .embedded #prompts { flex-wrap: nowrap; overflow-x: auto; padding: 0.2rem; }
