@@ -35,6 +35,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 add_module_names = False
+viewcode_follow_imported_members = False  # the code of this package, not that of others
 
 # Where a line of a docstring begins something new, instead of going on with the last one.
 ARGUMENTS = re.compile(r"(?:^|(?<=; ))([a-z_]\w*(?:, [a-z_]\w*)*): ")
@@ -47,7 +48,7 @@ def plain_docstring(app, what, name, thing, options, lines) -> None:
     for paragraph in re.split(r"\n\s*\n", "\n".join(lines).strip("\n")):
         rows = paragraph.split("\n")
         if any(row.startswith(" ") or "   " in row for row in rows):  # a drawing, or a table
-            made += ["::", "", *(f"   {row}" for row in rows), ""]
+            made += [".. code-block:: text", "", *(f"   {row}" for row in rows), ""]
             continue
         entries = []
         for row in rows:

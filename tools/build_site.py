@@ -8,12 +8,14 @@ of that, with the settings and the landing page of site/; a warning is a fault. 
 lessons show the outputs that are stored in them.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 from minipali.page import make_page
@@ -76,7 +78,7 @@ def write_sources() -> None:
         write(path.relative_to(ROOT), json.dumps(notebook(path, shown)))
     for path in pages:
         write(path.relative_to(ROOT), linked(path.read_text(encoding="utf-8"), path, shown))
-    for path in [*pictures, *licences]:
+    for path in pictures:
         copy(path.relative_to(ROOT))
     for name, page in module_pages().items():
         write(f"minipali/{name}.md", page)
@@ -256,9 +258,10 @@ def module_pages() -> dict[str, str]:
 
 
 def module_page(name: str) -> str:
-    # A package shows what it hands on from its modules.
-    package = (ROOT / "minipali" / name).is_dir()
-    options = ":members:" + ("\n   :imported-members:" if package else "")
+    # A package that hands on what its modules define says so in __all__.
+    package = ROOT / "minipali" / name / "__init__.py"
+    hands_on = package.exists() and "__all__" in package.read_text(encoding="utf-8")
+    options = ":members:" + ("\n   :imported-members:" if hands_on else "")
     return f"""# minipali.{name}
 
 ```{{eval-rst}}
@@ -303,14 +306,20 @@ def summary(name: str) -> str:
 
 
 def licences_page(licences: list[Path]) -> str:
-    parts = [f"## {p.stem}\n\n```{{literalinclude}} {contents([p])}\n```" for p in licences]
+    """Our own licences, and those of the packages whose scripts and styles the site carries."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in licences}
+    texts = {"minipali": texts.pop("LICENSE"), **texts}
+    for package in ("Sphinx", "Furo", "MyST-NB"):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # no site can be made then
+            files = [path for path in metadata.files(package) if path.stem == "LICENSE"]
+            texts[package] = "\n\n".join(path.read_text(encoding="utf-8") for path in files)
+    parts = [f"## {title}\n\n````text\n{text.strip()}\n````" for title, text in texts.items()]
     return "\n\n".join(
         [
             "# Licences",
             "The code is under the MIT licence, the text under CC BY 4.0. The drawings are by"
             " several artists: [licences and credits](NOTICE.md) names them. This site is made with"
-            " Sphinx (BSD licence), MyST-NB (BSD licence) and Furo (MIT licence), and formulas are"
-            " drawn by MathJax (Apache License 2.0).",
+            " Sphinx, MyST-NB and Furo; formulas are drawn by MathJax (Apache License 2.0).",
             *parts,
         ]
     )
