@@ -43,9 +43,10 @@ PARTS = {
     13: "Train it, load it, let it point",
 }
 
+# A lesson's row in the table of README.md.
 ROW = re.compile(
     r"\| \[\d\d \w+\]\(notebooks/(?P<name>\w+)\.ipynb\) \| (?P<builds>[^|]+) \|"
-    r" (?P<module>[^|]+) \| (?P<minutes>\d+) \|"
+    r" [^|]+ \| (?P<minutes>\d+) \|"
 )
 
 
@@ -71,7 +72,8 @@ def write_sources() -> None:
     lessons, exercises = notebooks("notebooks"), notebooks("exercises")
     documents = sorted((ROOT / "docs").glob("*.md"))
     pages = [*(ROOT / page for page in PAGES), *documents]
-    pictures = [path for page in pages for path in sorted(page.parent.rglob("*.png"))]
+    folders = {page.parent for page in pages} - {ROOT}
+    pictures = [path for folder in sorted(folders) for path in sorted(folder.rglob("*.png"))]
     licences = [ROOT / "LICENSE", *sorted((ROOT / "licenses").iterdir())]
     shown = {*lessons, *exercises, *pages, *pictures}
     for path in [*lessons, *exercises]:
@@ -130,11 +132,10 @@ def notebook(path: Path, shown: set[Path]) -> dict:
 def belongs(path: Path) -> str:
     """The lines under a notebook's title: its lesson or exercise, its module, how to run it."""
     name = path.stem
-    places = [("lesson", "notebooks", "ipynb"), ("exercise", "exercises", "ipynb")]
     links = [
-        f"[{word} {name[:2]}](../{folder}/{name}.{suffix})"
-        for word, folder, suffix in places
-        if folder != path.parent.name and (ROOT / folder / f"{name}.{suffix}").exists()
+        f"[{word} {name[:2]}](../{folder}/{path.name})"
+        for word, folder in (("lesson", "notebooks"), ("exercise", "exercises"))
+        if folder != path.parent.name and (ROOT / folder / path.name).exists()
     ]
     if (ROOT / "minipali" / f"{name[3:]}.py").exists():
         links.append(f"[`minipali/{name[3:]}.py`](../minipali/{name[3:]}.md)")
@@ -176,7 +177,7 @@ def linked(text: str, path: Path, shown: set[Path]) -> str:
 
 
 def lesson_table() -> dict[str, dict[str, str]]:
-    """The table of README.md: a lesson's name -> `builds`, `module` and `minutes`."""
+    """The table of README.md: a lesson's name -> `builds` and `minutes`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return {found["name"]: found.groupdict() for found in ROW.finditer(text)}
 
