@@ -33,6 +33,7 @@ python course.py VERB
   build    make the notebooks from their sources; --check only compares
   slides   make slides of lessons, in build/slides: one file each, shown without a network
            [beginnings of names, such as 03]
+  site     make the course as web pages, to be read without installing anything: build/site
   doctor   look at the installation, and say what to do about what is wrong
   setup    only set up
            [--offline FOLDER: without a network, from a folder that `wheelhouse` filled]
@@ -516,6 +517,10 @@ def slides(arguments):
     return run(PYTHON, "tools/slides.py", *arguments)
 
 
+def site(arguments):
+    return run(PYTHON, "tools/build_site.py", *arguments, env=ONE_THREAD)
+
+
 def setup(arguments):
     place = VENV if VENV in PYTHON.parents else sys.prefix
     print(f"The course is set up in {place}.\nNext: python course.py ask")
@@ -604,6 +609,7 @@ VERBS = {
     "progress": (progress, {"course"}),
     "build": (build, {"course", "dev"}),
     "slides": (slides, {"course", "slides"}),
+    "site": (site, {"course", "site"}),
     "doctor": (doctor, {"course"}),
     "setup": (setup, {"course"}),
     "update": (update, set()),
@@ -611,6 +617,7 @@ VERBS = {
     "handout": (handout, {"course"}),
 }
 EXTRAS = {extra for _, extras in VERBS.values() for extra in extras}
+OFFLINE = EXTRAS - {"site"}  # of set-up from a folder of wheels: there nothing can come later
 
 
 def main(arguments):
@@ -633,7 +640,7 @@ def main(arguments):
     elif extras:
         try:
             if wheels:
-                set_up(EXTRAS, wheels)  # all: where there is no network, nothing comes later
+                set_up(OFFLINE, wheels)
             else:
                 set_up(extras)
         except OSError as error:

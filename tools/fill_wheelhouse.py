@@ -46,7 +46,7 @@ def for_this_computer(folder: Path) -> None:
     about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = about["project"]
     wanted = [*about["build-system"]["requires"], *project["dependencies"]]
-    for extra in sorted(course.EXTRAS):
+    for extra in sorted(course.OFFLINE):
         wanted += project["optional-dependencies"][extra]
     pip = [sys.executable, "-I", "-m", "pip", "download", "--disable-pip-version-check"]
     if course.take_cpu_torch([*pip, "-d", folder]) == course.INTERRUPTED:
