@@ -29,7 +29,9 @@ python course.py VERB
   test     check everything: style, generated notebooks, tests, and every notebook run through
            [arguments for pytest, such as tests/test_rope.py or -k rope: then pytest alone runs]
   progress draw which pieces of the model you have written, from the exercises as they are saved
+           [07 13: these alone; --class FOLDER [--lesson 07] [--csv FILE]: a teacher's board]
   build    make the notebooks from their sources; --check only compares
+           [--nbgrader FOLDER: a course for nbgrader, instead]
   doctor   look at the installation, and say what to do about what is wrong
   setup    only set up
 
@@ -401,7 +403,9 @@ def lab(arguments):
 
 
 def progress(arguments):
-    return run(PYTHON, "-m", "minipali.progress", *arguments)
+    # In the caller's folder, so that a relative --class is found.
+    fixed = ["-m", "minipali.progress", "--folder", ROOT / "exercises"]
+    return run(PYTHON, *fixed, *arguments, cwd=None)
 
 
 def build(arguments):
