@@ -409,7 +409,8 @@ def progress(arguments):
 
 
 def build(arguments):
-    return run(PYTHON, "tools/build_notebooks.py", *arguments, env=ONE_THREAD)
+    # In the caller's folder, so that a relative --nbgrader is found.
+    return run(PYTHON, ROOT / "tools/build_notebooks.py", *arguments, env=ONE_THREAD, cwd=None)
 
 
 def setup(arguments):

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -151,14 +151,31 @@ def mark_all(
 
 def _marked_apart(folder: Path, stems: list[str], time_limit: float) -> Student:
     """A row that was lost with its pool, in a process for it alone; *stopped* if that dies too."""
+    try:
+        return _apart(marked_student, folder, stems, time_limit)
+    except BrokenProcessPool:
+        outcomes = {one.name: one for stem in stems for one in _killed(stem)}
+        return Student(folder.name, outcomes, [KILLED])
+
+
+def marked_apart(cells: list[str], stem: str, time_limit: float = TIME_LIMIT) -> list[Outcome]:
+    """The same as `marked`, in a process of its own, which a student's code may kill."""
+    try:
+        return _apart(marked, cells, stem, time_limit)
+    except BrokenProcessPool:
+        return _killed(stem)
+
+
+KILLED = "The process that marks was killed, perhaps by this student's code."
+
+
+def _killed(stem: str) -> list[Outcome]:
+    return [Outcome(one.name, STOPPED, KILLED) for one in by_lesson()[stem]]
+
+
+def _apart(function: Callable, *given):
     with _pool(1) as pool:
-        try:
-            return pool.submit(marked_student, folder, stems, time_limit).result()
-        except BrokenProcessPool:
-            said = "the process that marks was killed, perhaps by this student's code"
-            names = [one.name for stem in stems for one in by_lesson()[stem]]
-            outcomes = {name: Outcome(name, STOPPED, said) for name in names}
-            return Student(folder.name, outcomes, [said])
+        return pool.submit(function, *given).result()
 
 
 def _pool(size: int) -> ProcessPoolExecutor:
