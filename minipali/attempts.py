@@ -64,7 +64,7 @@ class Process:
         self.ended = ""  # why
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.functions: list = []  # those among the arguments: they run here
-        self.limit = min(time.monotonic() + step, until)
+        self.limit = until
         self.answers: queue.Queue[bytes | None] = queue.Queue()
         adopt_orphans()
         self.before = psutil.Process().children(recursive=True)
@@ -116,6 +116,14 @@ class Process:
         self.ended = self.ended or why
         end_family(self.process, self.before)
         self.answers.put(None)  # for who waits, even where something still holds the pipe
+
+    def start(self, **message) -> dict:
+        """Send what to begin with, and return the first answer. Raises Stopped.
+
+        The time until then is torch's, which may take long to import, and no student's.
+        """
+        self._send(message)
+        return self.hear()
 
     def ask(self, **message) -> dict:
         """Send a message, serve what the process asks for meanwhile, and return its answer.
@@ -415,12 +423,12 @@ class Written:
         while not self.process:
             self.process, at = Process(self.step, self.until, self.memory), None
             try:
-                said = self.process.ask(
+                said = self.process.start(
                     cells=self.cells, skipped=self.skipped, allowed=self.allowed,
                     memory=self.memory, seconds=int(self.step * STEPS) + 10,
                 )  # fmt: skip
                 while "ready" not in said:
-                    at = tuple(said["at"])
+                    at = tuple(said["at"]) if "at" in said else None
                     said = self.process.next()
             except Stopped:
                 over = time.monotonic() > self.until

@@ -66,9 +66,13 @@ def _is_link(path: Path) -> bool:
 
 
 def notebooks_of(folder: Path, stem: str) -> list[Path]:
-    """The places of a notebook: in the student's folder, else in folders in it."""
+    """The places of a notebook: in the student's folder, else in folders in it.
+
+    If it is a copy of the whole course, lessons and solutions have the same names.
+    """
     name = f"{stem}.ipynb"
     inside = sorted(one for one in folder.iterdir() if one.is_dir() and not _is_link(one))
+    inside = [one for one in inside if one.name not in ("notebooks", "solutions")]
     found = [one / name for one in (folder, *inside) if os.path.lexists(one / name)]
     return found[:1] if found and found[0].parent == folder else found
 

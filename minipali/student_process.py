@@ -355,6 +355,7 @@ def serve() -> None:
     for name in (*NEEDED, "safetensors.torch"):
         importlib.import_module(name)
     limit(start["memory"], start["seconds"])
+    line.tell(started=True)
     notebook = Notebook(start["cells"], start["skipped"], line)
     line.tell(ready=True)
     inputs, result = [], None
