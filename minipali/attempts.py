@@ -111,6 +111,8 @@ class Process:
                     self._end(f"it took more than {self.memory / 2**30:g} GB of memory")
                     return
             time.sleep(0.05)
+        # What it leaves behind may hold the pipe, which then has no end.
+        self._end("its process ended by itself")
 
     def _end(self, why: str) -> None:
         self.ended = self.ended or why

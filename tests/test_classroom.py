@@ -142,7 +142,7 @@ def test_an_endless_piece_and_an_endless_cell_cost_themselves_alone():
     cells = [
         "while True: print('x' * 10**6)",
         "def layer_norm(x, weight, bias, eps):\n    while True: pass",
-        "import os\nos._exit(0)",
+        "import os, time\nif os.fork() == 0:\n    time.sleep(500)\nelse:\n    os._exit(0)",
         RIGHT,
     ]
     written = Written(cells, "02_norms", time_limit=300)
