@@ -445,8 +445,11 @@ class Written:
         try:
             return self._outcome(exercise)
         except Stopped as error:
-            self.close()
-            return Outcome(exercise.name, STOPPED, f"It was stopped: {error}.")
+            said = str(error)
+        except Exception:  # a student may have written what is no answer to the question
+            said = "its answer cannot be read"
+        self.close()
+        return Outcome(exercise.name, STOPPED, f"It was stopped: {said}.")
 
     def _outcome(self, exercise: Exercise) -> Outcome:
         process = self._running()

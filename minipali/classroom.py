@@ -6,7 +6,6 @@ FOLDER has one folder a student, with that student's exercise notebooks. docs/ma
 each word means, and what is protected and what is not.
 """
 
-import contextlib
 import csv
 import io
 import multiprocessing
@@ -31,6 +30,7 @@ from minipali.student_process import limit_memory
 MARKS = {
     CORRECT: "✓", WRONG: "✗", CRASHED: "!", REFUSED: "R", STOPPED: "S", NOT_ATTEMPTED: ".",
 }  # fmt: skip
+KILLED = "The process that marks was killed, perhaps by this student's code."
 LARGEST = 30_000_000  # bytes of a notebook
 FORMULA = tuple(
     "=+-@\uff1d\uff0b\uff0d\uff20"
@@ -144,9 +144,13 @@ def mark_all(
         bar = tqdm(as_completed(waiting), "students", len(waiting), leave=False, disable=None)
         try:
             for one in bar:
-                # Where a student's code has killed the process that marks, the pool is lost.
-                with contextlib.suppress(BrokenProcessPool):
-                    done[waiting[one]] = one.result()
+                folder = waiting[one]
+                try:
+                    done[folder] = one.result()
+                except BrokenProcessPool:
+                    pass  # a student's code has killed the process that marks: see below
+                except Exception as error:  # such as a folder that may not be read
+                    done[folder] = _unmarked(folder, stems, f"{type(error).__name__}: {error}")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -158,8 +162,12 @@ def _marked_apart(folder: Path, stems: list[str], time_limit: float) -> Student:
     try:
         return _apart(marked_student, folder, stems, time_limit)
     except BrokenProcessPool:
-        outcomes = {one.name: one for stem in stems for one in _killed(stem)}
-        return Student(folder.name, outcomes, [KILLED])
+        return _unmarked(folder, stems, KILLED)
+
+
+def _unmarked(folder: Path, stems: list[str], said: str) -> Student:
+    names = [one.name for stem in stems for one in by_lesson()[stem]]
+    return Student(folder.name, {one: Outcome(one, STOPPED, said) for one in names}, [said])
 
 
 def marked_apart(cells: list[str], stem: str, time_limit: float = TIME_LIMIT) -> list[Outcome]:
@@ -167,14 +175,7 @@ def marked_apart(cells: list[str], stem: str, time_limit: float = TIME_LIMIT) ->
     try:
         return _apart(marked, cells, stem, time_limit)
     except BrokenProcessPool:
-        return _killed(stem)
-
-
-KILLED = "The process that marks was killed, perhaps by this student's code."
-
-
-def _killed(stem: str) -> list[Outcome]:
-    return [Outcome(one.name, STOPPED, KILLED) for one in by_lesson()[stem]]
+        return [Outcome(one.name, STOPPED, KILLED) for one in by_lesson()[stem]]
 
 
 def _apart(function: Callable, *given):

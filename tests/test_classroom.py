@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import build_notebooks  # noqa: E402
+import make_nbgrader  # noqa: E402
 import report_to_classroom  # noqa: E402
 
 
@@ -171,6 +171,7 @@ def test_whatever_a_student_starts_is_ended():
     assert left == []
 
 
+@pytest.mark.slow
 def test_memory_processes_and_answers_have_limits():
     written = Written(
         [
@@ -220,6 +221,13 @@ def test_an_answer_that_cannot_be_read_stops_the_process():
         assert process.process.poll() is not None
     finally:
         process.close()
+
+
+def test_an_answer_to_another_question_stops_no_marking(monkeypatch):
+    written = Written([], "02_norms")
+    monkeypatch.setattr(written, "_running", lambda: None)
+    found = written.outcome(by_lesson()["02_norms"][0])
+    assert found.status == STOPPED and "cannot be read" in found.message
 
 
 # --- folders, board and table ---------------------------------------------------------------------
@@ -333,11 +341,8 @@ def test_the_workflow_sleeps_here_and_marks_with_the_teachers_course():
         assert (ROOT / file).exists(), file
 
 
-def test_a_course_for_nbgrader_has_a_locked_point_for_every_piece(tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "build_notebooks.py"), "--nbgrader", "made"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+def test_a_course_for_nbgrader_has_a_locked_point_for_every_piece(tmp_path, capsys):
+    assert make_nbgrader.make_course(tmp_path / "made", []) == 0
     for stem, pieces in by_lesson().items():
         file = tmp_path / "made" / "source" / stem / f"{stem}.ipynb"
         cells = nbformat.read(file, as_version=4).cells
@@ -346,8 +351,9 @@ def test_a_course_for_nbgrader_has_a_locked_point_for_every_piece(tmp_path):
         assert [one.grade_id for one in points] == [f"check-{one.name}" for one in pieces]
         assert all(one.locked and one.points == 1 for one in points)
         assert [one.grade_id for one in given if one.solution] == [one.name for one in pieces]
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert again.returncode == 2 and "new or an empty folder" in again.stdout
+    assert make_nbgrader.make_course(tmp_path / "made", []) == 2
+    assert "new or an empty folder" in capsys.readouterr().out
+    assert (tmp_path / "made" / "nbgrader_config.py").read_text("utf-8").count("Mark") == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the attack is POSIX's")
