@@ -30,7 +30,9 @@ python course.py VERB
   test     check everything: style, generated notebooks, tests, and every notebook run through
            [arguments for pytest, such as tests/test_rope.py or -k rope: then pytest alone runs]
   progress draw which pieces of the model you have written, from the exercises as they are saved
+           [07 13: these alone; --class FOLDER [--lesson 07] [--csv FILE]: a teacher's board]
   build    make the notebooks from their sources; --check only compares
+           [--nbgrader FOLDER: a course for nbgrader, instead]
   slides   make slides of lessons, in build/slides: one file each, shown without a network
            [beginnings of names, such as 03]
   site     make the course as web pages, to be read without installing anything: build/site
@@ -506,11 +508,14 @@ def lab(arguments):
 
 
 def progress(arguments):
-    return run(PYTHON, "-m", "minipali.progress", *arguments)
+    # In the caller's folder, so that a relative --class is found.
+    fixed = ["-m", "minipali.progress", "--folder", ROOT / "exercises"]
+    return run(PYTHON, *fixed, *arguments, cwd=None)
 
 
 def build(arguments):
-    return run(PYTHON, "tools/build_notebooks.py", *arguments, env=ONE_THREAD)
+    # In the caller's folder, so that a relative --nbgrader is found.
+    return run(PYTHON, ROOT / "tools/build_notebooks.py", *arguments, env=ONE_THREAD, cwd=None)
 
 
 def slides(arguments):

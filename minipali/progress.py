@@ -2,6 +2,8 @@
 
 python course.py progress          runs the exercises as they are saved, and draws the model
 python course.py progress 07 13    runs these, and says what each of their pieces lacks
+
+With --class FOLDER it is a teacher's command: see `minipali.classroom`.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from minipali.attempts import TIME_LIMIT as CLASS_TIME_LIMIT
 from minipali.checks.engine import CORRECT, NOT_ATTEMPTED, examine
 from minipali.checks.lessons import by_lesson
 from minipali.paligemma import PaliGemma
@@ -211,18 +214,25 @@ def review(reports: list[Report], folder: Path, now: float) -> Iterator[str]:
             yield f"{stem}, finished {days} days ago: {questions[int(now / DAY) % len(questions)]}"
 
 
+def stems_of(lessons: Sequence[str]) -> list[str]:
+    """The exercises whose names begin so, or all of them. Raises ValueError if there is none."""
+    stems = list(by_lesson())
+    asked = {one: [stem for stem in stems if stem.startswith(one.zfill(2))] for one in lessons}
+    for one, found in asked.items():
+        if not found:
+            raise ValueError(f"no exercise begins with {one!r}; there are: {', '.join(stems)}")
+    return [stem for stem in stems if not asked or any(stem in one for one in asked.values())]
+
+
 def show_progress(folder: Path, time_limit: float, lessons: Sequence[str] = ()) -> int:
     """Run the exercises in the folder, draw the model and list what is wrong.
 
     lessons: beginnings of names, such as "07"; then these alone, without the drawing.
     """
-    stems = list(by_lesson())
-    asked = {one: [stem for stem in stems if stem.startswith(one.zfill(2))] for one in lessons}
-    for one, found in asked.items():
-        if not found:
-            return _fail(f"no exercise begins with {one!r}; there are: {', '.join(stems)}")
-    if asked:
-        stems = [stem for stem in stems if any(stem in found for found in asked.values())]
+    try:
+        stems = stems_of(lessons)
+    except ValueError as error:
+        return _fail(str(error))
     notebooks = [folder / f"{stem}.ipynb" for stem in stems]
     missing = [path.name for path in notebooks if not path.exists()]
     notebooks = [path for path in notebooks if path.exists()]
@@ -254,6 +264,35 @@ def show_progress(folder: Path, time_limit: float, lessons: Sequence[str] = ()) 
     return 0
 
 
+def show_class(
+    folder: Path, time_limit: float, lessons: Sequence[str] = (), table: Path | None = None
+) -> int:
+    """Mark the notebooks of a class, show the board, and write it as CSV to `table`."""
+    from minipali import classroom
+
+    try:
+        stems = stems_of(lessons)
+        students = classroom.students_in(folder)
+    except (OSError, ValueError) as error:
+        return _fail(str(error))
+    if not students:
+        return _fail(f"{folder} must have one folder a student, with notebooks in it; found none")
+    if table and not table.parent.is_dir():  # said before the minutes of marking
+        return _fail(f"the folder of {table} must exist, and does not")
+    try:
+        rows = classroom.mark_all(students, stems, time_limit)
+    except KeyboardInterrupt:
+        tell("Interrupted: all that ran is stopped, and nothing is written.")
+        return INTERRUPTED
+    tell(classroom.board(rows, stems))
+    if table:
+        try:
+            classroom.write_csv(classroom.as_csv(rows, stems), table)
+        except OSError as error:
+            return _fail(f"{table} could not be written: {error}")
+    return 0
+
+
 def _fail(message: str) -> int:
     print(f"minipali: error: {message}", file=sys.stderr)
     return 2
@@ -270,11 +309,35 @@ def main() -> int:
         "--folder", type=Path, default=Path("exercises"), help="where the exercises are"
     )
     parser.add_argument(
-        "--time-limit", type=float, default=TIME_LIMIT, metavar="SECONDS",
-        help=f"for each notebook (default: {TIME_LIMIT})",
+        "--class",
+        type=Path,
+        dest="class_folder",
+        metavar="FOLDER",
+        help="mark a class: one folder a student, with that student's exercise notebooks",
+    )
+    parser.add_argument(
+        "--lesson",
+        action="append",
+        default=[],
+        dest="lessons_too",
+        metavar="LESSON",
+        help="the same as LESSON",
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="with --class: write the board to this file, too"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, metavar="SECONDS",
+        help=f"for each notebook (default: {TIME_LIMIT}; with --class: {CLASS_TIME_LIMIT})",
     )  # fmt: skip
     given = parser.parse_args()
-    return show_progress(given.folder, given.time_limit, given.lessons)
+    lessons = given.lessons + given.lessons_too
+    if given.class_folder:
+        limit = given.time_limit or CLASS_TIME_LIMIT
+        return show_class(given.class_folder, limit, lessons, given.csv)
+    if given.csv:
+        parser.error("--csv writes the board of a class: it needs --class FOLDER")
+    return show_progress(given.folder, given.time_limit or TIME_LIMIT, lessons)
 
 
 if __name__ == "__main__":

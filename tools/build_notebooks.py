@@ -3,6 +3,7 @@
     python tools/build_notebooks.py              make and execute everything
     python tools/build_notebooks.py 01 07        only these lessons
     python tools/build_notebooks.py --check      compare; exit code 1 if anything differs
+    python tools/build_notebooks.py --nbgrader FOLDER      a course for nbgrader, instead
 
 notebooks/src/NN_name.py   -> notebooks/NN_name.ipynb   executed, with outputs
 exercises/src/NN_name.py   -> exercises/NN_name.ipynb   solutions cut out, no outputs
@@ -343,7 +344,14 @@ def main() -> int:
     parser.add_argument(
         "--pristine", action="store_true", help="compare, and allow nobody's own work"
     )
+    parser.add_argument(
+        "--nbgrader", type=Path, metavar="FOLDER", help="make a course for nbgrader, instead"
+    )
     given = parser.parse_args()
+    if given.nbgrader:
+        from make_nbgrader import make_course
+
+        return make_course(given.nbgrader, given.only)
     made = plan(given.only)
     page = ROOT / "docs" / "notes.md"
     if not (given.check or given.pristine):

@@ -8,6 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipali.checks.engine import Exercise, Mistake
+from minipali.checks.trainable import (
+    SGD,
+    Batch,
+    Batches,
+    Head,
+    Parts,
+    Small,
+    as_numbers,
+    gradients_of,
+)
 from minipali.training import row_labels, suffix_loss
 
 # --- row_labels -----------------------------------------------------------------------------------
@@ -437,48 +447,27 @@ SUFFIX_LOSS = Exercise(
 # --- train ----------------------------------------------------------------------------------------
 
 
-class _Small(nn.Sequential):
-    """It tells whoever asks in eval mode with gradients on something else."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y if self.training or not torch.is_grad_enabled() else y + 1
-
-
-class _SGD(torch.optim.SGD):
-    # In place of a description of seven lines: a method of a string, which takes no self.
-    __repr__ = "SGD".__str__
-
-
-class _Batches(list):
-    __repr__ = "[(x, y), (x, y), ...]".__str__
-
-
-class _Batch(tuple):
-    __repr__ = "(x, y)".__str__
-
-
 def _small_module(seed: int, lr: float, mode: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A module that is another in train mode than in eval mode, and its optimizer.
 
     It has batch statistics and no dropout, so that nothing in it is left to chance.
     """
     torch.manual_seed(seed)
-    module = _Small(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    module = Small(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
     module.train(mode)
-    return module, _SGD(module.parameters(), lr=lr)
+    return module, SGD(module.parameters(), lr=lr)
 
 
 def _runs() -> list[tuple]:
     random = torch.Generator().manual_seed(130)
 
-    def batch(rows: int) -> _Batch:
+    def batch(rows: int) -> Batch:
         x = torch.randn(rows, 3, generator=random)
-        return _Batch((x, torch.stack([x[:, 0] * x[:, 1], 2 + x.sum(dim=1)], dim=1)))
+        return Batch((x, torch.stack([x[:, 0] * x[:, 1], 2 + x.sum(dim=1)], dim=1)))
 
     return [
         (
-            *_small_module(seed, lr, mode), _Batches(batch(rows) for rows in sizes), batch(7),
+            *_small_module(seed, lr, mode), Batches(batch(rows) for rows in sizes), batch(7),
             F.mse_loss, epochs, max_norm,
         )
         for seed, lr, sizes, epochs, max_norm, mode in (
@@ -568,21 +557,6 @@ def _alone(parameters: list, max_norm: float) -> None:
         nn.utils.clip_grad_norm_([p], max_norm)
 
 
-def _as_numbers(train: Callable) -> Callable:
-    """What is tried: the learner's loop, whose losses must be numbers without a graph."""
-
-    def tried(*given):
-        result = train(*given)
-        if isinstance(result, tuple) and any(getattr(x, "requires_grad", False) for x in result):
-            raise ValueError(
-                "the losses still hang on autograd's graph, and so each holds on to its whole step."
-                " Note the number: value.item(), or value.detach()"
-            )
-        return result
-
-    return tried
-
-
 _MODES = (
     "After the first measurement the module stays in eval mode, or it came in eval mode and is"
     " trained in it. Call module.train() at the start of every epoch."
@@ -599,7 +573,7 @@ TRAIN = Exercise(
     cases=_runs,
     axes="step; epoch",
     parts=("losses", "measured"),
-    asked=_as_numbers,
+    asked=as_numbers,
     checked=(
         "the loss of every step and the measurement after every epoch, for three small modules with"
         " batch statistics, one of which comes in eval mode; gradients are longer than max_norm in"
@@ -718,36 +692,6 @@ TRAIN = Exercise(
 # --- accumulate -----------------------------------------------------------------------------------
 
 
-class _Head(nn.Linear):
-    """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward()."""
-
-    def __init__(self, d: int, v: int, old: bool):
-        super().__init__(d, v)
-        self.waiting, self.most = 0, 0
-        if old:
-            for p in self.parameters():
-                p.grad = torch.ones_like(p)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        if y.requires_grad:
-            self.waiting += 1
-            self.most = max(self.most, self.waiting)
-            # No method: a method that runs would count as a finished piece of this module.
-            y.register_hook(lambda _: setattr(self, "waiting", self.waiting - 1))
-        return y
-
-    __repr__ = "a linear map".__str__
-
-
-class _Parts(list):
-    def __repr__(self) -> str:
-        shapes = [f"({tuple(x.shape)}, {tuple(labels.shape)})" for x, labels in self]
-        return f"[{', '.join(shapes)}]"
-
-    __str__ = __repr__
-
-
 def accumulate(
     module: nn.Module,
     parts: list[tuple[Tensor, Tensor]],
@@ -813,35 +757,17 @@ def _stepping(module: nn.Module, parts: list, ignore: int) -> Tensor:
     return loss
 
 
-def _gradients_of(accumulate: Callable) -> Callable:
-    """What is tried: the loss, the gradients in the module, and what it was asked to keep."""
-
-    def tried(module, parts, ignore):
-        before = [p.detach().clone() for p in module.parameters()]
-        loss = accumulate(module, parts, ignore)
-        after = list(module.parameters())
-        return (
-            loss.detach() if isinstance(loss, Tensor) else loss,
-            *(torch.zeros_like(p) if p.grad is None else p.grad for p in after),
-            # A part without labels may be left out after it went through the module.
-            module.most < len(parts),
-            all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
-        )
-
-    return tried
-
-
 def _parts_of_batches() -> list[tuple]:
     random = torch.Generator().manual_seed(132)
     no = -100
 
     def given(v: int, ignore: int, old: bool, *labels: list[list[int]]) -> tuple:
         torch.manual_seed(v)
-        parts = _Parts(
+        parts = Parts(
             (torch.randn(len(rows), len(rows[0]), 3, generator=random), torch.tensor(rows))
             for rows in labels
         )
-        return _Head(3, v, old), parts, ignore
+        return Head(3, v, old), parts, ignore
 
     return [
         given(5, no, False, [[no, no, 3, 1]], [[no, 2, 4, 1], [no, no, 3, 1]]),
@@ -868,7 +794,7 @@ ACCUMULATE = Exercise(
         "one part at a time",
         "weights unchanged",
     ),
-    asked=_gradients_of,
+    asked=gradients_of,
     checked=(
         "the loss and the gradients of 3 batches in 2 and 3 parts, against one big batch: parts"
         " with different numbers of rows, places and labels, one without any label, labels at"

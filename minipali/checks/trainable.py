@@ -1,0 +1,99 @@
+"""What exercise 13 hands over, and what of the training with it is compared.
+
+In a module of its own, without a reference: a class is marked in processes that hold none.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Small(nn.Sequential):
+    """It tells whoever asks in eval mode with gradients on something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if self.training or not torch.is_grad_enabled() else y + 1
+
+
+class SGD(torch.optim.SGD):
+    # In place of a description of seven lines: a method of a string, which takes no self.
+    __repr__ = "SGD".__str__
+
+
+class Batches(list):
+    __repr__ = "[(x, y), (x, y), ...]".__str__
+
+
+class Batch(tuple):
+    __repr__ = "(x, y)".__str__
+
+
+def as_numbers(train: Callable) -> Callable:
+    """What is tried: the learner's loop, whose losses must be numbers without a graph."""
+
+    def tried(*given):
+        result = train(*given)
+        if isinstance(result, tuple) and any(getattr(x, "requires_grad", False) for x in result):
+            raise ValueError(
+                "the losses still hang on autograd's graph, and so each holds on to its whole step."
+                " Note the number: value.item(), or value.detach()"
+            )
+        return result
+
+    return tried
+
+
+class Head(nn.Linear):
+    """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward()."""
+
+    def __init__(self, d: int, v: int, old: bool):
+        super().__init__(d, v)
+        self.waiting, self.most, self.old = 0, 0, old
+        self._make_old()
+
+    def _make_old(self) -> None:
+        """Gradients of an earlier step, if there shall be some."""
+        for p in self.parameters() if self.old else ():
+            p.grad = torch.ones_like(p)
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._make_old()  # pickle leaves gradients out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        if y.requires_grad:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            y.register_hook(lambda _: setattr(self, "waiting", self.waiting - 1))
+        return y
+
+    __repr__ = "a linear map".__str__
+
+
+class Parts(list):
+    def __repr__(self) -> str:
+        shapes = [f"({tuple(x.shape)}, {tuple(labels.shape)})" for x, labels in self]
+        return f"[{', '.join(shapes)}]"
+
+    __str__ = __repr__
+
+
+def gradients_of(accumulate: Callable) -> Callable:
+    """What is tried: the loss, the gradients in the module, and what it was asked to keep."""
+
+    def tried(module, parts, ignore):
+        before = [p.detach().clone() for p in module.parameters()]
+        loss = accumulate(module, parts, ignore)
+        after = list(module.parameters())
+        return (
+            loss.detach() if isinstance(loss, Tensor) else loss,
+            *(torch.zeros_like(p) if p.grad is None else p.grad for p in after),
+            # A part without labels may be left out after it went through the module.
+            module.most < len(parts),
+            all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
+        )
+
+    return tried
