@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 12 · Generation: one distribution, many ways to choose
 #
-# The model is complete. But it does not speak. What comes out of it is one number for each token of
-# its vocabulary. Somebody has to choose a token, hand it back, ask for the next one, and know when to
-# stop. That is a short loop, and today you write it.
+# The model is complete. But it does not speak yet. What comes out of it is one number for each
+# token of its vocabulary. Somebody has to choose a token, hand it back, ask for the next one, and
+# know when to stop. That is a short loop, and today you write it.
 #
 # ## Do you remember?
 #
@@ -48,7 +48,7 @@ figures.model_map("head", model.config)
 # 2. **write** the loop that reads the question once, feeds tokens back, and stops row by row,
 # 3. **decide** for a task whether to draw at all.
 #
-# Time: 55 minutes. You need: softmax (lesson 03), padding (06), the cache (08), the whole model (11).
+# Time: 70 minutes. You need: softmax (lesson 03), padding (06), the cache (08), the whole model (11).
 #
 # ## Predict
 #
@@ -62,8 +62,8 @@ figures.pictures([scene.picture], [question.prompt], told)
 
 # %% [markdown]
 # 1. The model orders all its tokens by how likely they are. At which place will *frog* stand?
-# 2. Of 100 such questions the model answers 75 right, if it always takes the most likely token. How many
-#    if it draws, at temperature 2, which makes the chances more equal?
+# 2. Of 100 such questions the model answers 75 right, if it always takes the most likely token. How
+#    many if each token is drawn at random, at temperature 2, which makes the chances more equal?
 # 3. An answer has ten tokens. How many times does the vision tower have to run?
 
 # %%
@@ -72,9 +72,9 @@ guess_place, guess_drawn, guess_looks = ..., ..., ...
 # %% [markdown]
 # ## By hand: four tokens
 #
-# A model gives four tokens the odds 4 : 2 : 1 : 1. As probabilities they are 1/2, 1/4, 1/8, 1/8. The
-# **logits** are the logarithms of the odds. There are four ways to go on. On paper, the share of the
-# first token:
+# A model gives four tokens the odds 4 : 2 : 1 : 1. So their probabilities are 1/2, 1/4, 1/8, 1/8.
+# The **logits** are the logarithms of the odds. There are four ways to go on. On paper, the share
+# of the first token:
 #
 # - **Greedy**: take the most likely token, always. The first token gets 1.
 # - **Temperature** T: divide the logits by T. For T = 1/2 they double, and twice a logarithm is the
@@ -184,7 +184,7 @@ figures.slide(both, temperature=[0.25, 0.5, 1.0, 1.5, 2.0, 3.0], top_p=[0.25, 0.
 # - Top-k cuts after a fixed number of tokens, here just before the right one. Top-p cuts by what the
 #   tokens weigh. Here it keeps four. For a sure model it keeps one, and top-k would still keep three.
 #
-# Below them temperature and top-p together, which in JupyterLab you can move: the higher the
+# Below: temperature and top-p together (in JupyterLab you can move both). The higher the
 # temperature, the more tokens the same top-p keeps.
 #
 # ## Build: the draw, and its seed
@@ -221,9 +221,10 @@ for seed in range(6):
 # cache (lesson 08). Each **step** after it passes one token a row. The picture is in the cache by then,
 # so the pixels belong to the prefill alone.
 #
-# In a batch the rows end at different times. A row that has said `<eos>` goes on as padding until the
-# last one is done. `running` tells the model which rows still speak, counting the tokens of this step.
-# Nothing is computed after the last token. `yield` hands out each token as soon as it is there.
+# In a batch the rows end at different times. A row that has said `<eos>` goes on as padding until
+# the last one is done. `running` tells the model which rows still speak after the tokens of this
+# step. Nothing is computed after the last token. `yield` hands out each token as soon as it is
+# there.
 #
 # **Write it now**: exercise 12, parts 2 and 3. Two results, for one row that says 7, eos and one that says
 # 5, 6, eos: out come (7, 5), then (eos, 6), then (pad, eos), and `step` is called twice, the second time
@@ -351,13 +352,14 @@ figures.generation.accuracy(list(ways), tasks, shares)
 reveal("right of 100, drawn at temperature 2", guess_drawn, round(100 * shares[1][3, 0].item()))
 
 # %% [markdown]
-# The filled circles: for this model and these questions no setting beats greedy by more than a point, and
-# hot draws lose much, most of all in captions, where every token has to be right. **Where one answer is
-# right, do not draw.**
+# The filled circles: for this model and these questions no setting beats greedy by more than one
+# percent, and draws at a high temperature lose much, most of all in captions, where every token has
+# to be right. **Where one answer is right, do not draw.**
 #
 # The open diamonds: nearly everywhere, one of eight draws is right more often than the one greedy
-# answer. You win this only if something can tell the right answer from the others. Draw, too, where many
-# answers are good, as in stories: there greedy text tends to repeat itself (Holtzman et al. 2020).
+# answer. This helps only if something can tell the right answer from the others. Draw, too, where
+# many answers are good, as in stories: there greedy text tends to repeat itself (Holtzman et al.
+# 2020).
 #
 # ## Check
 #
@@ -408,7 +410,8 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
     print(f"ratio {tower / token:6.1f}; head {head / 1e9:.4f}")
 
 # %% [markdown]
-# Each repeated look would cost the ratio: at 224 pixels some forty times the work of the token itself.
+# Each repeated look would cost this ratio: at 224 pixels some forty times the work of the token
+# itself.
 
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: text that appears while you wait

@@ -55,15 +55,16 @@ figures.model_map("all", model.config)
 # 2. **train**: write the loop, learn one batch by heart first, and watch a model learn to see,
 # 3. **judge** a run by what it answers, not by its loss.
 #
-# Time: 60 minutes. You need: the whole model (lesson 11), greedy answers (12), loss and gradients
+# Time: 70 minutes. You need: the whole model (lesson 11), greedy answers (12), loss and gradients
 # (02). Some cells train for a minute: start with *Run All*, then read.
 #
 # ## Predict
 #
 # 1. A row holds 36 image tokens, `<bos>`, the question and a newline, then `dog` and `<eos>`. How
 #    many of its places count in the loss?
-# 2. A model learns 16 captions by heart, and its loss ends at 0.001. Another one is trained with
-#    labels that nobody shifted. Where does its loss end: far above, about there, or below?
+# 2. A model learns 16 captions by heart (it memorises them), and its loss ends at 0.001. Another
+#    one is trained with labels that nobody shifted. Where does its loss end: far above, about
+#    there, or below?
 # 3. Two models have the same new decoder. One has a trained vision tower, the other a random one.
 #    Which question tells them apart: "what is this?" (write `"name"`) or "what colour is the
 #    background?" (write `"colour"`)?
@@ -175,16 +176,16 @@ print(f'mean {suffix_loss(logits, labels):.2f}; after "a dog" the model would sa
 # `\n`, the newline that ends the question, the model must say `dog`. At `dog` it must say `<eos>`.
 # **Two places count.**
 #
-# The numbers are the trained model's losses, for an artist whom it has never seen. It pays where
-# the *picture* decides: is it a dog, and after "a dog", is that all? Where the words before decide,
-# it pays nothing.
+# The numbers are the trained model's losses, for an artist whom it has never seen. They are large
+# where the *picture* decides: is it a dog, and after "a dog", is that all? (The colour is easy.)
+# Where the words before decide, they are 0.
 #
 # ## Build: the loop
 #
 # To the step of lesson 02 (`zero_grad`, `backward`, move the weights) come four things:
 #
 # - **Clip**: all gradients together are one long vector. If it is longer than 1, shorten it to 1,
-#   so that one strange batch cannot throw the model off its way.
+#   so that one strange batch cannot move the model far.
 # - An **optimizer** moves the weights. **AdamW** gives each weight a step of its own size, and can
 #   shrink all weights a little at each step (**weight decay**).
 # - The learning rate **warms up** from almost zero, because early gradients say little, and in the
@@ -267,7 +268,7 @@ for scene in (made[0], new[0]):
 
 # %% [markdown]
 # It has them by heart, and it understands nothing: of a hundred new pictures hardly one is right.
-# The test says that labels, loss, gradients and mask hang together, and no more.
+# The test says that labels, loss, gradients and mask work together, and no more.
 #
 # ## Break it: four wrong losses
 #
@@ -296,8 +297,8 @@ reveal("loss without the shift", guess_unshifted, f"{broken['not shifted'][1][-1
 #   last token of the question for ever.
 # - **Prefix in the loss**: most places now belong to picture and question. The prefix sees itself
 #   whole, so it may copy its next token, and the answers get what is left.
-# - **Padding in the loss**: here it did no harm. But the number lies: the more padding, the easier
-#   the average place.
+# - **Padding in the loss**: here it did no harm. But the number misleads: the more padding, the
+#   easier the average place.
 # - **`<eos>` missing**: every word is right, and the answer never ends.
 #
 # **A loss can only tell how well the model does what you asked.** So ask it, and read its answers.
@@ -317,10 +318,10 @@ for step in (1, 2, 3):
 # **same random decoder**. One gets the tower of our shipped model, the other a random one. The
 # exam: new pictures by the validation artist, whom neither the run nor the shipped tower has seen.
 #
-# This is no contest. The shipped tower knows these 24 objects: its first stage had pictures with
-# sentences, **and for every patch the name of the object that covers it**, which the published
-# SigLIP never had. (The tower learns on, at 0.3 of the rate. The matrices inside blocks have an
-# optimizer of their own, *Muon*; an optional part below says what it does.)
+# This comparison is not fair. The shipped tower knows these 24 objects: its first stage had
+# pictures with sentences, **and for every patch the name of the object that covers it**, which the
+# published SigLIP never had. (The tower learns on, at 0.3 of the rate. The matrices inside blocks
+# have an optimizer of their own, *Muon*; an optional part below says what it does.)
 
 # %%
 from minipali.evaluation import evaluation_set, score
@@ -462,10 +463,9 @@ lines = checkpoints.read_log(Path(recipe.__file__).parent / "assets/small/traini
 figures.training.log(lines)
 
 # %% [markdown]
-# - **Contrastive stage**: the tower learns from pictures and sentences, with the sigmoid loss of
-#   lesson
-#   05. The scenes are composed, so it is known which object covers which patch, and the same loss
-#       compares *each patch* with the names. Then the text tower is thrown away.
+# - **Contrastive stage**: the tower learns from pictures and sentences, with lesson 05's sigmoid
+#   loss. The scenes are composed, so it is known which object covers which patch, and the same loss
+#   compares *each patch* with the names. Then the text tower is thrown away.
 # - **Generative stage**: tower, projector and decoder learn to answer, with today's loss. Nothing
 #   is frozen, but the tower's rate is 0.3 of the rest, so that a decoder that knows nothing yet
 #   does not spoil it. PaliGemma did the same in large: nothing frozen, and a slow warm-up for the
@@ -615,9 +615,9 @@ print("loss, package  ", torch.allclose(loss, training.suffix_loss(noise, labels
 #
 # In 32-bit numbers each weight needs 4 bytes, its gradient 4 more, and AdamW keeps two numbers for
 # it: 16 bytes. A multiplication with its addition is 2 FLOP forward, and backward takes about twice
-# that: **6 FLOP for each weight of a matrix and each place that goes through it**. (The table is
-# looked up. As head it counts, where there is a loss.) Attention comes on top. A batch of 32 rows,
-# with questions of 10 tokens and answers of 20:
+# that: **6 FLOP for each weight of a matrix and each place that goes through it**. (To look up a
+# row of the table is free. As head it counts, where there is a loss.) Attention comes on top. A
+# batch of 32 rows, with questions of 10 tokens and answers of 20:
 
 # %%
 from minipali.config import preset

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 14 · Weights: a file becomes a model
 #
-# You have built every part of PaliGemma. But a class that is new is full of random numbers. The
-# numbers that know something lie in a file. Today you read that file byte by byte, put each number
-# where it belongs, and learn to notice when one does not.
+# You have built every part of PaliGemma. But a new model is full of random numbers. The numbers
+# that know something lie in a file. Today you read that file byte by byte, put each number where it
+# belongs, and learn to notice when one does not.
 #
 # ## Do you remember?
 #
@@ -44,17 +44,15 @@ figures.model_map("all", model.config)
 # After this lesson you can
 #
 # 1. **read** a safetensors file by hand: its header, its tensors, and bfloat16 numbers,
-# 2. **load** strictly, so that every key of the file and every weight of the model is accounted
-#    for,
+# 2. **load** strictly: each name in the file has its place, and each place its name,
 # 3. **find** the first layer in which two models differ.
 #
-# Time: 60 minutes. You need: the whole model (lesson 11), the tied head (10), and patience with
-# bytes.
+# Time: 70 minutes. You need: the whole model (lesson 11) and the tied head (10).
 #
 # ## Predict
 #
 # 1. Our small model has 2,509,024 numbers of 4 bytes. Its file has 15,776 bytes more than these.
-#    How many of them could you *not* read in a text editor?
+#    How many of these 15,776 could you *not* read in a text editor?
 # 2. bfloat16 and float16 both take 16 bits. A file holds 0.01 in bfloat16, and you read it as
 #    float16. Which number do you get?
 # 3. Our model answers 81 of 100 new questions rightly. One of its square matrices is loaded
@@ -68,11 +66,11 @@ guess_bytes, guess_misread, guess_transposed = ..., ..., ...
 #
 # A **safetensors** file has three parts. First 8 bytes: a whole number, the length of the header.
 # Then the **header**: text in JSON, which gives each tensor's name, kind of number, shape and
-# place. Then the numbers, one tensor after the other. Nothing else.
+# place. Then the numbers, one tensor after the other.
 #
-# We write one, with a vector of two numbers in float32 (4 bytes each) and a table of 2 x 3 numbers
-# in bfloat16 (2 bytes each). On paper: how many bytes of numbers is that, and at which does the
-# table begin and end?
+# We write a file with a vector of two numbers in float32 (4 bytes each) and a table of 2 x 3
+# numbers in bfloat16 (2 bytes each). On paper: how many bytes of numbers is that, and at which does
+# the table begin and end?
 
 # %%
 norm, table = torch.tensor([1.0, -2.0]), torch.tensor([[0.5, 1, 3], [-1, 0, 2]]).bfloat16()
@@ -84,18 +82,20 @@ figures.weights.file(data)
 
 # %% [markdown]
 # 20 bytes of numbers. The vector has bytes 0 to 7, and the table begins at 8. The offsets count
-# from the *end of the header*, and the second one is the first byte that no longer belongs.
+# from the *end of the header*, and the second one is the first byte *after* the tensor.
 #
-# The numbers stand in the file with their *last* byte first. (That order is called little-endian.)
-# So `00 00 80 3f` is 3f 80 00 00, which is 1.0 in float32. In bfloat16 1.0 is `80 3f`, or 3f 80:
-# the first half of that.
+# The figure writes a byte that is no letter in hexadecimal: the length `76` is 7 · 16 + 6 = 118.
+# All numbers stand in the file with their *last* byte first (*little-endian*). So `00 00 80 3f` is
+# 3f 80 00 00, which is 1.0 in float32. In bfloat16 1.0 is `80 3f`, or 3f 80: the first half of
+# that.
 #
 # ## Build: the reader
 #
 # **Write it now**: [exercise 14](../exercises/14_weights.ipynb), part 1. The bytes of a file come
-# in, a dict of name to tensor goes out, in the kinds of the file. Two results: the file above gives
-# `norm` = [1, -2] and `table` = [[0.5, 1, 3], [-1, 0, 2]]; a tensor of shape [0, 3] has the offsets
-# [8, 8], no byte at all, and comes out as an empty tensor of that shape. Then open the cell.
+# in, a dict of name to tensor goes out, each in its own kind of number. Two results: the file above
+# gives `norm` = [1, -2] and `table` = [[0.5, 1, 3], [-1, 0, 2]]; a tensor of shape [0, 3] has the
+# offsets [8, 8], so no byte at all, and comes out as an empty tensor of that shape. Then open the
+# cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -139,19 +139,17 @@ reveal("bytes that are no text", guess_bytes, len(data) - length - 4 * count)
 #
 # ## Build: bfloat16 by hand
 #
-# A float32 has 32 bits: a sign $s$, 8 bits of exponent $e$, 23 bits of fraction $f$. But for the
-# tiniest, infinity and NaN, the number is
+# A float32 has 32 bits: a sign $s$, 8 bits of exponent $e$, 23 bits of fraction $f$ (its first bit
+# is worth 1/2, the next 1/4). Except for the tiniest numbers, infinity and NaN, the number is
 #
 # $$(-1)^s \cdot (1 + f) \cdot 2^{\,e - 127}$$
 #
 # Two formats make 16 bits of it:
 #
-# - **float16**: 1 + 5 + 10 bits. The short exponent ends at 65,504, and below 0.00006 digits are
-#   lost.
+# - **float16**: 1 + 5 + 10 bits. With its short exponent the largest number is 65,504, and below
+#   0.00006 digits are lost.
 # - **bfloat16**: 1 + 8 + 7 bits. It is the first half of a float32. All exponents stay, but only
 #   two to three decimal digits.
-#
-# So bfloat16 has the *range* of float32, and float16 has more *digits*.
 #
 # **Write it now**: exercise 14, part 2, without `torch.bfloat16`. Bit patterns come in as int16,
 # float32 goes out. Two results: the pattern 0 01111111 0000000, as a whole number 16256, is 1.0;
@@ -177,7 +175,7 @@ for number in (1.0, 0.01, 0.3, 65504.0, 70000.0, 1e-8):
 #
 # ## Break it: bfloat16 read as float16
 #
-# Two bytes a number, so all shapes fit, whichever of the two you say. What would you read?
+# Both take two bytes a number, so all shapes fit, even if you name the wrong one.
 
 # %%
 misread = {name: x.bfloat16().view(torch.float16).float() for name, x in model.state_dict().items()}
@@ -186,14 +184,15 @@ found = torch.tensor(0.01).bfloat16().view(torch.float16).item()
 reveal("0.01 read as float16", guess_misread, round(found, 2))
 
 # %% [markdown]
-# Three of the eight bits of the exponent are now fraction, so what is left of it moves an eighth as
-# fast: you read about twice the *eighth root* of the number. All that was small is now about as
-# large as 1, and there is no error.
+# The last three of the eight exponent bits are now read as fraction. One step of the other five
+# meant a factor of $2^8$, and now 2. So you read about twice the *eighth root* of the number. All
+# that was small is now about as large as 1.
 #
 # ## Build: the key map
 #
-# The file's names are called **keys**. They are paths of attributes through the code of whoever
-# wrote the file. Whoever rearranges the code renames the keys. Four layouts are about:
+# The file's names are called **keys**. A key is the path to a weight in the code that wrote the
+# file, such as `layers.0.mlp.fc1.bias`. If the code is rearranged, the keys get other names. There
+# are four layouts:
 #
 # | written by | text | picture | projector | head, if stored |
 # |---|---|---|---|---|
@@ -203,13 +202,14 @@ reveal("0.01 read as float16", guess_misread, round(found, 2))
 # | transformers 5.23, saved anew | `language_model.model.` | `vision_tower.` | `multi_modal_projector.linear.` | |
 #
 # In their vision tower an `encoder` holds the layers; ours holds them itself. After a renaming,
-# programs that load by name find nothing, and some go on: in one project with a training loss of
-# 4.5 in place of 0.5 ([lerobot issue 1406](https://github.com/huggingface/lerobot/issues/1406)).
+# programs that load by name find nothing, and some go on without a word: in one project with a
+# training loss of 4.5 in place of 0.5 ([lerobot issue
+# 1406](https://github.com/huggingface/lerobot/issues/1406)).
 #
 # **Write it now**: exercise 14, part 3. A key of any layout comes in, our name goes out, or `None`.
 # Two results: `vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias` is our
 # `vision_tower.layers.0.mlp.fc1.bias`; and `model.layers.0.mlp.up_proj.weight` is `None`. It is a
-# key of Gemma alone, without eyes. Then open the cell.
+# key of Gemma alone, without a vision tower. Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -238,16 +238,16 @@ def our_name(key):
 # %% [markdown]
 # ## Build: strict filling
 #
-# Now names and tensors, and places that want tensors. **Strict** means: exactly one for each, and
-# every shape as it should be. All else is an error with a name in it.
+# Now there are named tensors, and places in the model that want them. **Strict** means: exactly one
+# tensor for each place, in the right shape. All else is an error with a name in it.
 #
 # The head is **tied** to the table, and the published files store the table alone. Some programs
 # store the head as well. Then it must equal the table.
 #
 # **Write it now**: exercise 14, part 4. The wanted shapes and a file's tensors come in, by our
-# names; exactly the wanted tensors go out, or a `ValueError`. Two results: if one tensor more is
-# there than is wanted, it is an error that names it; a stored head that equals the table is
-# accepted, and is not in the result. Then open the cell.
+# names; exactly the wanted tensors go out, or a `ValueError`. Two results: for one tensor too many,
+# the error names it; a stored head that equals the table is accepted, and is not in the result.
+# Then open the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -288,10 +288,11 @@ print("loaded: ", repr(generate(fresh, processor, picture, "caption en")))
 # ## See it: what wrong loads cost
 #
 # torch's `load_state_dict` has a switch, `strict=False`: take what fits by name, and be silent
-# about the rest. (A wrong shape is still an error.) **None of these five wrong loads raises an
+# about the rest. (A wrong shape is still an error.) **None of the five wrong loads below raises an
 # error** then. Each model answers 120 questions about new scenes by an artist whose drawings were
-# never trained on. "Vision keys not recognised" is a loader that knows the published layout alone
-# and meets the newest, so the tower stays random.
+# never trained on. "Vision keys not recognised": the loader knows the published layout alone and
+# meets the newest, so the tower stays random. "Head left untied": it gets a random matrix of its
+# own.
 
 # %%
 from minipali.evaluation import answers, evaluation_set, score
@@ -338,21 +339,21 @@ by_chance = np.mean([score(q, a) for (_, q), a in zip(asked, others, strict=True
 print(f"the right model's answers to other pictures: {by_chance:.0%}")
 
 # %% [markdown]
-# The lower bars are easy: one look at an answer, and you know. (Some right answers come without
-# sight, as the last line shows.) **The dangerous ones are the first two of the five.** The model is
-# a little worse, and you would believe that it is just not very good: what a layer adds to the
-# stream is only a part of it (lesson 10). (These are two matrices of one small model, not a rule.)
+# The last three are easy: one look at an answer, and you know. (Even answers to other pictures are
+# sometimes right, as the last line shows.) **The dangerous ones are the first two of the five.**
+# The model is a little worse, and you would believe that it is just not very good: what a layer
+# adds to the stream is only a part of it (lesson 10). (Two matrices of one small model are no
+# rule.)
 #
 # Strict loading finds the missing key. But the transposed matrix is square, so every name and every
 # shape is right. No loader can see it. What can?
 #
-# ## Build: layer by layer
+# ## See it: layer by layer
 #
-# A second implementation with the same weights. Give both the same picture and question, and
+# A second implementation can, with the same weights. Give both the same picture and question, and
 # compare every layer's output in the order of computing. The **first** layer that differs has the
-# mistake, or the step right before it. All later ones differ because of it. `swap` has done this
-# for you since lesson 01. For transformers' model the names must be mapped, as `our_name` does.
-# (Without transformers the next two cells show nothing.)
+# mistake, or the step right before it. All later ones differ because of it. For transformers' model
+# the names must be mapped, as `our_name` does.
 
 # %%
 from minipali.comparison import compare_layers
@@ -559,8 +560,7 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
     )
 
 # %% [markdown]
-# The three sizes differ in nothing but the table of positions. (The published files are in float32;
-# branches named `bfloat16` and `float16` lie beside them.)
+# The three sizes differ in nothing but the table of positions.
 #
 # %% [markdown] jp-MarkdownHeadingCollapsed=true
 # ## Optional: the published model
@@ -571,8 +571,9 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # MINIPALI_3B=google/paligemma-3b-pt-224@bfloat16 jupyter lab        (or a folder)
 # ```
 #
-# They belong to Google, and you may download them after you have accepted their licence on the
-# model's page. Without them the next two cells say what they would do. (No licence yet? `python -m
+# The published files are in float32; branches named `bfloat16` and `float16` lie beside them. They
+# belong to Google, and you may download them after you have accepted their licence on the model's
+# page. Without them the next two cells say what they would do. (No licence yet? `python -m
 # minipali.synthetic FOLDER` writes a model of the real size with random numbers. It talks nonsense,
 # but it is as heavy.)
 

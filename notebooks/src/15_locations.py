@@ -1,10 +1,9 @@
 # %% [markdown]
 # # 15 · Locations: places as words
 #
-# A language model can do one thing: choose the next token. It cannot point with a finger. So how
-# does PaliGemma answer "*where* is the dog?" It says words that mean places. Nothing in the model
-# is new today. All the work is in the agreement on what the words mean, and you will see how
-# quietly such an agreement breaks.
+# A language model can do one thing: choose the next token. So how does PaliGemma answer "*where* is
+# the dog?" It says words that mean places. Nothing in the model is new today. All the work is to
+# agree on what the words mean. You will see how such an agreement breaks without any error.
 #
 # ## Do you remember?
 #
@@ -49,15 +48,16 @@ figures.model_map("head", model.config)
 # 2. **measure** how well two boxes agree,
 # 3. **tell** which mistakes that measure shows, and which it hides.
 #
-# Time: 45 minutes. You need: tokens (lesson 06) and generation (12).
+# Time: 60 minutes. You need: tokens (lesson 06) and generation (12).
 #
 # ## Predict
 #
 # 1. A photograph is 4,000 pixels wide. Each edge of a box is one token out of 1,024. By how many
 #    pixels can an edge be wrong, because of the tokens alone?
 # 2. Somebody divides by 1024 where 1023 is right. Of more than 200 boxes, how many fewer are found?
-# 3. Somebody reads *perfect* answers, but exchanges x and y. How many boxes of 100 still count as
-#    found?
+#    (A box is *found* if it agrees well enough with the true one; the measure comes below.)
+# 3. Somebody has *perfect* answers, but exchanges x and y when reading them. How many boxes of 100
+#    still count as found?
 
 # %%
 guess_pixels, guess_fewer, guess_mirrored = ..., ..., ...
@@ -67,8 +67,8 @@ guess_pixels, guess_fewer, guess_mirrored = ..., ..., ...
 #
 # Lay a ruler along an edge of the picture, whatever the edge's length. It has 1,024 marks, called
 # `<loc0000>` to `<loc1023>`. Mark 0 is on one edge of the picture and mark 1023 on the other.
-# Between 1,024 marks there are **1,023 steps**, as there are 9 gaps between 10 fence posts. So one
-# half of the width is at 0.5 · 1023 = 511.5, which is rounded.
+# Between 1,024 marks there are **1,023 steps**, as there are 9 gaps between 10 trees in a row. So
+# one half of the width is at 0.5 · 1023 = 511.5, which is rounded.
 #
 # A box is four marks: **top, left, bottom, right**, or $y_0, x_0, y_1, x_1$. Vertical comes first,
 # as in (row, column). On paper: a picture is 300 pixels high and 600 wide. A box has its top at 75,
@@ -82,7 +82,7 @@ print("<loc1024> is", [processor.token(i) for i in processor.encode("<loc1024>")
 
 # %% [markdown]
 # "With 1024" is a common mistake: 1,024 steps. (Some demonstrations of PaliGemma have it.) It looks
-# harmless, 767 or 768. But the bottom edge becomes 1024, and there is **no such token**. The
+# harmless, 767 or 768. But the bottom edge becomes 1024, and there is **no such token**. Our
 # tokenizer takes it as ordinary text, in eight pieces. A model that is trained on that learns to
 # *spell* at the right and lower edge.
 #
@@ -95,21 +95,21 @@ figures.locations.rulers(8)
 # %% [markdown]
 # ## Build: boxes to tokens and back
 #
-# For an edge at place $p$ of a side with $s$ pixels: take the fraction of *its* side, move it into
-# the picture if the box sticks out (there are no marks outside), and round to a mark. The way back
-# has no rounding:
+# An edge lies at place $p$ of a side with $s$ pixels. Take the fraction $p / s$, move it to the
+# border of the picture if the box reaches beyond it (there are no marks outside), and round to a
+# mark. The way back has no rounding:
 #
 # $$n = \text{round}\big(1023 \cdot \min(\max(p / s,\, 0),\, 1)\big), \qquad p = \frac{n}{1023}\, s$$
 #
 # Which $s$? The model never saw your picture, but a square of 72 x 72 pixels (PaliGemma: 224, 448
 # or 896). Squeezing does not change fractions: what is at one third of the width stays there. So
-# $s$ is always a side of the **original** picture, and the square needs no thought.
+# $s$ is always a side of the **original** picture.
 #
 # **Write both now**: [exercise 15](../exercises/15_locations.ipynb), parts 1 and 2. Four pixels,
-# height and width come in, four whole numbers go out, and back. Two results to hold yours against,
-# in a picture 300 high and 600 wide: the box (75, 150, 330, 450) becomes 256, 256, 1023, 767,
-# because its bottom sticks out; the numbers 0, 341, 1023, 682 become the box (0, 200, 300, 400).
-# Then open the cell below.
+# height and width come in, four whole numbers go out, and back. Two results, in a picture 300 high
+# and 600 wide: the box (75, 150, 330, 450) becomes 256, 256, 1023, 767, because its bottom lies
+# outside; the numbers 0, 341, 1023, 682 become the box (0, 200, 300, 400). Then open the cell
+# below.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -135,8 +135,8 @@ for side in (224, 4000):
 reveal("pixels of 4,000", guess_pixels, furthest[4000])
 
 # %% [markdown]
-# Half a step, never more: the first question of *Predict*. In a picture of 224 pixels it is a tenth
-# of a pixel. Rounding to marks is not what limits a model's boxes.
+# Half a step, never more. In a picture of 224 pixels it is a tenth of a pixel. Rounding to marks is
+# not what limits a model's boxes.
 #
 # ## See it: from an answer to a drawing
 #
@@ -171,8 +171,8 @@ figures.paligemma.boxes(picture, {"the picture": [], "what the model told": foun
 # ## Build: how much do two boxes agree?
 #
 # The usual measure is **intersection over union**, IoU: the area that lies in both boxes, divided
-# by the area that lies in one or the other. 1 is the same box, 0 is apart. The areas are $|A|$ and
-# $|B|$, and the area in both is $|A \cap B|$:
+# by the area that lies in one or the other. 1 means the same box, 0 means no shared area. The areas
+# are $|A|$ and $|B|$, and the area in both is $|A \cap B|$:
 #
 # $$\text{IoU}(A, B) = \frac{|A \cap B|}{|A| + |B| - |A \cap B|}, \qquad |A \cap B| = \max(h, 0)\,\max(w, 0)$$
 #
@@ -205,15 +205,14 @@ figures.locations.overlaps(pairs, [overlap(*pair) for pair in pairs.values()])
 
 # %% [markdown]
 # Half shared is not 0.5 but 1/3. IoU is strict. So the usual test is mild: a box counts as
-# **found** above 0.5. Keep these pictures in mind when you read such a number: a box that is moved
-# by three tenths of its width passes.
+# **found** above 0.5. A box that is moved by three tenths of its width passes.
 #
 # ## Break it: five ways to misread
 #
-# 200 new scenes by the validation artist, pulled to 640 x 360 pixels, and one `detect` question for
-# each. The model answers once. Then we read *the same answers* in six ways, and compare with the
-# true boxes. Each true box gets its best match among the boxes of the answer. (A box too many costs
-# nothing here. The last piece of the exercise mends that.)
+# We take 200 new scenes by the validation artist, stretched to 640 x 360 pixels, and one `detect`
+# question for each. The model answers once. Then we read *the same answers* in six ways, and
+# compare with the true boxes. Each true box gets its best match among the boxes of the answer. (A
+# box too many costs nothing here. The last piece of the exercise mends that.)
 
 # %%
 from minipali.evaluation import evaluation_set
@@ -266,20 +265,22 @@ told = {name: way(numbers) for name, way in ways.items()}
 figures.locations.readings(pictures[chosen], tokens_to_box(true, height, width), told, overlap)
 
 # %% [markdown]
-# Compare the rows of the table. A dot at 0 is an object for which no box is near.
+# Compare the rows of the first figure. A dot at 0 is an object for which no box is near.
 #
 # - **Divided by 1024** costs almost nothing: not one box fewer is found. No picture shows it, and
-#   no usual test. That is how it survives. Edges are wrong by up to a thousandth of the picture,
+#   no usual test. That is why it survives. Edges are wrong by up to a thousandth of the picture,
 #   most at the right and at the bottom.
-# - **x before y** destroys most boxes, but not all. Look at the last row: even perfect answers pass
-#   in more than a quarter of the cases. A box near the diagonal is almost its own mirror image. A
-#   test with one ball in the middle of a square picture finds nothing.
+# - **x before y** destroys most boxes, but not all. Look at the last row: perfect answers, read in
+#   this way, still pass in more than a quarter of the cases. A box near the diagonal is almost its
+#   own mirror image. A test with one ball in the middle of a square picture does not find this
+#   mistake.
 # - **Filled up to a square** is a real habit of other models: they add bars above and below.
 #   PaliGemma squeezes. On square pictures this mistake does no harm, and neither does **height and
 #   width exchanged**. So test with a wide picture.
-# - **Pixels of the square**: all boxes crowd in the upper left corner. This is the loudest mistake.
-# - **Answer to another picture**: how good are boxes that have nothing to do with the picture? This
-#   is the honest number to beat, and it is not 0.
+# - **Pixels of the square**: all boxes crowd in the upper left corner. The easiest mistake to
+#   notice.
+# - **Answer to another picture**: how good are boxes that have nothing to do with the picture? A
+#   model must be better than this number, and it is not 0.
 #
 # ## Check
 #

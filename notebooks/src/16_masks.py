@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 16 · Masks: shapes as words
 #
-# A box holds also what is *not* the dog. "*Which pixels* are dog?" is a question about a shape, and
+# A box also holds what is *not* the dog. "*Which pixels* are dog?" is a question about a shape, and
 # a shape of 64 x 64 pixels is 4,096 times yes or no. PaliGemma says it in sixteen words. How does a
-# shape fit into so few, and how are such words learned?
+# shape fit into so few words, and how are they learned?
 #
 # ## Do you remember?
 #
@@ -53,16 +53,16 @@ figures.model_map("head", model.config)
 # 2. **train** through a choice, with a gradient that goes straight through,
 # 3. **draw** the answer to `segment NAME` into a picture.
 #
-# Time: 60 minutes. You need: boxes (lesson 15), convolutions (01), a training loop (13).
+# Time: 70 minutes. You need: boxes (lesson 15), convolutions (01), a training loop (13).
 #
 # ## Predict
 #
 # 1. The **mask IoU** of two shapes is counted in pixels: those in both, divided by those in one or
-#    the other. You say nothing at all, and call the whole box "dog". Which mask IoU is that, on
-#    average?
-# 2. Now you may say 16 words out of 128. Which mask IoU do you reach?
-# 3. One of the 16 words becomes each of the 127 others in turn. How many of these change pixels
-#    *outside* of that word's own sixteenth of the shape?
+#    the other. You say nothing about the shape, and call the whole box "dog". Which mask IoU do you
+#    reach, on average?
+# 2. Now you may say 16 words out of 128. Which mask IoU now?
+# 3. One of the 16 words is replaced by each of the 127 others in turn. How many of these change
+#    pixels *outside* of that word's own sixteenth of the shape?
 
 # %%
 guess_nothing, guess_words, guess_outside = ..., ..., ...
@@ -159,8 +159,9 @@ for _ in range(15):
 figures.masks.tiles(dictionary.view(128, 8, 8), used)
 
 # %% [markdown]
-# Beside it stand three ways without a codebook: the whole box (0 bits), what is inside in most
-# outlines (0 bits), and a grid of 10 x 10 fields with one bit for each (100 bits).
+# The most used tiles come first; dark is inside. Now three ways without a codebook: the whole box
+# (0 bits), the pixels that are inside in most outlines (0 bits), and a grid of 10 x 10 fields with
+# one bit for each (100 bits).
 
 # %%
 entries = dictionary[nearest_code(tiles(new), dictionary)]
@@ -180,21 +181,21 @@ reveal("mask IoU of 16 words", guess_words, round(reached["tiles"], 2))
 
 # %% [markdown]
 # A mask IoU of 0.6 is not "60 percent right": it is what you get for nothing. The tiles beat the
-# grid at about the same number of bits, because they spend them on what occurs: edges, corners,
-# thin lines. **A codebook is a list of what is likely.**
+# grid at about the same number of bits (112), because they spend them on what occurs: edges,
+# corners, thin lines. **A codebook is a list of what is likely.**
 #
 # ## Build: a gradient through a choice
 #
 # A tile knows nothing of its neighbours. The published **codec** (coder and decoder in one, of a
 # kind called VQ-VAE) is learned: convolutions with stride 2 turn the shape into 4 x 4 vectors, each
 # of which has seen its neighbours. Each vector is replaced by the nearest of 128 entries.
-# **Transposed convolutions**, which spread a place over a larger square where the others gather, draw
-# the shape from the 16 entries.
+# **Transposed convolutions** draw the shape from the 16 entries: each spreads a place over a larger
+# square, where a convolution gathers a square into a place.
 #
 # One thing is in the way. "The nearest" is a choice. Move the vector a little, and the same entry
 # is chosen: the result does not change, so the gradient is 0, and what comes before the choice
 # never learns. The way out is called **straight-through**. Forwards, use the entry. Backwards,
-# pretend that nothing was chosen, and hand the gradient to the vector as it is:
+# pretend that nothing was chosen, and give the gradient to the vector unchanged:
 #
 # $$\text{value} = e, \qquad \frac{\partial\, \text{loss}}{\partial v} := \frac{\partial\, \text{loss}}{\partial e}$$
 #
@@ -222,15 +223,15 @@ for number in (0.3, 0.8):
     print(f"vector {number}: result {result.item():.1f}, gradient {x.grad.item():.1f}")
 
 # %% [markdown]
-# The gradient -2 says: larger! So the vector grows, and one day entry 1 is nearer. The loss has two
-# terms more. With sg for `detach()`:
+# The gradient -2 says: larger! So the vector grows, until entry 1 is nearer. In training the loss
+# has two more terms. With sg for `detach()`:
 #
 # $$\text{loss} = \text{loss of the drawing} + \lVert \text{sg}(v) - e \rVert^2 + \tfrac14 \lVert v - \text{sg}(e) \rVert^2$$
 #
 # The second term pulls each entry to the vectors that chose it, as in k-means. The third, weaker,
 # holds the vectors near their entries. The loss of the drawing asks yes or no for each pixel, with
-# the sigmoid of lesson 05. And an entry that nobody chose in 50 steps gets a vector of the batch,
-# or it would never be chosen again.
+# the sigmoid of lesson 05. And an entry that nobody chose in 50 steps is set to a vector of the
+# batch, or it would never be chosen again.
 
 # %%
 torch.manual_seed(0)
@@ -288,8 +289,7 @@ scores = {name: mask_overlap(one, true[few]) for name, one in shown.items()}
 figures.masks.redrawn(shown, true[few], scores)
 
 # %% [markdown]
-# Above: the curve, and some of the test shapes redrawn. Dark is right, orange is too much, blue is
-# missing.
+# Above: the curve, and some of the test shapes redrawn.
 #
 # The tiles were found in a moment, and after all its steps our codec is about as good as the grid.
 # Learned is not better by itself. (This is one run, with one seed.) What the codec has is room to
@@ -312,8 +312,8 @@ for name, told in readings.items():
     print(f"{name:22} {mask_overlap(codec.decode(told) > 0, true).mean():.2f}")
 
 # %% [markdown]
-# All three fall most of the way to the whole box, 0.64, or below it. And none raises an error:
-# `<seg>` tokens are only numbers, and any 16 of them draw something.
+# All three are near the whole box, 0.64, or below it. And none raises an error: `<seg>` tokens are
+# only numbers, and any 16 of them draw something.
 #
 # What does *one* wrong word do? An entry of the tiles *is* a picture, and changes its own field
 # alone. An entry of the codec is 64 numbers, and what it draws depends on its neighbours. We take a
@@ -340,7 +340,7 @@ reveal("words that change pixels outside", guess_outside, spread)
 # %% [markdown]
 # The shading says how many of the 127 words change a pixel. The damage does not stop at the orange
 # frame: nearly every word moves something outside of it, too, even at the other end of the cactus.
-# Most also change their own field. A few leave it whole, because the neighbours have said enough.
+# Most also change their own field. Some leave it as it was: there the neighbours decide.
 #
 # ## Build: into the picture
 #
@@ -351,7 +351,7 @@ reveal("words that change pixels outside", guess_outside, spread)
 # **Write it now**: exercise 16, part 3, `paste_mask(mask, box, height, width)`. A square mask comes
 # in, and a box (y0, x0, y1, x1) in pixels of the picture, to be rounded to whole pixels. A bool
 # tensor (height, width) goes out. Two results: a mask of ones in the box (2, 3, 4, 6) makes 2 · 3 =
-# 6 pixels true; a mask of 2 x 2 with the rows (1, -0.25) in the box (0, 0, 2, 8) makes 5 of the 8
+# 6 pixels true; a mask of 2 x 2, both rows (1, -0.25), in the box (0, 0, 2, 8) makes 5 of the 8
 # columns true, and 4 if the threshold comes first. Then open the cell.
 
 
