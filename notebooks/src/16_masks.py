@@ -293,7 +293,7 @@ figures.masks.redrawn(shown, true[few], scores)
 #
 # The tiles were found in a moment, and after all its steps our codec is about as good as the grid.
 # Learned is not better by itself. (This is one run, with one seed.) What the codec has is room to
-# grow: give it 2,000 steps, if you have a minute, and look again.
+# grow: give it 2,000 steps, which take some minutes, and look again.
 #
 # ## Break it: read the words wrongly
 #
