@@ -332,22 +332,22 @@ def licences_page(licences: list[Path]) -> str:
 # On a phone the questions stand in one row to push aside, so that the answer is soon in sight.
 EMBEDDED = """
 <style>
-.embedded :is(header, footer, #attention-part, #sampling, #examples + .row, #picture-part > .hint)
-  { display: none; }
+.embedded :is(header, footer, #attention-part, #sampling, #own, #others-part > .hint) {
+  display: none;
+}
 .embedded body { padding-bottom: 1rem; }
 .embedded #stage { max-width: 19rem; }
 .embedded #picture { max-height: none; }
 .embedded #examples button { width: 3.2rem; height: 3.2rem; }
-@media (min-width: 36rem) { .embedded main { grid-template-columns: minmax(0, 19rem) 1fr; } }
+@media (min-width: 36rem) {
+  .embedded main { grid-template-columns: minmax(0, 19rem) minmax(0, 1fr); }
+  .embedded .column { display: flex; }
+  .embedded :is(#picture-part, #answer-part) { order: 0; }
+}
 @media (max-width: 36rem) {
   .embedded :is(#rivals, #picture-title) { display: none; }
-  .embedded main { gap: 0.8rem; }
   .embedded h2 { margin-top: 0.6rem; }
-  .embedded #picture-part { display: flex; gap: 0.6rem; align-items: flex-start; }
-  .embedded #stage { flex: 1; margin: 0; }
-  .embedded #examples { flex-direction: column; flex-wrap: nowrap; margin: 0; }
-  .embedded #prompts { flex-wrap: nowrap; overflow-x: auto; padding: 0.2rem; }
-  .embedded #prompts button { flex: none; }
+  .embedded #stage { max-width: 14rem; margin: 0; }
 }
 </style>
 <script>
