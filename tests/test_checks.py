@@ -447,6 +447,7 @@ def _with(name, **changes):
     lambda x, w, b, eps: nn.functional.layer_norm(x, w.shape, w, b, eps),
     lambda x, w, b, eps: torch.layer_norm(x, w.shape, w, b, eps),
     lambda x, w, b, eps: nn.LayerNorm(len(w), eps=eps)(x) * w + b,
+    lambda x, w, b, eps: torch.ops.aten.layer_norm.default(x, w.shape, w, b, eps),
 ])  # fmt: skip
 def test_a_banned_function_is_refused_however_it_is_called(by):
     outcome = examine(_with("layer_norm", banned=("layer_norm",)), by)

@@ -84,6 +84,11 @@ def _other_eps(eps: float) -> Callable[[Tensor, float], Tensor]:
     return lambda variance, _: (variance + eps).sqrt()
 
 
+LEAST: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "divisor": lambda squares, eps: squares.sqrt().clamp(min=eps),
+    "variance": lambda squares, eps: squares.clamp(min=eps).sqrt(),
+}
+
 EPS_SENTENCE = (
     "Your eps is outside the root. It belongs inside: sqrt(variance + eps). With the usual eps of"
     " 0.000001 you would not notice, except where the variance is tiny."
@@ -133,8 +138,10 @@ def _layer_norm(
     biases: float = 1.0,
     bias_first: bool = False,
     keepdim: bool = True,
+    before: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x, weight, bias: x,
 ) -> Tensor:
     """layer_norm with one thing changed."""
+    x = before(x, weight, bias)
     mean = x.mean(dim=axes, keepdim=keepdim)
     variance = x.var(dim=axes, correction=correction, keepdim=keepdim)
     squares = x.square().mean(dim=axes, keepdim=keepdim)
@@ -187,6 +194,15 @@ LAYER_NORM = Exercise(
             "eps squared",
             partial(_layer_norm, divisor=lambda variance, eps: (variance + eps**2).sqrt()),
             "eps is squared. Add it to the variance as it is: sqrt(variance + eps).",
+        ),
+        *(
+            Mistake(
+                f"eps as least {what}",
+                partial(_layer_norm, divisor=divisor),
+                "You use eps as the least divisor, with clamp or max. Here it is added to the"
+                " variance, inside the root.",
+            )
+            for what, divisor in LEAST.items()
         ),
         Mistake(
             "sum of squares",
@@ -284,6 +300,23 @@ LAYER_NORM = Exercise(
             "The bias is subtracted. It is to be added.",
         ),
         Mistake(
+            "weight and bias before the norm",
+            partial(
+                _layer_norm,
+                before=lambda x, weight, bias: x * weight + bias,
+                factor=torch.ones_like,
+                biases=0.0,
+            ),
+            "You multiply by the weight and add the bias before you normalise. Normalise x itself;"
+            " weight and bias come last.",
+        ),
+        Mistake(
+            "weight before the norm",
+            partial(_layer_norm, before=lambda x, weight, bias: x * weight, factor=torch.ones_like),
+            "You multiply by the weight before you normalise, so mean and variance are those of the"
+            " product. Normalise x itself, then multiply.",
+        ),
+        Mistake(
             "bias first",
             partial(_layer_norm, bias_first=True),
             "The bias is added before the weight multiplies. The weight multiplies the normalised"
@@ -317,8 +350,10 @@ def rms_norm(
     correction: int = 0,
     about_mean: bool = False,
     keepdim: bool = True,
+    before: Callable[[Tensor, Tensor], Tensor] = lambda x, weight: x,
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed."""
+    x = before(x, weight)
     centred = x - x.mean(dim=axis, keepdim=True)
     squares = measure(centred if about_mean else x)
     squares = (squares.sum if total else squares.mean)(dim=axis, keepdim=keepdim)
@@ -404,11 +439,34 @@ RMS_NORM = Exercise(
             partial(rms_norm, divisor=lambda squares, eps: (squares + eps**2).sqrt()),
             "eps is squared. Add it to the mean of the squares as it is.",
         ),
+        *(
+            Mistake(
+                f"eps as least {what}",
+                partial(rms_norm, divisor=divisor),
+                "You use eps as the least divisor, as F.normalize does. Here it is added to the"
+                " mean of the squares, inside the root.",
+            )
+            for what, divisor in LEAST.items()
+        ),
         Mistake(
-            "eps as least divisor",
-            partial(rms_norm, divisor=lambda squares, eps: squares.sqrt().clamp(min=eps)),
-            "You use eps as the least divisor, as F.normalize does. Here it is added to the mean of"
-            " the squares, inside the root.",
+            "factor before the norm",
+            partial(
+                rms_norm,
+                before=lambda x, weight: x * (1 + weight),
+                plus=lambda normal, weight: normal,
+            ),
+            "You multiply by 1 + weight before you take the mean of the squares, so you divide by"
+            " the root mean square of the product. Divide x by its own, then multiply.",
+        ),
+        Mistake(
+            "weight before the norm",
+            partial(
+                rms_norm,
+                before=lambda x, weight: x * weight,
+                plus=lambda normal, weight: normal,
+            ),
+            "You multiply by the weight, and before you take the mean of the squares. Divide x by"
+            " its own root mean square first, then multiply by 1 + weight.",
         ),
         Mistake(
             "divided by 1 + weight",
@@ -786,6 +844,11 @@ BATCH_NORM = Exercise(
 )
 
 
+def _without_eps(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / centred.square().mean(dim=-1, keepdim=True).sqrt()
+
+
 def layer_norm_backward(
     gradient: Tensor,
     x: Tensor,
@@ -808,21 +871,27 @@ def layer_norm_backward(
     bias_weighted: bool = False,
     over: Callable[[Tensor], Tensor] = lambda each: each.sum(dim=(0, 1)),
     order: tuple[int, int, int] = (0, 1, 2),
+    cancelling: bool = False,
+    last_eps: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (b, n, d), weight (d,), bias (d,). The reference, or with one thing changed.
 
     Not by autograd, which the exercise bans; a test holds it against autograd.
     """
     centred = x - x.mean(dim=-1, keepdim=keepdim)
-    square = eps_inside(x.var(dim=-1, correction=correction, keepdim=True), eps)
+    variance = x.var(dim=-1, correction=correction, keepdim=True)
+    if cancelling:
+        squares = x.square().mean(dim=-1, keepdim=True)
+        variance = squares - x.mean(dim=-1, keepdim=True).square()
+    square = eps_inside(variance, eps)
     normal = centred / square.sqrt()
     inner = gradient * weight if weighted == "first" else gradient
-    named = {"normal": normal, "centred": centred, "x": x, "1": 1.0}
+    named = {"normal": normal, "centred": centred, "x": x, "1": 1.0, "exact": _without_eps(x)}
     outside, inside = (named[name] for name in shape.split(", "))
     of_terms = inner if terms_weighted else gradient
     through_scale = outside * of_scale(of_terms * inside)
     back = inner - mean_term * of_mean(of_terms) - scale_term * through_scale
-    of_x = back / divisor(square)
+    of_x = back / divisor(square + (last_eps - 1) * eps)
     if weighted == "last":
         of_x = of_x * weight
     share = gradient * of_weight(x, normal)
@@ -844,7 +913,9 @@ def _backward_cases() -> list[tuple]:
     by_hand = (
         torch.tensor([[[1.0, 0]]]), torch.tensor([[[1.0, 3]]]), torch.ones(2), 3.0
     )  # fmt: skip
-    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0), by_hand]
+    x, *_ = _layer_cases()[-1]  # a mean that is thousands of times the spread
+    gradient, _, weight, _ = case(*x.shape, 0.5)
+    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0), by_hand, (gradient, x, weight, 0.5)]
 
 
 LAYER_NORM_BACKWARD = Exercise(
@@ -854,10 +925,11 @@ LAYER_NORM_BACKWARD = Exercise(
     cases=_backward_cases,
     axes="b n d; d; d",
     parts=("x_gradient", "weight_gradient", "bias_gradient"),
-    banned=(*NORMS, "native_layer_norm_backward", "grad", "backward"),
+    banned=(*NORMS, "native_layer_norm_backward", "grad", "backward", "_make_dual"),
     checked=(
         "the gradients of x, weight and bias for 2 batches of 2 x 3 and 3 x 4 tokens, widths 5 and"
-        " 7, eps 0.5 and 2, and for the example by hand; inputs unchanged"
+        " 7, eps 0.5 and 2, for the example by hand, and for a mean that is thousands of times the"
+        " spread; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -942,6 +1014,15 @@ LAYER_NORM_BACKWARD = Exercise(
                 "normal, x",
             )
         ),
+        *(
+            Mistake(
+                f"scale's term from {shape}",
+                partial(layer_norm_backward, shape=shape),
+                "In the term of the standard deviation x is normalised without eps. Both times take"
+                " what the forward pass makes, (x - mean) / sqrt(variance + eps).",
+            )
+            for shape in ("exact, exact", "exact, normal")
+        ),
         Mistake(
             "weight missing in the terms",
             partial(layer_norm_backward, terms_weighted=False),
@@ -993,6 +1074,36 @@ LAYER_NORM_BACKWARD = Exercise(
             partial(layer_norm_backward, correction=1),
             "The variance divides by d - 1, torch's default. LayerNorm's divides by d, on the way"
             " back too: x.var(-1, correction=0).",
+        ),
+        Mistake(
+            "unbiased variance and its own term",
+            partial(
+                layer_norm_backward,
+                correction=1,
+                of_scale=lambda each: each.sum(dim=-1, keepdim=True) / (each.shape[-1] - 1),
+            ),
+            "The variance divides by d - 1, torch's default, and so does its term on the way back."
+            " LayerNorm's divides by d, in both: x.var(-1, correction=0), and means over d"
+            " features.",
+        ),
+        Mistake(
+            "cancelling",
+            partial(layer_norm_backward, cancelling=True),
+            "Your variance is the mean of the squares minus the square of the mean. On paper that"
+            " is right. In 32-bit numbers two huge squares lose the small difference between them:"
+            " subtract the mean first, then square.",
+        ),
+        Mistake(
+            "weight's gradient without eps",
+            partial(layer_norm_backward, of_weight=lambda x, normal: _without_eps(x)),
+            "In the weight's gradient x is normalised without eps. Take what the forward pass"
+            " makes, (x - mean) / sqrt(variance + eps).",
+        ),
+        Mistake(
+            "last division without eps",
+            partial(layer_norm_backward, last_eps=0.0),
+            "At the end the gradient of x is divided by the root of the variance alone. The forward"
+            " pass divides by sqrt(variance + eps), and so does the way back.",
         ),
         Mistake(
             "weight's gradient from x itself",
@@ -1068,6 +1179,11 @@ LAYER_NORM_BACKWARD = Exercise(
             partial(layer_norm_backward, order=(0, 2, 1)),
             "The gradients of weight and bias are exchanged in what you return: for x, for the"
             " weight, for the bias.",
+        ),
+        Mistake(
+            "x last",
+            partial(layer_norm_backward, order=(1, 2, 0)),
+            "The gradient of x comes last in what you return: for x, for the weight, for the bias.",
         ),
         Mistake(
             "eps forgotten",
