@@ -590,6 +590,7 @@ def attention_pool(
     probe_of: Callable[[Tensor, Callable], Tensor] = lambda probe, norm: probe,
     out: bool = True,
     out_biases: float = 1.0,
+    together: Callable[[Tensor], Tensor] = lambda y: y,
     ending: Callable = lambda y, probe, norm, mlp: y + mlp(norm(y)),
     last: Callable[[Tensor], Tensor] = lambda pooled: pooled[:, 0],
 ) -> Tensor:
@@ -623,7 +624,7 @@ def attention_pool(
     y = rearrange(mixed, merge)
     if out:
         y = F.linear(y, out_weight.T if "o" in transposed else out_weight, out_biases * out_bias)
-    return last(ending(y, probe, norm, mlp))
+    return last(ending(together(y), probe, norm, mlp))
 
 
 ATTENTION_POOL = Exercise(
@@ -772,6 +773,45 @@ ATTENTION_POOL = Exercise(
             partial(attention_pool, asks="patches", last=lambda pooled: pooled.mean(1)),
             "Every patch asks every patch, and the mean is taken at the end. Here one thing asks:"
             " the probe.",
+        ),
+        *(
+            Mistake(
+                f"patches ask, {name}",
+                partial(attention_pool, asks="patches", together=together, read=read),
+                says,
+            )
+            for name, together, read, says in (
+                (
+                    "mean before the MLP",
+                    lambda y: y.mean(1, keepdim=True),
+                    lambda x, probe, norm: x,
+                    "Every patch asks every patch, and the mean is taken before the MLP. Here one"
+                    " thing asks: the probe.",
+                ),
+                (
+                    "with the probe",
+                    lambda y: y.mean(1, keepdim=True),
+                    lambda x, probe, norm: x + probe,
+                    "The probe is added to every patch, and every patch asks. Here one thing asks,"
+                    " the probe alone; the patches are keys and values as they are.",
+                ),
+            )
+        ),
+        Mistake(
+            "probe added to the patches",
+            partial(attention_pool, read=lambda x, probe, norm: x + probe),
+            "The probe is added to the patches. Here it only asks; the patches are keys and values"
+            " as they are.",
+        ),
+        Mistake(
+            "norm before attention, not before the MLP",
+            partial(
+                attention_pool,
+                read=lambda x, probe, norm: norm(x),
+                ending=lambda y, probe, norm, mlp: y + mlp(y),
+            ),
+            "The norm stands before attention. It belongs before the MLP: the patches are read as"
+            " they are, and the result is y + mlp(norm(y)).",
         ),
         Mistake(
             "patches ask, first patch",
