@@ -604,6 +604,11 @@ def _right_pairs_only(image, text, log_scale, bias, size):
     return -F.logsigmoid((image * text).sum(-1) * log_scale.exp() + bias).mean()
 
 
+def _block_labels(rows: int, columns: int, start: int, size: int) -> Tensor:
+    own = torch.arange(rows)[:, None] // size == start // size
+    return torch.where(own, 1.0, -1.0).expand(rows, columns)
+
+
 def _repeated_labels(rows: int, columns: int, start: int, size: int) -> Tensor:
     one = 2 * torch.eye(columns) - 1
     return one.repeat(-(-rows // columns), 1)[:rows]
@@ -717,6 +722,12 @@ SIGLIP_IN_CHUNKS = Exercise(
             "In the last chunk, which is shorter, the right pairs are looked for in a wrong place:"
             " the chunk's number is multiplied by its own length. Its first sentence has the"
             " chunk's number times `size`.",
+        ),
+        Mistake(
+            "labels in whole blocks",
+            partial(siglip_loss_in_chunks, labels=_block_labels),
+            "In each chunk all its sentences belong to all of its pictures. Sentence c of a chunk"
+            " belongs to picture start + c alone.",
         ),
         Mistake(
             "labels one later",

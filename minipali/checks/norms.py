@@ -137,6 +137,7 @@ def _layer_norm(
     factor: Callable[[Tensor], Tensor] = lambda weight: weight,
     biases: float = 1.0,
     bias_first: bool = False,
+    bias_divided: bool = False,
     keepdim: bool = True,
     before: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x, weight, bias: x,
 ) -> Tensor:
@@ -154,6 +155,8 @@ def _layer_norm(
     if total:
         variance = variance * x.shape[-1]
     normal = (x - mean if subtract else x) / divisor(variance, eps)
+    if bias_divided:
+        biases = biases / divisor(variance, eps)
     if bias_first:
         return (normal + biases * bias) * factor(weight)
     return normal * factor(weight) + biases * bias
@@ -300,6 +303,12 @@ LAYER_NORM = Exercise(
             "The bias is subtracted. It is to be added.",
         ),
         Mistake(
+            "bias divided",
+            partial(_layer_norm, bias_divided=True),
+            "The bias is divided by the standard deviation, too. It comes last: divide first, then"
+            " times the weight, then plus the bias.",
+        ),
+        Mistake(
             "weight and bias before the norm",
             partial(
                 _layer_norm,
@@ -351,6 +360,7 @@ def rms_norm(
     about_mean: bool = False,
     keepdim: bool = True,
     before: Callable[[Tensor, Tensor], Tensor] = lambda x, weight: x,
+    of_eps: Callable[[float, int], float] = lambda eps, d: eps,
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed."""
     x = before(x, weight)
@@ -360,6 +370,7 @@ def rms_norm(
     squares = squares * (x.shape[-1] / (x.shape[-1] - correction))
     if squared_mean:
         squares = x.mean(dim=axis, keepdim=True).square()
+    eps = of_eps(eps, x.shape[-1])
     return plus((centred if subtract else x) / divisor(squares, eps), weight)
 
 
@@ -447,6 +458,12 @@ RMS_NORM = Exercise(
                 " mean of the squares, inside the root.",
             )
             for what, divisor in LEAST.items()
+        ),
+        Mistake(
+            "eps divided by d",
+            partial(rms_norm, of_eps=lambda eps, d: eps / d),
+            "eps is added to the sum of the squares, so it is divided by d with them. Add it to"
+            " their mean.",
         ),
         Mistake(
             "factor before the norm",
@@ -645,8 +662,8 @@ BATCH_NORM = Exercise(
         Mistake(
             "memory changes in eval mode",
             partial(batch_norm, remember_in_eval=True),
-            "Your output is right, but the memory changes in eval mode. When training is False,"
-            " return running_mean and running_var as they came.",
+            "The memory changes in eval mode. When training is False, return running_mean and"
+            " running_var as they came.",
         ),
         Mistake(
             "training the other way round",
@@ -663,8 +680,8 @@ BATCH_NORM = Exercise(
         Mistake(
             "biased variance in the memory",
             partial(batch_norm, remembered=0),
-            "Your output is right, but the memory gets the biased variance. It is to be an estimate"
-            " for all data, so it gets the unbiased one: x.var(dim=0, correction=1).",
+            "The memory gets the biased variance. It is to be an estimate for all data, so it gets"
+            " the unbiased one: x.var(dim=0, correction=1).",
         ),
         Mistake(
             "memory used in training",
@@ -859,8 +876,8 @@ def layer_norm_backward(
     scale_term: float = 1.0,
     of_mean: Callable[[Tensor], Tensor] = lambda each: each.mean(dim=-1, keepdim=True),
     of_scale: Callable[[Tensor], Tensor] = lambda each: each.mean(dim=-1, keepdim=True),
-    terms_weighted: bool = True,
-    shape: str = "normal, normal",
+    unweighted: tuple[str, ...] = (),
+    shape: tuple[str, str] = ("normal", "normal"),
     keepdim: bool = True,
     weighted: str = "first",
     divisor: Callable[[Tensor], Tensor] = torch.sqrt,
@@ -886,11 +903,14 @@ def layer_norm_backward(
     square = eps_inside(variance, eps)
     normal = centred / square.sqrt()
     inner = gradient * weight if weighted == "first" else gradient
-    named = {"normal": normal, "centred": centred, "x": x, "1": 1.0, "exact": _without_eps(x)}
-    outside, inside = (named[name] for name in shape.split(", "))
-    of_terms = inner if terms_weighted else gradient
-    through_scale = outside * of_scale(of_terms * inside)
-    back = inner - mean_term * of_mean(of_terms) - scale_term * through_scale
+    exact = _without_eps(x)
+    named = {"normal": normal, "centred": centred, "x": x, "1": 1.0, "exact": exact}
+    named["exact, and without eps below"] = exact * (square / variance).sqrt()
+    named["normal, divided again"] = normal / square.sqrt()
+    outside, inside = (named[name] for name in shape)
+    of_each = {name: gradient if name in unweighted else inner for name in ("mean", "scale")}
+    through_scale = outside * of_scale(of_each["scale"] * inside)
+    back = inner - mean_term * of_mean(of_each["mean"]) - scale_term * through_scale
     of_x = back / divisor(square + (last_eps - 1) * eps)
     if weighted == "last":
         of_x = of_x * weight
@@ -990,42 +1010,61 @@ LAYER_NORM_BACKWARD = Exercise(
         ),
         Mistake(
             "scale's term without normal",
-            partial(layer_norm_backward, shape="1, normal"),
+            partial(layer_norm_backward, shape=("1", "normal")),
             "The term of the standard deviation is the same for all numbers of a token. It must be"
             " multiplied by the normalised x: numbers far from the mean move the deviation most.",
         ),
         Mistake(
             "normal missing inside the scale's term",
-            partial(layer_norm_backward, shape="normal, 1"),
+            partial(layer_norm_backward, shape=("normal", "1")),
             "In the term of the standard deviation the mean is that of weight times gradient alone."
             " It is the mean of weight times gradient times the normalised x.",
         ),
         *(
             Mistake(
-                f"scale's term from {shape}",
+                f"scale's term from {shape[0]} and {shape[1]}",
                 partial(layer_norm_backward, shape=shape),
                 "The term of the standard deviation is made of x before it was divided. Both times"
                 " it needs the normalised x, (x - mean) / sqrt(variance + eps).",
             )
             for shape in (
-                "centred, centred",
-                "centred, normal",
-                "x, x",
-                "normal, x",
+                ("centred", "centred"),
+                ("centred", "normal"),
+                ("x", "x"),
+                ("normal", "x"),
             )
         ),
         *(
             Mistake(
-                f"scale's term from {shape}",
+                f"scale's term from {shape[0]} and {shape[1]}",
                 partial(layer_norm_backward, shape=shape),
                 "In the term of the standard deviation x is normalised without eps. Both times take"
                 " what the forward pass makes, (x - mean) / sqrt(variance + eps).",
             )
-            for shape in ("exact, exact", "exact, normal")
+            for shape in (
+                ("exact", "exact"),
+                ("exact", "normal"),
+                ("exact, and without eps below", "exact"),
+            )
+        ),
+        Mistake(
+            "scale's term divided again",
+            partial(layer_norm_backward, shape=("normal, divided again", "normal")),
+            "The term of the standard deviation is divided by it once too often. The whole gradient"
+            " of x is divided by it once.",
+        ),
+        *(
+            Mistake(
+                f"weight missing in the {name}'s term",
+                partial(layer_norm_backward, unweighted=(name,)),
+                f"In the term of the {what} the weight is missing. Start with weight times"
+                " gradient, and use that everywhere on the way to x.",
+            )
+            for name, what in (("mean", "mean"), ("scale", "standard deviation"))
         ),
         Mistake(
             "weight missing in the terms",
-            partial(layer_norm_backward, terms_weighted=False),
+            partial(layer_norm_backward, unweighted=("mean", "scale")),
             "In the terms of the mean and of the standard deviation the weight is missing. Start"
             " with weight times gradient, and use that everywhere on the way to x.",
         ),

@@ -455,6 +455,15 @@ EMBED_PATCHES = Exercise(
             for by in (1, -1)
         ),
         Mistake(
+            "positions shifted, zeros first",
+            partial(
+                embed_patches,
+                positions_of=lambda table, _: F.pad(table, (0, 0, 1, 0))[:-1],
+            ),
+            "The rows of `positions` are shifted by one. Patch i gets row i: no token stands before"
+            " the patches here.",
+        ),
+        Mistake(
             "positions backwards",
             partial(embed_patches, positions_of=lambda positions, _: positions.flip(0)),
             "The rows of `positions` are added from the last to the first. Patch i gets row i.",
@@ -671,12 +680,13 @@ def _stretch_cases() -> list[tuple]:
         return torch.randn(old[0] * old[1], d, generator=random), old, new
 
     return [
-        (torch.tensor([[0.0], [4.0]]), (1, 2), (1, 4)),  # the stub's first example
         case(4, (2, 3), (4, 5)),
         case(5, (3, 2), (3, 5)),
         case(3, (5, 4), (2, 3)),
         case(2, (3, 4), (3, 4)),
         case(3, (2, 6), (3, 4)),  # as many places as before
+        # The stub's first example comes last: so small a result has many explanations.
+        (torch.tensor([[0.0], [4.0]]), (1, 2), (1, 4)),
     ]
 
 
@@ -688,14 +698,17 @@ def _shares(old: int, new: int, places: Callable, beyond: str, share: Callable) 
     """(new, old): how much of each old place a new one gets."""
     at = places(torch.arange(new, dtype=torch.float64), old, new)
     at = at.clamp(0, old - 1) if beyond == "border" else at
+    at = at.clamp(max=old - 1) if beyond == "line at the start" else at
     first = at.floor()
+    if beyond == "line at the start":
+        first = first.clamp(min=0)
     if beyond == "line":
         first = first.clamp(0, max(old - 2, 0))
     shares, rows = torch.zeros(new, old + 2, dtype=torch.float64), torch.arange(new)
     # A column before the first and one behind the last, for what goes beyond.
     for place, part in ((first, 1 - share(at - first)), (first + 1, share(at - first))):
         shares[rows, (place + 1).clamp(0, old + 1).long()] += part
-    if beyond in ("border", "round the start"):
+    if beyond in ("border", "round the start", "line at the start"):
         shares[:, old] += shares[:, old + 1]
     if beyond == "round":
         shares[:, 1] += shares[:, old + 1]
@@ -772,8 +785,8 @@ STRETCH_POSITIONS = Exercise(
     cases=_stretch_cases,
     axes="n d",
     checked=(
-        "shape, dtype and every value for 6 tables: the first example, one larger along both axes,"
-        " one along one axis, one smaller, one as it was, another grid of as many places; inputs"
+        "shape, dtype and every value for 6 tables: one larger along both axes, one along one axis,"
+        " one smaller, one as it was, another grid of as many places, the first example; inputs"
         " unchanged"
     ),
     mistakes=(
@@ -823,6 +836,13 @@ STRETCH_POSITIONS = Exercise(
             partial(stretch_positions, beyond="line"),
             "Beyond the first and the last old centre your line goes on rising or falling. There"
             " the border's numbers hold: clamp the place between 0 and old - 1.",
+        ),
+        Mistake(
+            "extrapolated at the start",
+            partial(stretch_positions, beyond="line at the start"),
+            "Before the first old centre your line goes on: the index is clamped, the share is not,"
+            " and falls below 0. Clamp the place itself between 0 and old - 1, then take index and"
+            " share from it.",
         ),
         Mistake(
             "zeros beyond",
