@@ -133,12 +133,18 @@ def _clip_loss(
     right: Callable[[Tensor], Tensor] = torch.diagonal,
     power: float = 1.0,
     times: float = 1.0,
+    cut: str = "",
 ) -> Tensor:
-    """clip_loss with one thing changed; rows, columns: the weight of each direction."""
+    """clip_loss with one thing changed.
+
+    rows, columns: the weight of each direction. cut: which one is out of autograd's graph.
+    """
     image, text = units(image, text)
     table = logits(image @ text.T * factor(log_scale))
     of_rows = right((log_of_rows or log)(table, 1)).sum()
     of_columns = right(log(table, 0)).sum()
+    of_rows = of_rows.detach() if cut == "rows" else of_rows
+    of_columns = of_columns.detach() if cut == "columns" else of_columns
     return -times * (rows * of_rows + columns * of_columns) / len(image) ** power
 
 
@@ -189,6 +195,18 @@ CLIP = Exercise(
             partial(_clip_loss, columns=0.0),
             "Only one direction, the pictures', is there, and it is halved. The other half is the"
             " sentences' choice among the pictures.",
+        ),
+        *(
+            Mistake(
+                f"{cut} out of the graph",
+                partial(_clip_loss, cut=cut),
+                f"The values are right, but {whose} is out of autograd's graph (detach, no_grad,"
+                " .data): only the other direction teaches.",
+            )
+            for cut, whose in (
+                ("rows", "the pictures' choice among the sentences"),
+                ("columns", "the sentences' choice among the pictures"),
+            )
         ),
         Mistake(
             "summed over the batch",

@@ -39,6 +39,12 @@ def _three_channels(pixels: Tensor, p: int) -> Tensor:
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (y // p) * (x // p), -1)
 
 
+def _three_at_last(pixels: Tensor, p: int, n: int = -1) -> Tensor:
+    b, c, y, x = pixels.shape
+    blocks = pixels.reshape(b, c, y // p, p, x // p, p)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, n, 3 * p * p)
+
+
 def _view_at_last(pixels: Tensor, p: int) -> Tensor:
     b, c, y, x = pixels.shape
     blocks = pixels.view(b, c, y // p, p, x // p, p)
@@ -290,6 +296,12 @@ PATCHIFY = Exercise(
         Mistake(
             "three channels only",
             _three_channels,
+            THREE_SENTENCE,
+        ),
+        Mistake("three channels at last", _three_at_last, THREE_SENTENCE),
+        Mistake(
+            "three channels at last, all patches",
+            lambda pixels, p: _three_at_last(pixels, p, pixels[0, 0].numel() // p**2),
             THREE_SENTENCE,
         ),
         Mistake(
