@@ -447,6 +447,7 @@ def _with(name, **changes):
     lambda x, w, b, eps: nn.functional.layer_norm(x, w.shape, w, b, eps),
     lambda x, w, b, eps: torch.layer_norm(x, w.shape, w, b, eps),
     lambda x, w, b, eps: nn.LayerNorm(len(w), eps=eps)(x) * w + b,
+    lambda x, w, b, eps: torch.ops.aten.layer_norm.default(x, w.shape, w, b, eps),
 ])  # fmt: skip
 def test_a_banned_function_is_refused_however_it_is_called(by):
     outcome = examine(_with("layer_norm", banned=("layer_norm",)), by)
@@ -480,6 +481,13 @@ def test_gradients_are_compared_where_they_count():
         assert outcome.status == WRONG and "no gradient reaches `weight`" in outcome.message
     doubled = with_scale(lambda weight: 2 * weight - weight.detach())
     assert "the gradient that reaches `weight` is not" in doubled.message
+
+    # A known mistake with the same gradients and other values is not the reason.
+    def other(x, w, b, eps):
+        return nn.functional.layer_norm(x, w.shape, 2 * w - w.detach(), b + 1, eps)
+
+    one = dataclasses.replace(one, mistakes=(checks.engine.Mistake("other", other, "Other."),))
+    assert "Other." not in with_scale(lambda weight: 2 * weight - weight.detach()).message
 
 
 def test_of_many_arguments_a_message_shows_the_first_and_the_last():

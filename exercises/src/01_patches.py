@@ -6,7 +6,8 @@
 # the end your code runs inside the trained model.
 #
 # The lesson is [notebooks/01_patches.ipynb](../notebooks/01_patches.ipynb). Time: 55 minutes. Names
-# inside your functions are yours; the order of the arguments is not.
+# inside your functions are yours; the order of the arguments is not. What comes in keeps its numbers:
+# write `x = x + y`, not `x += y`. A result may share memory with it, as a view does.
 
 # %%
 import torch
@@ -85,20 +86,22 @@ check("embed_patches", embed_patches)
 #
 # in the old numbering. At 0.25 it gets 0.75 of row 0 and 0.25 of row 1. Beyond the first and the last
 # old centre the border's numbers hold. With two axes do this along both (it is called bilinear). The
-# same rule makes a smaller table; nothing else is averaged in.
+# same rule makes a smaller table: there too a new place gets shares of the two nearest old centres
+# along an axis and of no others, even if some old rows are then not used at all.
 #
 # Two results to hold yours against, one row of places with one number each: 0, 4 stretched to four
 # places gives 0, 1, 3, 4. And 0, 6 stretched to three gives 0, 3, 6.
 #
 # You may use `F.interpolate`; it wants the channels in front, and its options decide where the centres
-# lie.
+# lie. (Its `antialias=True` would let more old places count in a smaller table: leave it off.)
 
 
 # %%
 def stretch_positions(positions, old, new):
     """A position table for another grid of places.
 
-    positions: (n, d), in reading order; old, new: the grids, two numbers each: (rows, columns)
+    positions: (n, d), in reading order
+    old, new: the grids, each a tuple of two ints: (rows, columns); old has n places
     returns: (rows * columns of new, d), in reading order
     """
     ### BEGIN SOLUTION

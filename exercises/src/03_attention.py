@@ -7,7 +7,9 @@
 #
 # The lesson is [notebooks/03_attention.ipynb](../notebooks/03_attention.ipynb). Time: 75 minutes.
 # Names inside your functions are yours; the order of the arguments is not. Leave torch's finished
-# attention aside (`F.scaled_dot_product_attention` and `nn.MultiheadAttention`): the check refuses it.
+# attention aside (`F.scaled_dot_product_attention`, `nn.MultiheadAttention` and the function inside it,
+# `F.multi_head_attention_forward`): the check refuses it. What comes in keeps its numbers: write
+# `x = x + y`, not `x += y`. The checks compare results alone, no gradients.
 
 # %%
 import torch
@@ -109,7 +111,11 @@ check("multi_head_attention", multi_head_attention)
 # `blocks` hands out one pair (key, value) after the other: `for key, value in blocks`. The blocks may
 # have different sizes. They come in the **same memory**: when the next one comes, the last is gone,
 # as in the small fast memory of a GPU. So whoever collects them first gets the last block many times.
-# Scores may be in the thousands, of either sign.
+# There is at least one block, and at least one key in each. Scores may be in the thousands, of either
+# sign.
+#
+# **Never put the keys, the values or the scores of all blocks into one tensor**, copies neither. The
+# check looks at the size of every tensor that torch makes.
 
 
 # %%
@@ -117,7 +123,8 @@ def attend_in_blocks(query, blocks):
     """Exact attention without a mask, scores scaled by 1 / sqrt(k), one block of keys at a time.
 
     query: (b, h, t, k)
-    blocks: can be gone through once; gives pairs (key, value), each (b, h, s, k), of any s from 1
+    blocks: can be gone through once; gives one or more pairs (key, value), each (b, h, s, k), where s
+        is 1 or more and may differ from block to block
     returns: (b, h, t, k), the attention of the queries over the keys of all blocks
     """
     ### BEGIN SOLUTION

@@ -7,7 +7,8 @@
 # At the end the trained model sees with your code.
 #
 # The lesson is [notebooks/04_vision.ipynb](../notebooks/04_vision.ipynb). Time: 65 minutes. Names
-# inside your functions are yours; the order of the arguments is not.
+# inside your functions are yours; the order of the arguments is not. What comes in keeps its numbers:
+# write `x = x + y`, not `x += y`.
 
 # %%
 import torch
@@ -83,8 +84,9 @@ check("encoder_layer", encoder_layer)
 # this query; the patches are only keys and values.
 #
 # - The queries' map is applied to `probe`, the keys' and the values' maps to x. The three are stored in
-#   one piece, as the published weights have them: rows 0 to d of `in_weight` (and numbers 0 to d of
-#   `in_bias`) belong to the queries, the next d to the keys, the last d to the values. Each is (out, in).
+#   one piece, as the published weights have them: the first d rows of `in_weight` (and the first d
+#   numbers of `in_bias`) belong to the queries, the next d to the keys, the last d to the values. Each
+#   of the three maps is (out, in).
 # - Attention in several heads, as in lesson 03: the numbers of a head stand side by side, the scale is
 #   1 / sqrt(d / heads). Then the last map, `out_weight` and `out_bias`.
 # - Call the result y, one vector for each picture. What is returned is y + mlp(norm(y)): an MLP adds to
@@ -95,8 +97,9 @@ check("encoder_layer", encoder_layer)
 # 1/4 and 3/4, y is 3/4, and the result 3/2. And for any probe: if all patches of a picture are the same,
 # the weights do not matter.
 #
-# You may use your pieces of earlier exercises, or torch's `F.scaled_dot_product_attention`; not torch's
-# finished `nn.MultiheadAttention`, which the check refuses.
+# You may use your pieces of earlier exercises. Unlike in exercise 03 you may also use torch's
+# `F.scaled_dot_product_attention`: attention itself is not what is new here. torch's finished
+# `nn.MultiheadAttention` is refused by the check.
 
 
 # %%
@@ -105,7 +108,7 @@ def attention_pool(x, probe, in_weight, in_bias, out_weight, out_bias, heads, no
 
     x: (b, n, d); probe: (d,); in_weight: (3 * d, d); in_bias: (3 * d,)
     out_weight: (d, d); out_bias: (d,); heads divides d
-    norm, mlp: functions, which take and return (b, d), or (b, any number, d)
+    norm, mlp: functions that keep the shape; they take (b, d) and also (b, 1, d)
     returns: (b, d)
     """
     ### BEGIN SOLUTION

@@ -18,22 +18,23 @@ from minipali.checks import check, hint
 # %% [markdown]
 # ## 1. The softmax loss
 #
-# CLIP's loss. Picture i belongs to sentence i. The vectors come as the towers made them: they have any
-# length except 0, so bring them to length 1 first. A score is the cosine of picture and sentence times
+# CLIP's loss. Picture i belongs to sentence i. The vectors come as the towers made them: they have
+# different lengths, never 0 nor nearly so, and you bring them to length 1 first. A score is the cosine of picture and sentence times
 # exp(`log_scale`); `log_scale` is the **logarithm** of the factor. Each picture chooses among the
 # sentences: minus the log of the softmax at the right one, and the mean over the pictures. Each sentence
 # chooses among the pictures in the same way. The loss is the mean of both directions.
 #
 # The factor may be 100 or more. It is not to be clamped, and the loss must be right there too: neither
-# infinite nor NaN, nor capped. The training below learns through your loss, so gradients must reach all
-# that comes in: use torch's own `exp` on `log_scale`.
+# infinite nor NaN, nor capped. The training below learns through your loss, so the check compares
+# gradients, too: they must reach image, text and `log_scale`, and be right. So compute with torch alone
+# (its own `exp` on `log_scale`), and take nothing out of autograd's graph, a vector's length neither.
 
 
 # %%
 def clip_loss(image, text, log_scale):
     """CLIP's symmetric softmax loss.
 
-    image, text: (n, e), rows of any length but 0; log_scale: a tensor without axes, ()
+    image, text: (n, e), rows not yet of length 1; log_scale: a tensor without axes, ()
     returns: the loss, a tensor without axes, ()
     """
     ### BEGIN SOLUTION
@@ -67,7 +68,7 @@ check("clip_loss", clip_loss)
 def siglip_loss(image, text, log_scale, bias):
     """SigLIP's sigmoid loss.
 
-    image, text: (n, e), rows of any length but 0; log_scale, bias: tensors without axes, ()
+    image, text: (n, e), rows not yet of length 1; log_scale, bias: tensors without axes, ()
     returns: the loss, a tensor without axes, ()
     """
     ### BEGIN SOLUTION
@@ -94,18 +95,21 @@ check("siglip_loss", siglip_loss)
 # The last chunk may be shorter, and size may be larger than n.
 #
 # Two results by hand. If all scores are 0, each of the n · n pairs costs ln 2, so the loss is n · ln 2,
-# for every size. And for every batch the result is that of your `siglip_loss`, to the last digits.
+# for every size. And for every batch the result is that of your `siglip_loss`, up to rounding: sums in
+# another order differ in the last digit. Vectors, factor, bias and gradients are as above.
 #
-# **Never make a tensor of n · n numbers**, of whatever kind, labels neither: n · size are enough. The
-# check looks at the size of every tensor that torch makes. (For the way back autograd still keeps the chunks. One can have
-# them computed again instead; that is not asked for here.)
+# **Never make a tensor of n · n numbers** when size is smaller than n, of whatever kind, labels neither:
+# n · size are enough. The check looks at the size of every tensor that torch makes. Smaller steps are
+# right as well, even one sentence at a time, and so are chunks of pictures in place of sentences. (For
+# the way back autograd still keeps the chunks. One can have them computed again instead; that is not
+# asked for here.)
 
 
 # %%
 def siglip_loss_in_chunks(image, text, log_scale, bias, size):
-    """SigLIP's sigmoid loss, computed with `size` sentences at a time.
+    """SigLIP's sigmoid loss, computed with `size` sentences at a time; gradients flow through it.
 
-    image, text: (n, e), rows of any length but 0; log_scale, bias: tensors without axes, ()
+    image, text: (n, e), rows not yet of length 1; log_scale, bias: tensors without axes, ()
     size: how many sentences a chunk holds, 1 or more; the last chunk may be shorter
     returns: the loss, a tensor without axes, ()
     """

@@ -80,6 +80,7 @@ def _attend(
     axis: int = -1,
     distances: bool = False,
     added: float | None = None,
+    lowered: float | None = None,
     after: Callable[[Tensor, Tensor], Tensor] = lambda mixed, query: mixed,
     soft: Callable[[Tensor, int], Tensor] = torch.softmax,
     mask_of: Callable[[Tensor], Tensor | None] = lambda mask: mask,
@@ -99,6 +100,8 @@ def _attend(
     hidden = hides(mask)
     if added is not None:
         weights = soft(scores + added * mask, axis)
+    elif lowered is not None:
+        weights = soft(scores - lowered * hidden, axis)
     else:
         weights = soft(scores.masked_fill(hidden, fill), axis)
         weights = weights.masked_fill(hidden, 0.0) if clean else weights
@@ -108,6 +111,13 @@ def _attend(
 def _mask_after_softmax(query, key, value, mask):
     weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
     return (weights if mask is None else weights * mask) @ value
+
+
+def _hidden_ones_largest(query, key, value, mask, least: float):
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    shares = (scores - scores.amax(-1, keepdim=True)).exp()
+    shares = shares if mask is None else shares * mask
+    return shares / shares.sum(-1, keepdim=True).clamp(min=least) @ value
 
 
 SCALE_MISSING = (
@@ -294,6 +304,26 @@ ATTEND = Exercise(
             " all scores are the same large negative number, the softmax finds them equal. The"
             " contract says zeros.",
         ),
+        *(
+            Mistake(
+                f"hidden scores lowered by {by:g}",
+                partial(_attend, lowered=by),
+                "A query that may see nothing looks at all keys: you lower every hidden score by"
+                " one large number, and if all are lowered, the softmax does not notice it. The"
+                " contract says zeros.",
+            )
+            for by in (1e4, 1e5, 1e6)
+        ),
+        *(
+            Mistake(
+                f"largest of the hidden ones, {name}",
+                lambda *given, least=least: _hidden_ones_largest(*given, least),
+                "The largest score that you subtract may be that of a hidden key. If all visible"
+                " ones lie far below it, their exponentials are all 0, and nothing is left to share"
+                " out. Hide first (-inf), then take the largest.",
+            )
+            for name, least in (("0 / 0", 0.0), ("0", 1e-30))
+        ),
         Mistake(
             "zeros everywhere",
             partial(
@@ -425,13 +455,13 @@ def multi_head_attention(
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
 
-    Empty patterns stand for a plain reshape; "." in biases_from for no bias; transposed: whose
-    weights are, of "q", "k", "v" and "o".
+    Empty patterns stand for a plain reshape; "." in weights_from for no map, in biases_from for no
+    bias; transposed: whose weights are, of "q", "k", "v" and "o".
     """
     b, n, d = x.shape
     own = heads
     heads = number(heads, d)
-    weights = {"q": q_weight, "k": k_weight, "v": v_weight}
+    weights = {"q": q_weight, "k": k_weight, "v": v_weight, ".": torch.eye(d)}
     biases = {"q": q_bias, "k": k_bias, "v": v_bias, ".": torch.zeros_like(q_bias)}
 
     def turned(weight: Tensor, name: str) -> Tensor:
@@ -613,6 +643,27 @@ MULTI_HEAD_ATTENTION = Exercise(
                     " of their own.",
                 ),
                 (
+                    "qk.",
+                    "qk.",
+                    "The values are x itself: their map, v_weight and v_bias, is missing.",
+                ),
+                (
+                    "q.v",
+                    "q.v",
+                    "The keys are x itself: their map, k_weight and k_bias, is missing.",
+                ),
+                (
+                    ".kv",
+                    ".kv",
+                    "The queries are x itself: their map, q_weight and q_bias, is missing.",
+                ),
+                (
+                    "...",
+                    "...",
+                    "x itself serves as queries, keys and values: the three maps before attention"
+                    " are missing.",
+                ),
+                (
                     "qqq",
                     "qqq",
                     "Keys and values come from the queries' map. Each of the three has a"
@@ -716,6 +767,9 @@ MULTI_HEAD_ATTENTION = Exercise(
 )
 
 
+LARGEST = 600
+
+
 def _block_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(33)
 
@@ -727,8 +781,12 @@ def _block_cases() -> list[tuple]:
         torch.tensor([8.0, 4.0]).reshape(1, 1, 2, 1),
         (1, 1),
     )
-    sizes = (3, 2, 4, 1, 4, 3, 4, 4, 2, 4, 4, 1, 4)  # 40 keys
-    many = Blocks(2 * draw(2, 2, sum(sizes), 5), draw(2, 2, sum(sizes), 5), sizes)
+    # A block of scores times values, (b, h, t, s, k), and the blocks' own results, (8, b, h, t, k),
+    # have fewer than LARGEST numbers; all keys have more, and so have all scores.
+    sizes = (9, 4, 8, 9, 6, 9, 8, 7)  # 60 keys
+    many = Blocks(2 * draw(2, 2, sum(sizes), 3), draw(2, 2, sum(sizes), 3), sizes)
+    # Here the scores of one query alone are more.
+    long = Blocks(2 * draw(1, 1, 650, 3), draw(1, 1, 650, 3), (50,) * 13)
     one = Blocks(draw(1, 3, 6, 4), draw(1, 3, 6, 4), (6,))
     # Of four queries, one number each: the first finds its best key in the first block, the second
     # in the second; all that the third finds lies far below 0; the fourth's scores rise.
@@ -745,10 +803,11 @@ def _block_cases() -> list[tuple]:
     value = draw(1, 2, 5, 4)
     huge = Blocks(key.expand(1, 2, 5, 4).clone(), value, (2, 2, 1))
     return [
-        (torch.ones(1, 1, 1, 1), by_hand),
-        (draw(2, 2, 4, 5), many),
+        (draw(2, 2, 4, 3), many),
+        (draw(1, 1, 2, 3), long),
         (draw(1, 3, 2, 4), one),
         (query.expand(1, 2, 4, 4).clone(), huge),
+        (torch.ones(1, 1, 1, 1), by_hand),  # last: so small a result has many explanations
     ]
 
 
@@ -772,6 +831,7 @@ def attend_in_blocks(
     mean: bool = False,
     more: float = 0.0,
     values: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
+    again: bool = False,
 ) -> Tensor:
     """(b, h, t, k). The reference, or with one thing changed.
 
@@ -783,7 +843,8 @@ def attend_in_blocks(
     for number, (key, value) in enumerate(list(blocks) if collect else blocks):
         if not which(number):
             continue
-        scores = (query @ key.mT * scale(query.shape[-1])).clamp(-limit, limit)
+        times = number + 1 if again else 1
+        scores = (query @ key.mT * scale(query.shape[-1]) ** times).clamp(-limit, limit)
         now = largest_of(largest, scores, number)
         shares = (scores - now).exp() * of_shares(largest, now)
         added = shares.mean(-1, keepdim=True) if mean else shares.sum(-1, keepdim=True)
@@ -824,6 +885,17 @@ def _last_block(query: Tensor, blocks: Blocks) -> Tensor:
     return found
 
 
+def _best_block(query: Tensor, blocks: Blocks, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """The result of the block with the largest score: for each query, or with dims for all."""
+    largest, found = float("-inf"), torch.zeros_like(query)
+    for key, value in blocks:
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        top = scores.amax(dims, keepdim=True)
+        found = torch.where(top > largest, scores.softmax(-1) @ value, found)
+        largest = top.clamp(min=largest)
+    return found
+
+
 def _late_values(query: Tensor, blocks: Blocks) -> Tensor:
     kept = [(query @ key.mT * query.shape[-1] ** -0.5, value) for key, value in blocks]
     largest = torch.stack([scores.amax(-1, keepdim=True) for scores, _ in kept]).amax(0)
@@ -854,10 +926,11 @@ ATTEND_IN_BLOCKS = Exercise(
     cases=_block_cases,
     axes="b h t k",
     banned=FINISHED,
-    largest=600,
+    largest=LARGEST,
     checked=(
-        "shape, dtype and every value: the example by hand, 40 keys in 13 blocks of unequal size,"
-        " one block alone, and huge scores of either sign; no table of all keys; inputs unchanged"
+        "shape, dtype and every value: 60 keys in 8 blocks of unequal size, 650 keys in 13, one"
+        " block alone, huge scores of either sign, and the example by hand; no tensor of all keys"
+        " or of their scores; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -1026,6 +1099,24 @@ ATTEND_IN_BLOCKS = Exercise(
                 ("sum of the blocks", lambda *given: _each_by_itself(*given, divided=False)),
                 ("mean by size", lambda *given: _each_by_itself(*given, of=float)),
             )
+        ),
+        *(
+            Mistake(
+                f"best block, {name}",
+                wrong,
+                "The result is that of one block, the one with the largest score. All blocks count:"
+                " a larger score makes what was summed before smaller, and does not wipe it out.",
+            )
+            for name, wrong in (
+                ("for each query", lambda *given: _best_block(*given)),
+                ("for all", lambda *given: _best_block(*given, dims=(0, 1, 2, 3))),
+            )
+        ),
+        Mistake(
+            "scaled again in each block",
+            partial(attend_in_blocks, again=True),
+            "The query is scaled once more in every block, as by `query = query * scale` inside the"
+            " loop. Scale it once, before the loop, or scale each block's scores.",
         ),
         Mistake("scale missing", partial(attend_in_blocks, scale=lambda k: 1.0), SCALE_MISSING),
         Mistake(

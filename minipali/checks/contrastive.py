@@ -46,6 +46,17 @@ def _both_units(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
 
 
+def _lengths_detached(*which: bool) -> Callable:
+    def units(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        lengths = [x.norm(dim=-1, keepdim=True) for x in (image, text)]
+        return tuple(
+            x / (length.detach() if detached else length)
+            for x, length, detached in zip((image, text), lengths, which, strict=True)
+        )
+
+    return units
+
+
 UNITS: tuple[tuple[str, Callable, str], ...] = (
     ("embeddings not normalised", lambda image, text: (image, text),
      "The embeddings are not normalised: long vectors get large scores. Divide each by its"
@@ -71,6 +82,11 @@ UNITS: tuple[tuple[str, Callable, str], ...] = (
      lambda image, text: tuple(x / x.abs().sum(-1, keepdim=True) for x in (image, text)),
      "You divide by the sum of the absolute values. The length of a vector is the root of the sum"
      " of the squares."),
+    *((f"lengths detached {which}", _lengths_detached(*which),
+       "A length is computed outside autograd's graph (detach, no_grad, .data or NumPy), as if it"
+       " were a constant. It is made of the vector's own numbers, so the gradient must go through"
+       " it, too.")
+      for which in ((True, True), (True, False), (False, True))),
 )  # fmt: skip
 
 FACTORS: tuple[tuple[str, Callable, str], ...] = (
@@ -117,12 +133,18 @@ def _clip_loss(
     right: Callable[[Tensor], Tensor] = torch.diagonal,
     power: float = 1.0,
     times: float = 1.0,
+    cut: str = "",
 ) -> Tensor:
-    """clip_loss with one thing changed; rows, columns: the weight of each direction."""
+    """clip_loss with one thing changed.
+
+    rows, columns: the weight of each direction. cut: which one is out of autograd's graph.
+    """
     image, text = units(image, text)
     table = logits(image @ text.T * factor(log_scale))
     of_rows = right((log_of_rows or log)(table, 1)).sum()
     of_columns = right(log(table, 0)).sum()
+    of_rows = of_rows.detach() if cut == "rows" else of_rows
+    of_columns = of_columns.detach() if cut == "columns" else of_columns
     return -times * (rows * of_rows + columns * of_columns) / len(image) ** power
 
 
@@ -173,6 +195,18 @@ CLIP = Exercise(
             partial(_clip_loss, columns=0.0),
             "Only one direction, the pictures', is there, and it is halved. The other half is the"
             " sentences' choice among the pictures.",
+        ),
+        *(
+            Mistake(
+                f"{cut} out of the graph",
+                partial(_clip_loss, cut=cut),
+                f"The values are right, but {whose} is out of autograd's graph (detach, no_grad,"
+                " .data): only the other direction teaches.",
+            )
+            for cut, whose in (
+                ("rows", "the pictures' choice among the sentences"),
+                ("columns", "the sentences' choice among the pictures"),
+            )
         ),
         Mistake(
             "summed over the batch",
@@ -341,8 +375,13 @@ def _siglip_loss(
     sign: float = -1.0,
     add_bias: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, bias, scale: s * scale + bias,
     bias_after_label: bool = False,
+    also_no: bool = False,
+    end: Callable[[Tensor, int], Tensor | float] = lambda bias, n: 0.0,
 ) -> Tensor:
-    """siglip_loss with one thing changed; counted: which pairs."""
+    """siglip_loss with one thing changed; counted: which pairs.
+
+    also_no: the right pairs cost what their "no" costs, too.
+    """
     n = len(image)
     image, text = units(image, text)
     cosines, scale = image @ text.T, factor(log_scale)
@@ -352,7 +391,10 @@ def _siglip_loss(
         costs = log(labels * cosines * scale + bias)
     else:
         costs = through(_right(labels, scores)) if through else log(labels * scores)
-    return sign * (counted(n) * costs).sum() / divisor(n)
+    costs = counted(n) * costs
+    if also_no:
+        costs = costs + log(-scores).diag().diag()
+    return sign * costs.sum() / divisor(n) + end(bias, n)
 
 
 BIASES: tuple[tuple[str, Callable, str], ...] = (
@@ -436,6 +478,20 @@ LABELS: tuple[tuple[str, dict, str], ...] = (
 )  # fmt: skip
 
 
+BIAS_LATE = (
+    "The bias is added to the costs. It belongs to every score, before the sigmoid: factor * cosine"
+    " + bias."
+)
+ALSO_NO = (
+    'The right pairs are counted twice: as "yes", which is right, and as "no" like all the others.'
+    " Each pair has one right answer."
+)
+
+
+def _without_bias(cosines: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+    return cosines * scale
+
+
 def _named(function: Callable, keyword: str, given: tuple) -> tuple[Mistake, ...]:
     return tuple(
         Mistake(name, partial(function, **{keyword: one}), says) for name, one, says in given
@@ -478,6 +534,22 @@ SIGLIP = Exercise(
             "wrong pairs only",
             partial(_siglip_loss, counted=_off_diagonal),
             "The right pairs, on the diagonal, do not count. All n * n do.",
+        ),
+        Mistake(
+            "right pairs twice",
+            partial(_siglip_loss, counted=lambda n: 1 + torch.eye(n)),
+            "The right pairs cost twice what they should. Every pair counts once.",
+        ),
+        Mistake("right pairs as no, too", partial(_siglip_loss, also_no=True), ALSO_NO),
+        *(
+            Mistake(
+                f"bias {name}", partial(_siglip_loss, add_bias=_without_bias, end=end), BIAS_LATE
+            )
+            for name, end in (
+                ("added to the loss", lambda bias, n: bias),
+                ("added to the sum", lambda bias, n: bias / n),
+                ("added to each cost", lambda bias, n: bias * n),
+            )
         ),
         Mistake(
             "pairs once",
@@ -540,7 +612,7 @@ def _chunk_cases() -> list[tuple]:
     ]
 
 
-def _labels(rows: int, columns: int, start: int) -> Tensor:
+def _labels(rows: int, columns: int, start: int, size: int = 0) -> Tensor:
     right = torch.arange(rows)[:, None] == start + torch.arange(columns)
     return torch.where(right, 1.0, -1.0)
 
@@ -550,7 +622,12 @@ def _right_pairs_only(image, text, log_scale, bias, size):
     return -F.logsigmoid((image * text).sum(-1) * log_scale.exp() + bias).mean()
 
 
-def _repeated_labels(rows: int, columns: int, start: int) -> Tensor:
+def _block_labels(rows: int, columns: int, start: int, size: int) -> Tensor:
+    own = torch.arange(rows)[:, None] // size == start // size
+    return torch.where(own, 1.0, -1.0).expand(rows, columns)
+
+
+def _repeated_labels(rows: int, columns: int, start: int, size: int) -> Tensor:
     one = 2 * torch.eye(columns) - 1
     return one.repeat(-(-rows // columns), 1)[:rows]
 
@@ -564,7 +641,7 @@ def siglip_loss_in_chunks(
     *,
     units: Callable = _both_units,
     factor: Callable[[Tensor], Tensor] = torch.exp,
-    labels: Callable[[int, int, int], Tensor] = _labels,
+    labels: Callable[[int, int, int, int], Tensor] = _labels,
     values: tuple[float, float] = (1.0, -1.0),
     log: Callable[[Tensor], Tensor] = F.logsigmoid,
     through: Callable[[Tensor], Tensor] | None = None,
@@ -575,11 +652,17 @@ def siglip_loss_in_chunks(
     of_chunk: Callable[[Tensor], Tensor] = torch.sum,
     divisor: Callable[[int, int], float] = lambda n, size: n,
     sign: float = -1.0,
+    weights: tuple[float, float] = (1.0, 1.0),
+    also_no: bool = False,
+    of_each: Callable[[Tensor], Tensor | float] = lambda bias: 0.0,
+    end: Callable[[Tensor, int], Tensor | float] = lambda bias, n: 0.0,
 ) -> Tensor:
     """The loss, (). The reference, or with one thing changed.
 
     The package's has the whole table, which the exercise forbids; a test holds this against it.
-    rows: only the pictures that belong to a chunk's sentences. values: the labels.
+    rows: only the pictures that belong to a chunk's sentences. values, weights: of the right pairs
+    and of the others. also_no: the right pairs cost what their "no" costs, too. of_each, end: what
+    is added to each chunk's costs, and to the loss.
     """
     n, total = len(image), 0.0
     image, text = units(image, text)
@@ -587,17 +670,22 @@ def siglip_loss_in_chunks(
         chunk = text[start : start + step(size)]
         own = image[start : start + step(size)] if rows else image
         scores = add_bias(own @ chunk.T, bias, factor(log_scale))
-        signs = labels(len(own), len(chunk), 0 if rows else start)
-        signs = torch.where(signs > 0, *values)
+        right = labels(len(own), len(chunk), 0 if rows else start, size) > 0
+        signs = torch.where(right, *values)
         costs = through(_right(signs, scores)) if through else log(signs * scores)
-        total = total + sign * of_chunk(costs)
-    return total / divisor(n, size)
+        costs = torch.where(right, *weights) * costs
+        if also_no:
+            costs = costs + right * log(-scores)
+        total = total + sign * of_chunk(costs) + of_each(bias)
+    return total / divisor(n, size) + end(bias, n)
 
 
 CHUNK_LABELS = (
     "In every chunk the right pairs are looked for at its start, as if picture 0 belonged to each"
     " chunk's first sentence. In the chunk that starts with sentence `start` it is picture `start`."
 )
+
+LAST_LEFT_OUT = "The last chunk, which is shorter, is left out. range(0, n, size) goes up to it."
 
 SIGLIP_IN_CHUNKS = Exercise(
     name="siglip_loss_in_chunks",
@@ -616,7 +704,7 @@ SIGLIP_IN_CHUNKS = Exercise(
         Mistake(
             "labels from the start",
             partial(
-                siglip_loss_in_chunks, labels=lambda rows, columns, _: _labels(rows, columns, 0)
+                siglip_loss_in_chunks, labels=lambda rows, columns, *_: _labels(rows, columns, 0)
             ),
             CHUNK_LABELS,
         ),
@@ -624,24 +712,72 @@ SIGLIP_IN_CHUNKS = Exercise(
             "right pairs in the first chunk alone",
             partial(
                 siglip_loss_in_chunks,
-                labels=lambda rows, columns, start: _labels(
+                labels=lambda rows, columns, start, _: _labels(
                     rows, columns, start if not start else rows
                 ),
             ),
             "Only the first chunk has right pairs. Every chunk has as many as it has sentences: the"
-            " column c of the chunk that starts with sentence `start` belongs to picture start +"
-            " c.",
+            " column c of the chunk that starts with sentence `start` belongs to picture start + c."
+            " That is diagonal(-start), below the first one; diagonal(start) lies above it.",
         ),
         Mistake(
             "labels by chunks counted",
             partial(
                 siglip_loss_in_chunks,
-                labels=lambda rows, columns, start: _labels(
-                    rows, columns, start // columns if columns else 0
-                ),
+                labels=lambda rows, columns, start, size: _labels(rows, columns, start // size),
             ),
             "The right pairs of a chunk begin at the number of the chunk. They begin at its first"
             " sentence's number: the chunk's number times size.",
+        ),
+        Mistake(
+            "labels by the chunk's own length",
+            partial(
+                siglip_loss_in_chunks,
+                labels=lambda rows, columns, start, size: _labels(
+                    rows, columns, start // size * columns
+                ),
+            ),
+            "In the last chunk, which is shorter, the right pairs are looked for in a wrong place:"
+            " the chunk's number is multiplied by its own length. Its first sentence has the"
+            " chunk's number times `size`.",
+        ),
+        Mistake(
+            "labels in whole blocks",
+            partial(siglip_loss_in_chunks, labels=_block_labels),
+            "In each chunk all its sentences belong to all of its pictures. Sentence c of a chunk"
+            " belongs to picture start + c alone.",
+        ),
+        Mistake(
+            "labels one later",
+            partial(
+                siglip_loss_in_chunks,
+                labels=lambda rows, columns, start, _: _labels(rows, columns, start + 1),
+            ),
+            "The right pairs are looked for one place too far. The chunk that starts with sentence"
+            " `start` has picture `start` in its first column.",
+        ),
+        Mistake("right pairs as no, too", partial(siglip_loss_in_chunks, also_no=True), ALSO_NO),
+        Mistake(
+            "right pairs twice",
+            partial(siglip_loss_in_chunks, weights=(2.0, 1.0)),
+            "The right pairs cost twice what they should. Every pair counts once.",
+        ),
+        Mistake(
+            "wrong pairs only",
+            partial(siglip_loss_in_chunks, weights=(0.0, 1.0)),
+            "The right pairs do not count. All n * n do.",
+        ),
+        *(
+            Mistake(
+                f"bias {name}",
+                partial(siglip_loss_in_chunks, add_bias=_without_bias, **given),
+                BIAS_LATE,
+            )
+            for name, given in (
+                ("added to each chunk's sum", {"of_each": lambda bias: bias}),
+                ("added to the loss", {"end": lambda bias, n: bias}),
+                ("added to the sum", {"end": lambda bias, n: bias / n}),
+            )
         ),
         Mistake(
             "right pairs in every chunk for all pictures",
@@ -664,7 +800,14 @@ SIGLIP_IN_CHUNKS = Exercise(
         Mistake(
             "last chunk dropped",
             partial(siglip_loss_in_chunks, starts=lambda n, size: range(0, n - size + 1, size)),
-            "The last chunk, which is shorter, is left out. range(0, n, size) goes up to it.",
+            LAST_LEFT_OUT,
+        ),
+        Mistake(
+            "last chunk dropped, unless alone",
+            partial(
+                siglip_loss_in_chunks, starts=lambda n, size: range(0, max(n - size + 1, 1), size)
+            ),
+            LAST_LEFT_OUT,
         ),
         Mistake(
             "first chunk only",
@@ -761,7 +904,7 @@ SIGLIP_IN_CHUNKS = Exercise(
             )
             for name, given, says in LABELS
         ),
-        *_named(siglip_loss_in_chunks, "units", UNITS[:4]),
+        *_named(siglip_loss_in_chunks, "units", (*UNITS[:4], UNITS[-3])),
         *_named(siglip_loss_in_chunks, "factor", FACTORS[:5]),
         *_named(siglip_loss_in_chunks, "log", LOGS),
         # Of the others two give the same here as "plus" the same number.

@@ -319,7 +319,7 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     """The sentence of the known mistake that gives just these results, or "" if none or several.
 
     Else of two mistakes that do so together, else of the one that explains at least result
-    `number`, the first wrong one.
+    `number`, the first wrong one; and if that is a gradient, all values too, which are right.
     """
     single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
     own = _lasting(exercise)
@@ -342,7 +342,9 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     for (first, a), (second, b) in itertools.combinations(kinds.items(), 2):
         if both := _both(a, b):
             pairs[both] = f"Two things at once. {first} And: {second}"
-    for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, all_tries[:1])):
+    cases = len(exercise.cases())
+    least = [number - 1, *range(cases)] if number > cases else [number - 1]
+    for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, least)):
         said = {says for wrong, says in candidates.items() if explain(wrong, tries)}
         if len(said) == 1:
             return said.pop()

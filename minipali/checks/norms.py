@@ -84,6 +84,11 @@ def _other_eps(eps: float) -> Callable[[Tensor, float], Tensor]:
     return lambda variance, _: (variance + eps).sqrt()
 
 
+LEAST: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "divisor": lambda squares, eps: squares.sqrt().clamp(min=eps),
+    "variance": lambda squares, eps: squares.clamp(min=eps).sqrt(),
+}
+
 EPS_SENTENCE = (
     "Your eps is outside the root. It belongs inside: sqrt(variance + eps). With the usual eps of"
     " 0.000001 you would not notice, except where the variance is tiny."
@@ -132,9 +137,12 @@ def _layer_norm(
     factor: Callable[[Tensor], Tensor] = lambda weight: weight,
     biases: float = 1.0,
     bias_first: bool = False,
+    bias_divided: bool = False,
     keepdim: bool = True,
+    before: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x, weight, bias: x,
 ) -> Tensor:
     """layer_norm with one thing changed."""
+    x = before(x, weight, bias)
     mean = x.mean(dim=axes, keepdim=keepdim)
     variance = x.var(dim=axes, correction=correction, keepdim=keepdim)
     squares = x.square().mean(dim=axes, keepdim=keepdim)
@@ -147,6 +155,8 @@ def _layer_norm(
     if total:
         variance = variance * x.shape[-1]
     normal = (x - mean if subtract else x) / divisor(variance, eps)
+    if bias_divided:
+        biases = biases / divisor(variance, eps)
     if bias_first:
         return (normal + biases * bias) * factor(weight)
     return normal * factor(weight) + biases * bias
@@ -187,6 +197,15 @@ LAYER_NORM = Exercise(
             "eps squared",
             partial(_layer_norm, divisor=lambda variance, eps: (variance + eps**2).sqrt()),
             "eps is squared. Add it to the variance as it is: sqrt(variance + eps).",
+        ),
+        *(
+            Mistake(
+                f"eps as least {what}",
+                partial(_layer_norm, divisor=divisor),
+                "You use eps as the least divisor, with clamp or max. Here it is added to the"
+                " variance, inside the root.",
+            )
+            for what, divisor in LEAST.items()
         ),
         Mistake(
             "sum of squares",
@@ -284,6 +303,29 @@ LAYER_NORM = Exercise(
             "The bias is subtracted. It is to be added.",
         ),
         Mistake(
+            "bias divided",
+            partial(_layer_norm, bias_divided=True),
+            "The bias is divided by the standard deviation, too. It comes last: divide first, then"
+            " times the weight, then plus the bias.",
+        ),
+        Mistake(
+            "weight and bias before the norm",
+            partial(
+                _layer_norm,
+                before=lambda x, weight, bias: x * weight + bias,
+                factor=torch.ones_like,
+                biases=0.0,
+            ),
+            "You multiply by the weight and add the bias before you normalise. Normalise x itself;"
+            " weight and bias come last.",
+        ),
+        Mistake(
+            "weight before the norm",
+            partial(_layer_norm, before=lambda x, weight, bias: x * weight, factor=torch.ones_like),
+            "You multiply by the weight before you normalise, so mean and variance are those of the"
+            " product. Normalise x itself, then multiply.",
+        ),
+        Mistake(
             "bias first",
             partial(_layer_norm, bias_first=True),
             "The bias is added before the weight multiplies. The weight multiplies the normalised"
@@ -317,14 +359,18 @@ def rms_norm(
     correction: int = 0,
     about_mean: bool = False,
     keepdim: bool = True,
+    before: Callable[[Tensor, Tensor], Tensor] = lambda x, weight: x,
+    of_eps: Callable[[float, int], float] = lambda eps, d: eps,
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed."""
+    x = before(x, weight)
     centred = x - x.mean(dim=axis, keepdim=True)
     squares = measure(centred if about_mean else x)
     squares = (squares.sum if total else squares.mean)(dim=axis, keepdim=keepdim)
     squares = squares * (x.shape[-1] / (x.shape[-1] - correction))
     if squared_mean:
         squares = x.mean(dim=axis, keepdim=True).square()
+    eps = of_eps(eps, x.shape[-1])
     return plus((centred if subtract else x) / divisor(squares, eps), weight)
 
 
@@ -404,11 +450,40 @@ RMS_NORM = Exercise(
             partial(rms_norm, divisor=lambda squares, eps: (squares + eps**2).sqrt()),
             "eps is squared. Add it to the mean of the squares as it is.",
         ),
+        *(
+            Mistake(
+                f"eps as least {what}",
+                partial(rms_norm, divisor=divisor),
+                "You use eps as the least divisor, as F.normalize does. Here it is added to the"
+                " mean of the squares, inside the root.",
+            )
+            for what, divisor in LEAST.items()
+        ),
         Mistake(
-            "eps as least divisor",
-            partial(rms_norm, divisor=lambda squares, eps: squares.sqrt().clamp(min=eps)),
-            "You use eps as the least divisor, as F.normalize does. Here it is added to the mean of"
-            " the squares, inside the root.",
+            "eps divided by d",
+            partial(rms_norm, of_eps=lambda eps, d: eps / d),
+            "eps is added to the sum of the squares, so it is divided by d with them. Add it to"
+            " their mean.",
+        ),
+        Mistake(
+            "factor before the norm",
+            partial(
+                rms_norm,
+                before=lambda x, weight: x * (1 + weight),
+                plus=lambda normal, weight: normal,
+            ),
+            "You multiply by 1 + weight before you take the mean of the squares, so you divide by"
+            " the root mean square of the product. Divide x by its own, then multiply.",
+        ),
+        Mistake(
+            "weight before the norm",
+            partial(
+                rms_norm,
+                before=lambda x, weight: x * weight,
+                plus=lambda normal, weight: normal,
+            ),
+            "You multiply by the weight, and before you take the mean of the squares. Divide x by"
+            " its own root mean square first, then multiply by 1 + weight.",
         ),
         Mistake(
             "divided by 1 + weight",
@@ -587,8 +662,8 @@ BATCH_NORM = Exercise(
         Mistake(
             "memory changes in eval mode",
             partial(batch_norm, remember_in_eval=True),
-            "Your output is right, but the memory changes in eval mode. When training is False,"
-            " return running_mean and running_var as they came.",
+            "The memory changes in eval mode. When training is False, return running_mean and"
+            " running_var as they came.",
         ),
         Mistake(
             "training the other way round",
@@ -605,8 +680,8 @@ BATCH_NORM = Exercise(
         Mistake(
             "biased variance in the memory",
             partial(batch_norm, remembered=0),
-            "Your output is right, but the memory gets the biased variance. It is to be an estimate"
-            " for all data, so it gets the unbiased one: x.var(dim=0, correction=1).",
+            "The memory gets the biased variance. It is to be an estimate for all data, so it gets"
+            " the unbiased one: x.var(dim=0, correction=1).",
         ),
         Mistake(
             "memory used in training",
@@ -786,6 +861,11 @@ BATCH_NORM = Exercise(
 )
 
 
+def _without_eps(x: Tensor) -> Tensor:
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / centred.square().mean(dim=-1, keepdim=True).sqrt()
+
+
 def layer_norm_backward(
     gradient: Tensor,
     x: Tensor,
@@ -796,8 +876,8 @@ def layer_norm_backward(
     scale_term: float = 1.0,
     of_mean: Callable[[Tensor], Tensor] = lambda each: each.mean(dim=-1, keepdim=True),
     of_scale: Callable[[Tensor], Tensor] = lambda each: each.mean(dim=-1, keepdim=True),
-    terms_weighted: bool = True,
-    shape: str = "normal, normal",
+    unweighted: tuple[str, ...] = (),
+    shape: tuple[str, str] = ("normal", "normal"),
     keepdim: bool = True,
     weighted: str = "first",
     divisor: Callable[[Tensor], Tensor] = torch.sqrt,
@@ -808,21 +888,30 @@ def layer_norm_backward(
     bias_weighted: bool = False,
     over: Callable[[Tensor], Tensor] = lambda each: each.sum(dim=(0, 1)),
     order: tuple[int, int, int] = (0, 1, 2),
+    cancelling: bool = False,
+    last_eps: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (b, n, d), weight (d,), bias (d,). The reference, or with one thing changed.
 
     Not by autograd, which the exercise bans; a test holds it against autograd.
     """
     centred = x - x.mean(dim=-1, keepdim=keepdim)
-    square = eps_inside(x.var(dim=-1, correction=correction, keepdim=True), eps)
+    variance = x.var(dim=-1, correction=correction, keepdim=True)
+    if cancelling:
+        squares = x.square().mean(dim=-1, keepdim=True)
+        variance = squares - x.mean(dim=-1, keepdim=True).square()
+    square = eps_inside(variance, eps)
     normal = centred / square.sqrt()
     inner = gradient * weight if weighted == "first" else gradient
-    named = {"normal": normal, "centred": centred, "x": x, "1": 1.0}
-    outside, inside = (named[name] for name in shape.split(", "))
-    of_terms = inner if terms_weighted else gradient
-    through_scale = outside * of_scale(of_terms * inside)
-    back = inner - mean_term * of_mean(of_terms) - scale_term * through_scale
-    of_x = back / divisor(square)
+    exact = _without_eps(x)
+    named = {"normal": normal, "centred": centred, "x": x, "1": 1.0, "exact": exact}
+    named["exact, and without eps below"] = exact * (square / variance).sqrt()
+    named["normal, divided again"] = normal / square.sqrt()
+    outside, inside = (named[name] for name in shape)
+    of_each = {name: gradient if name in unweighted else inner for name in ("mean", "scale")}
+    through_scale = outside * of_scale(of_each["scale"] * inside)
+    back = inner - mean_term * of_mean(of_each["mean"]) - scale_term * through_scale
+    of_x = back / divisor(square + (last_eps - 1) * eps)
     if weighted == "last":
         of_x = of_x * weight
     share = gradient * of_weight(x, normal)
@@ -844,7 +933,9 @@ def _backward_cases() -> list[tuple]:
     by_hand = (
         torch.tensor([[[1.0, 0]]]), torch.tensor([[[1.0, 3]]]), torch.ones(2), 3.0
     )  # fmt: skip
-    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0), by_hand]
+    x, *_ = _layer_cases()[-1]  # a mean that is thousands of times the spread
+    gradient, _, weight, _ = case(*x.shape, 0.5)
+    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0), by_hand, (gradient, x, weight, 0.5)]
 
 
 LAYER_NORM_BACKWARD = Exercise(
@@ -854,10 +945,11 @@ LAYER_NORM_BACKWARD = Exercise(
     cases=_backward_cases,
     axes="b n d; d; d",
     parts=("x_gradient", "weight_gradient", "bias_gradient"),
-    banned=(*NORMS, "native_layer_norm_backward", "grad", "backward"),
+    banned=(*NORMS, "native_layer_norm_backward", "grad", "backward", "_make_dual"),
     checked=(
         "the gradients of x, weight and bias for 2 batches of 2 x 3 and 3 x 4 tokens, widths 5 and"
-        " 7, eps 0.5 and 2, and for the example by hand; inputs unchanged"
+        " 7, eps 0.5 and 2, for the example by hand, and for a mean that is thousands of times the"
+        " spread; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -918,33 +1010,61 @@ LAYER_NORM_BACKWARD = Exercise(
         ),
         Mistake(
             "scale's term without normal",
-            partial(layer_norm_backward, shape="1, normal"),
+            partial(layer_norm_backward, shape=("1", "normal")),
             "The term of the standard deviation is the same for all numbers of a token. It must be"
             " multiplied by the normalised x: numbers far from the mean move the deviation most.",
         ),
         Mistake(
             "normal missing inside the scale's term",
-            partial(layer_norm_backward, shape="normal, 1"),
+            partial(layer_norm_backward, shape=("normal", "1")),
             "In the term of the standard deviation the mean is that of weight times gradient alone."
             " It is the mean of weight times gradient times the normalised x.",
         ),
         *(
             Mistake(
-                f"scale's term from {shape}",
+                f"scale's term from {shape[0]} and {shape[1]}",
                 partial(layer_norm_backward, shape=shape),
                 "The term of the standard deviation is made of x before it was divided. Both times"
                 " it needs the normalised x, (x - mean) / sqrt(variance + eps).",
             )
             for shape in (
-                "centred, centred",
-                "centred, normal",
-                "x, x",
-                "normal, x",
+                ("centred", "centred"),
+                ("centred", "normal"),
+                ("x", "x"),
+                ("normal", "x"),
+            )
+        ),
+        *(
+            Mistake(
+                f"scale's term from {shape[0]} and {shape[1]}",
+                partial(layer_norm_backward, shape=shape),
+                "In the term of the standard deviation x is normalised without eps. Both times take"
+                " what the forward pass makes, (x - mean) / sqrt(variance + eps).",
+            )
+            for shape in (
+                ("exact", "exact"),
+                ("exact", "normal"),
+                ("exact, and without eps below", "exact"),
             )
         ),
         Mistake(
+            "scale's term divided again",
+            partial(layer_norm_backward, shape=("normal, divided again", "normal")),
+            "The term of the standard deviation is divided by it once too often. The whole gradient"
+            " of x is divided by it once.",
+        ),
+        *(
+            Mistake(
+                f"weight missing in the {name}'s term",
+                partial(layer_norm_backward, unweighted=(name,)),
+                f"In the term of the {what} the weight is missing. Start with weight times"
+                " gradient, and use that everywhere on the way to x.",
+            )
+            for name, what in (("mean", "mean"), ("scale", "standard deviation"))
+        ),
+        Mistake(
             "weight missing in the terms",
-            partial(layer_norm_backward, terms_weighted=False),
+            partial(layer_norm_backward, unweighted=("mean", "scale")),
             "In the terms of the mean and of the standard deviation the weight is missing. Start"
             " with weight times gradient, and use that everywhere on the way to x.",
         ),
@@ -993,6 +1113,36 @@ LAYER_NORM_BACKWARD = Exercise(
             partial(layer_norm_backward, correction=1),
             "The variance divides by d - 1, torch's default. LayerNorm's divides by d, on the way"
             " back too: x.var(-1, correction=0).",
+        ),
+        Mistake(
+            "unbiased variance and its own term",
+            partial(
+                layer_norm_backward,
+                correction=1,
+                of_scale=lambda each: each.sum(dim=-1, keepdim=True) / (each.shape[-1] - 1),
+            ),
+            "The variance divides by d - 1, torch's default, and so does its term on the way back."
+            " LayerNorm's divides by d, in both: x.var(-1, correction=0), and means over d"
+            " features.",
+        ),
+        Mistake(
+            "cancelling",
+            partial(layer_norm_backward, cancelling=True),
+            "Your variance is the mean of the squares minus the square of the mean. On paper that"
+            " is right. In 32-bit numbers two huge squares lose the small difference between them:"
+            " subtract the mean first, then square.",
+        ),
+        Mistake(
+            "weight's gradient without eps",
+            partial(layer_norm_backward, of_weight=lambda x, normal: _without_eps(x)),
+            "In the weight's gradient x is normalised without eps. Take what the forward pass"
+            " makes, (x - mean) / sqrt(variance + eps).",
+        ),
+        Mistake(
+            "last division without eps",
+            partial(layer_norm_backward, last_eps=0.0),
+            "At the end the gradient of x is divided by the root of the variance alone. The forward"
+            " pass divides by sqrt(variance + eps), and so does the way back.",
         ),
         Mistake(
             "weight's gradient from x itself",
@@ -1068,6 +1218,11 @@ LAYER_NORM_BACKWARD = Exercise(
             partial(layer_norm_backward, order=(0, 2, 1)),
             "The gradients of weight and bias are exchanged in what you return: for x, for the"
             " weight, for the bias.",
+        ),
+        Mistake(
+            "x last",
+            partial(layer_norm_backward, order=(1, 2, 0)),
+            "The gradient of x comes last in what you return: for x, for the weight, for the bias.",
         ),
         Mistake(
             "eps forgotten",

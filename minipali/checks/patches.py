@@ -16,7 +16,7 @@ def _patchify_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(1)
     return [
         (torch.randn(2, 3, 4, 6, generator=random), 2),
-        (torch.randn(3, 2, 9, 6, generator=random), 3),
+        (torch.randn(3, 4, 9, 6, generator=random), 3),
         (torch.randn(1, 1, 4, 2, generator=random), 2),
     ]
 
@@ -37,6 +37,12 @@ def _three_channels(pixels: Tensor, p: int) -> Tensor:
     b, _, y, x = pixels.shape
     blocks = pixels.reshape(b, 3, y // p, p, x // p, p)
     return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (y // p) * (x // p), -1)
+
+
+def _three_at_last(pixels: Tensor, p: int, n: int = -1) -> Tensor:
+    b, c, y, x = pixels.shape
+    blocks = pixels.reshape(b, c, y // p, p, x // p, p)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, n, 3 * p * p)
 
 
 def _view_at_last(pixels: Tensor, p: int) -> Tensor:
@@ -124,6 +130,12 @@ UNFOLDED_SENTENCE = (
     "Your blocks are right, but they still have the axes (b, c, ny, nx, py, px) when they are"
     " flattened: the channel must first move behind nx. permute does that."
 )
+THREE_SENTENCE = "Three channels are written into your code. Take their number from pixels.shape."
+THREE_CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {
+    "at most": lambda pixels: pixels[:, :3],
+    "repeated": lambda pixels: pixels[:, torch.arange(3) % pixels.shape[1]],
+    "zeros added": lambda pixels: F.pad(pixels, (0, 0, 0, 0, 0, 2))[:, :3],
+}
 
 PATCHIFY = Exercise(
     name="patchify",
@@ -132,7 +144,7 @@ PATCHIFY = Exercise(
     axes="b n values",
     checked=(
         "shape, dtype and every value on 3 batches of 2, 3 and 1 pictures with sides that differ,"
-        " 3, 2 and 1 channels, patches of 2 and 3 pixels; inputs unchanged"
+        " 3, 4 and 1 channels, patches of 2 and 3 pixels; inputs unchanged"
     ),
     mistakes=(
         Mistake("scan lines", partial(_patchify, cut=_scan_lines), SCAN_LINE_SENTENCE),
@@ -239,6 +251,20 @@ PATCHIFY = Exercise(
             partial(_patchify, pictures=lambda pixels: pixels[:, :1]),
             "Only the first channel is there. A patch holds all its channels.",
         ),
+        *(
+            Mistake(f"three channels, {how}", partial(_patchify, pictures=of), THREE_SENTENCE)
+            for how, of in THREE_CHANNELS.items()
+        ),
+        Mistake(
+            "scaled",
+            partial(_patchify, last=lambda patches: patches / 255),
+            "The pixels are divided by 255. Cutting changes no number.",
+        ),
+        Mistake(
+            "backwards",
+            partial(_patchify, last=lambda patches: patches.flip(1)),
+            "The patches come from the last to the first. Reading order starts at the top left.",
+        ),
         Mistake(
             "batch axis lost",
             partial(_patchify, last=lambda patches: patches.squeeze()),
@@ -270,7 +296,13 @@ PATCHIFY = Exercise(
         Mistake(
             "three channels only",
             _three_channels,
-            "Three channels are written into your code. Take their number from pixels.shape.",
+            THREE_SENTENCE,
+        ),
+        Mistake("three channels at last", _three_at_last, THREE_SENTENCE),
+        Mistake(
+            "three channels at last, all patches",
+            lambda pixels, p: _three_at_last(pixels, p, pixels[0, 0].numel() // p**2),
+            THREE_SENTENCE,
         ),
         Mistake(
             "view after permute",
@@ -397,6 +429,51 @@ EMBED_PATCHES = Exercise(
             "first position for all",
             partial(embed_patches, positions_of=lambda positions, _: positions[:1]),
             "Every patch gets the first row of `positions`. Patch i gets row i.",
+        ),
+        Mistake(
+            "positions counted through the batch",
+            partial(
+                embed_patches,
+                add=lambda vectors, table: (
+                    vectors + table.repeat_interleave(len(vectors), 0).reshape(vectors.shape)
+                ),
+            ),
+            "The rows of `positions` are shared out over the patches of the whole batch. Each"
+            " picture starts anew: in every picture patch i gets row i.",
+        ),
+        Mistake(
+            "positions by picture",
+            partial(
+                embed_patches, add=lambda vectors, table: vectors + table[: len(vectors), None]
+            ),
+            "Every patch of picture i gets row i of `positions`. The rows belong to places, not to"
+            " pictures: in every picture patch i gets row i.",
+        ),
+        Mistake(
+            "positions in the first picture alone",
+            partial(
+                embed_patches,
+                add=lambda vectors, table: torch.cat([vectors[:1] + table, vectors[1:]]),
+            ),
+            "Only the first picture gets its positions. In every picture patch i gets row i.",
+        ),
+        *(
+            Mistake(
+                f"positions shifted by {by}",
+                partial(embed_patches, positions_of=lambda table, _, by=by: table.roll(by, 0)),
+                "The rows of `positions` are shifted by one. Patch i gets row i: no token stands"
+                " before the patches here.",
+            )
+            for by in (1, -1)
+        ),
+        Mistake(
+            "positions shifted, zeros first",
+            partial(
+                embed_patches,
+                positions_of=lambda table, _: F.pad(table, (0, 0, 1, 0))[:-1],
+            ),
+            "The rows of `positions` are shifted by one. Patch i gets row i: no token stands before"
+            " the patches here.",
         ),
         Mistake(
             "positions backwards",
@@ -615,11 +692,13 @@ def _stretch_cases() -> list[tuple]:
         return torch.randn(old[0] * old[1], d, generator=random), old, new
 
     return [
-        (torch.tensor([[0.0], [4.0]]), (1, 2), (1, 4)),  # the stub's first example
         case(4, (2, 3), (4, 5)),
         case(5, (3, 2), (3, 5)),
         case(3, (5, 4), (2, 3)),
         case(2, (3, 4), (3, 4)),
+        case(3, (2, 6), (3, 4)),  # as many places as before
+        # The stub's first example comes last: so small a result has many explanations.
+        (torch.tensor([[0.0], [4.0]]), (1, 2), (1, 4)),
     ]
 
 
@@ -631,15 +710,22 @@ def _shares(old: int, new: int, places: Callable, beyond: str, share: Callable) 
     """(new, old): how much of each old place a new one gets."""
     at = places(torch.arange(new, dtype=torch.float64), old, new)
     at = at.clamp(0, old - 1) if beyond == "border" else at
+    at = at.clamp(max=old - 1) if beyond == "line at the start" else at
     first = at.floor()
+    if beyond == "line at the start":
+        first = first.clamp(min=0)
     if beyond == "line":
         first = first.clamp(0, max(old - 2, 0))
     shares, rows = torch.zeros(new, old + 2, dtype=torch.float64), torch.arange(new)
-    # A row before the first and one behind the last, which take what goes there away.
+    # A column before the first and one behind the last, for what goes beyond.
     for place, part in ((first, 1 - share(at - first)), (first + 1, share(at - first))):
         shares[rows, (place + 1).clamp(0, old + 1).long()] += part
-    if beyond == "border":
+    if beyond in ("border", "round the start", "line at the start"):
         shares[:, old] += shares[:, old + 1]
+    if beyond == "round":
+        shares[:, 1] += shares[:, old + 1]
+    if beyond in ("round", "round the start"):
+        shares[:, old] += shares[:, 0]
     return shares[:, 1 : old + 1]
 
 
@@ -678,6 +764,11 @@ def _square_root(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     return F.interpolate(grid, size=new, mode="bilinear").flatten(2)[0].T
 
 
+def _square_cut_off(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    side = int(len(positions) ** 0.5)
+    return _square_root(positions[: side * side], old, new)
+
+
 def _no_batch_axis(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     return F.interpolate(positions.T.reshape(-1, *old), size=new, mode="bilinear").flatten(1).T
 
@@ -690,6 +781,10 @@ def _corners(i: Tensor, old: int, new: int) -> Tensor:
     return i * (old - 1) / max(new - 1, 1)
 
 
+SQUARE_SENTENCE = (
+    "You take the old grid to be square. It need not be: `old` says how many rows and columns it"
+    " has."
+)
 NEAREST_SENTENCE = (
     "Each new place gets a copy of one old row. Between two old centres a new place gets a share of"
     ' both, by its distance: mode="bilinear".'
@@ -702,8 +797,9 @@ STRETCH_POSITIONS = Exercise(
     cases=_stretch_cases,
     axes="n d",
     checked=(
-        "shape, dtype and every value for 5 tables: the first example, one larger along both axes,"
-        " one along one axis, one smaller, one as it was; inputs unchanged"
+        "shape, dtype and every value for 6 tables: one larger along both axes, one along one axis,"
+        " one smaller, one as it was, another grid of as many places, the first example; inputs"
+        " unchanged"
     ),
     mistakes=(
         Mistake(
@@ -754,10 +850,27 @@ STRETCH_POSITIONS = Exercise(
             " the border's numbers hold: clamp the place between 0 and old - 1.",
         ),
         Mistake(
+            "extrapolated at the start",
+            partial(stretch_positions, beyond="line at the start"),
+            "Before the first old centre your line goes on: the index is clamped, the share is not,"
+            " and falls below 0. Clamp the place itself between 0 and old - 1, then take index and"
+            " share from it.",
+        ),
+        Mistake(
             "zeros beyond",
             partial(stretch_positions, beyond="zeros"),
             "Beyond the first and the last old centre you mix with zeros. There the border's"
             " numbers hold.",
+        ),
+        *(
+            Mistake(
+                f"index goes {beyond}",
+                partial(stretch_positions, beyond=beyond),
+                "Before the first old centre you mix with the last row: index -1 is Python's last"
+                " one, and % goes round. There the border's numbers hold: clamp between 0 and"
+                " old - 1.",
+            )
+            for beyond in ("round", "round the start")
         ),
         Mistake(
             "shares exchanged",
@@ -845,6 +958,27 @@ STRETCH_POSITIONS = Exercise(
             " come first in the grid too.",
         ),
         Mistake(
+            "rows and columns of both exchanged",
+            partial(
+                stretch_positions,
+                into=lambda table, old: table.T.reshape(1, -1, old[1], old[0]),
+                size=lambda new: new[::-1],
+            ),
+            "Rows and columns are exchanged in both grids. `old` and `new` are (rows, columns), and"
+            " in reading order the columns are fast.",
+        ),
+        Mistake(
+            "back if as many",
+            lambda positions, old, new: (
+                positions
+                if len(positions) == new[0] * new[1]
+                else stretch_positions(positions, old, new)
+            ),
+            "If there are as many new places as old ones, the table comes back as it was. The grid"
+            " can be another one all the same: 2 x 6 and 3 x 4 places.",
+        ),
+        Mistake("square grid, cut off", _square_cut_off, SQUARE_SENTENCE),
+        Mistake(
             "result by columns",
             partial(stretch_positions, out=lambda grid: grid.mT.flatten(2)[0].T),
             "The new table comes column by column. Reading order goes along a row first.",
@@ -902,8 +1036,7 @@ STRETCH_POSITIONS = Exercise(
         Mistake(
             "square grid",
             _square_root,
-            "You take the old grid to be square. It need not be: `old` says how many rows and"
-            " columns it has.",
+            SQUARE_SENTENCE,
         ),
         Mistake(
             "no batch axis",

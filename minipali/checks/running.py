@@ -145,7 +145,7 @@ class _Observed(TorchFunctionMode):
         self.banned, self.largest, self.handed, self.ran = banned, largest, handed, ran
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
+        name = getattr(function, "__name__", "").split(".")[0]  # one of torch.ops: "mm.default"
         given = [*args, *(kwargs or {}).values()]
         if name in ("view", "to") and any(isinstance(one, torch.dtype) for one in given):
             name = f"{name}(dtype)"

@@ -561,7 +561,8 @@ def _pool_cases() -> list[tuple]:
         torch.tensor([[[0.0], [1.0]]]), torch.tensor([math.log(3)]), torch.ones(3, 1),
         torch.zeros(3), torch.ones(1, 1), torch.zeros(1), 1, lambda y: y, lambda y: y,
     )  # fmt: skip
-    return [by_hand, case(2, 5, 12, 3), case(3, 7, 10, 2), case(1, 4, 6, 3)]
+    # By hand comes last: so small a result has many explanations.
+    return [case(2, 5, 12, 3), case(3, 7, 10, 2), case(1, 4, 6, 3), by_hand]
 
 
 def attention_pool(
@@ -585,11 +586,13 @@ def attention_pool(
     number: Callable[[int, int], int] = lambda heads, d: heads,
     scale: Callable[[int, int], float] = lambda k, heads: k**-0.5,
     axis: int = -1,
+    soft: Callable[[Tensor, int], Tensor] = torch.softmax,
     asks: str = "probe",
     read: Callable[[Tensor, Tensor, Callable], Tensor] = lambda x, probe, norm: x,
     probe_of: Callable[[Tensor, Callable], Tensor] = lambda probe, norm: probe,
     out: bool = True,
     out_biases: float = 1.0,
+    together: Callable[[Tensor], Tensor] = lambda y: y,
     ending: Callable = lambda y, probe, norm, mlp: y + mlp(norm(y)),
     last: Callable[[Tensor], Tensor] = lambda pooled: pooled[:, 0],
 ) -> Tensor:
@@ -619,11 +622,11 @@ def attention_pool(
     query, key, value = (
         parts(given(name, source)) for name, source in (("q", asked[asks]), ("k", x), ("v", x))
     )
-    mixed = (query @ key.mT * scale(query.shape[-1], own)).softmax(axis) @ value
+    mixed = soft(query @ key.mT * scale(query.shape[-1], own), axis) @ value
     y = rearrange(mixed, merge)
     if out:
         y = F.linear(y, out_weight.T if "o" in transposed else out_weight, out_biases * out_bias)
-    return last(ending(y, probe, norm, mlp))
+    return last(ending(together(y), probe, norm, mlp))
 
 
 ATTENTION_POOL = Exercise(
@@ -634,8 +637,8 @@ ATTENTION_POOL = Exercise(
     axes="b d",
     banned=("multi_head_attention_forward", "_native_multi_head_attention"),
     checked=(
-        "shape, dtype and every value for the example by hand and for 3 batches of 2, 3 and 1"
-        " pictures with 5, 7 and 4 patches, 3, 2 and 3 heads; inputs unchanged"
+        "shape, dtype and every value for 3 batches of 2, 3 and 1 pictures with 5, 7 and 4"
+        " patches, 3, 2 and 3 heads, and for the example by hand; inputs unchanged"
     ),
     mistakes=(
         *(
@@ -773,11 +776,68 @@ ATTENTION_POOL = Exercise(
             "Every patch asks every patch, and the mean is taken at the end. Here one thing asks:"
             " the probe.",
         ),
+        *(
+            Mistake(
+                f"patches ask, {name}",
+                partial(attention_pool, asks="patches", together=together, read=read),
+                says,
+            )
+            for name, together, read, says in (
+                (
+                    "mean before the MLP",
+                    lambda y: y.mean(1, keepdim=True),
+                    lambda x, probe, norm: x,
+                    "Every patch asks every patch, and the mean is taken before the MLP. Here one"
+                    " thing asks: the probe.",
+                ),
+                (
+                    "with the probe",
+                    lambda y: y.mean(1, keepdim=True),
+                    lambda x, probe, norm: x + probe,
+                    "The probe is added to every patch, and every patch asks. Here one thing asks,"
+                    " the probe alone; the patches are keys and values as they are.",
+                ),
+            )
+        ),
+        Mistake(
+            "probe added to the patches",
+            partial(attention_pool, read=lambda x, probe, norm: x + probe),
+            "The probe is added to the patches. Here it only asks; the patches are keys and values"
+            " as they are.",
+        ),
+        Mistake(
+            "norm before attention, not before the MLP",
+            partial(
+                attention_pool,
+                read=lambda x, probe, norm: norm(x),
+                ending=lambda y, probe, norm, mlp: y + mlp(y),
+            ),
+            "The norm stands before attention. It belongs before the MLP: the patches are read as"
+            " they are, and the result is y + mlp(norm(y)).",
+        ),
         Mistake(
             "patches ask, first patch",
             partial(attention_pool, asks="patches"),
             "The patches ask, and the first one's answer is taken. The query is the probe, the same"
             " for every picture.",
+        ),
+        Mistake(
+            "mean of the values",
+            partial(attention_pool, soft=lambda scores, _: scores * 0 + 1 / scores.shape[-1]),
+            "Every patch gets the same weight, so nothing asks. The probe's query and the patches'"
+            " keys decide how much each patch counts.",
+        ),
+        Mistake(
+            "mean of the patches",
+            lambda x, *given: x.mean(1) + given[-1](given[-2](x.mean(1))),
+            "The patches themselves are averaged, all with the same weight, so nothing asks. The"
+            " probe's query and the patches' keys decide how much each patch's value counts.",
+        ),
+        Mistake(
+            "no softmax",
+            partial(attention_pool, soft=lambda scores, _: scores),
+            "There is no softmax: the scores themselves weigh the values. They may be negative and"
+            " do not sum to 1.",
         ),
         Mistake(
             "probe among the patches",
