@@ -664,7 +664,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "minipali"
 dependencies = ["tiny>=1,<2"]
-optional-dependencies = { course = [], dev = [] }
+optional-dependencies = { course = [], dev = [], slides = [] }
 """
 
 
