@@ -318,8 +318,8 @@ def _lasting(exercise: Exercise) -> list[tuple[tuple, bool]] | None:
 def diagnose(exercise: Exercise, results: list, number: int) -> str:
     """The sentence of the known mistake that gives just these results, or "" if none or several.
 
-    Else of two mistakes that do so together, else of the one that explains at least result
-    `number`, the first wrong one.
+    Else of two mistakes that do so together, else of the one that explains at least all results up
+    to `number`, the first wrong one.
     """
     single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
     own = _lasting(exercise)
@@ -342,7 +342,8 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     for (first, a), (second, b) in itertools.combinations(kinds.items(), 2):
         if both := _both(a, b):
             pairs[both] = f"Two things at once. {first} And: {second}"
-    for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, all_tries[:1])):
+    up_to = all_tries[:number]
+    for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, up_to)):
         said = {says for wrong, says in candidates.items() if explain(wrong, tries)}
         if len(said) == 1:
             return said.pop()
