@@ -76,7 +76,7 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
             return any(apart(*both) for both in zip(right, wrong, strict=True))
         if not (isinstance(right, torch.Tensor) and isinstance(wrong, torch.Tensor)):
             return type(right) is not type(wrong) or right != wrong  # ids and the like
-        if right.shape != wrong.shape:
+        if (right.shape, right.dtype) != (wrong.shape, wrong.dtype):
             return True
         difference = (right.double() - wrong.double()).abs()
         return bool(difference.isnan().any() or (difference > 100 * one.tolerance).any())

@@ -565,6 +565,13 @@ def test_torchs_bfloat16_is_refused_where_it_is_to_be_written(widen):
     assert outcome.status == REFUSED and "torch.bfloat16" in outcome.message
 
 
+def test_the_safetensors_library_is_refused_where_its_work_is_to_be_written():
+    from safetensors.torch import load
+
+    outcome = examine(exercise("read_tensors"), lambda data: load(bytes(data)))
+    assert outcome.status == REFUSED and "safetensors.torch's load" in outcome.message
+
+
 def test_one_tensor_is_fetched_from_a_real_file_with_its_own_bytes_alone(tmp_path):
     from safetensors.torch import save_file
 
