@@ -28,6 +28,7 @@ from minipali.checks.engine import (
     REFUSED,
     WRONG,
     answers,
+    diagnose,
     examine,
 )
 from minipali.checks.lessons import STEMS, by_lesson, exercises
@@ -75,7 +76,7 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
             return any(apart(*both) for both in zip(right, wrong, strict=True))
         if not (isinstance(right, torch.Tensor) and isinstance(wrong, torch.Tensor)):
             return type(right) is not type(wrong) or right != wrong  # ids and the like
-        if right.shape != wrong.shape:
+        if (right.shape, right.dtype) != (wrong.shape, wrong.dtype):
             return True
         difference = (right.double() - wrong.double()).abs()
         return bool(difference.isnan().any() or (difference > 100 * one.tolerance).any())
@@ -395,6 +396,26 @@ def test_of_two_mistakes_of_which_one_is_unknown_the_known_one_that_shows_first_
     outcome = examine(exercise("attend"), unscaled_and_reversed)
     assert outcome.status == WRONG
     assert outcome.message.startswith("The scores are not scaled.")
+
+
+def test_a_mistake_that_would_have_shown_earlier_is_not_named():
+    one = exercise("average_precision")
+    of = {mistake.name: mistake for mistake in one.mistakes}
+    right, lowest = (answers(one, f) for f in (one.reference, of["lowest score first"].wrong))
+    last = max(i for i, (a, b) in enumerate(zip(right, lowest, strict=True)) if abs(a - b) > 1e-3)
+    assert any(abs(a - b) > 1e-3 for a, b in zip(right[:last], lowest[:last], strict=True))
+    results = [*right[:last], lowest[last], *right[last + 1 :]]
+    assert diagnose(one, results, last + 1) == ""
+
+
+def test_a_float_is_no_whole_number():
+    def last_one_a_float(box, height, width):
+        numbers = [round(1023 * x / s) for x, s in zip(box, (height, width) * 2, strict=True)]
+        return [*numbers[:3], float(numbers[3])]
+
+    outcome = examine(exercise("box_to_tokens"), last_one_a_float)
+    assert outcome.status == WRONG and "Case 1 of" in outcome.message
+    assert outcome.message.endswith("[158, 192, 857, 660], found [158, 192, 857, 660.0].")
 
 
 def test_a_softmax_that_overflows_is_noticed():

@@ -20,7 +20,7 @@ from torch import nn
 import minipali
 from minipali import comparison, scenes, weights
 from minipali.checks import exercise
-from minipali.checks.engine import REFUSED, examine
+from minipali.checks.engine import CRASHED, REFUSED, WRONG, examine
 from minipali.checks.weights import FILL, OUR_NAME, READ_TENSORS, bfloat16_to_float
 from minipali.config import preset
 from minipali.paligemma import PaliGemma
@@ -548,6 +548,21 @@ def test_the_exercises_names_are_the_packages(saved):
     assert OUR_NAME.reference("model.layers.0.mlp.up_proj.weight") is None
 
 
+def test_an_error_for_another_models_key_is_named_and_any_other_is_a_crash():
+    names = {key: OUR_NAME.reference(key) for (key,) in OUR_NAME.cases()}
+
+    def of_a_table(key):
+        return {key: name for key, name in names.items() if name is not None}[key]
+
+    def without_the_tower(key):
+        return {key: name for key, name in names.items() if "vision" not in key}[key]
+
+    outcome = examine(OUR_NAME, of_a_table)
+    assert outcome.status == WRONG and "Return None for it" in outcome.message
+    outcome = examine(OUR_NAME, without_the_tower)
+    assert outcome.status == CRASHED and "KeyError" in outcome.message
+
+
 def test_a_changed_dict_is_refused_with_advice():
     """Else a learner's pop would change the case under the reference's hands."""
     _, tensors = FILL.cases()[1]
@@ -563,6 +578,13 @@ def test_a_changed_dict_is_refused_with_advice():
 def test_torchs_bfloat16_is_refused_where_it_is_to_be_written(widen):
     outcome = examine(exercise("bfloat16_to_float"), widen)
     assert outcome.status == REFUSED and "torch.bfloat16" in outcome.message
+
+
+def test_the_safetensors_library_is_refused_where_its_work_is_to_be_written():
+    from safetensors.torch import load
+
+    outcome = examine(exercise("read_tensors"), lambda data: load(bytes(data)))
+    assert outcome.status == REFUSED and "safetensors.torch's load" in outcome.message
 
 
 def test_one_tensor_is_fetched_from_a_real_file_with_its_own_bytes_alone(tmp_path):

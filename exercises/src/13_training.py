@@ -6,7 +6,8 @@
 # teach a new decoder to name what the trained vision tower sees, in seconds.
 #
 # The lesson is [notebooks/13_training.ipynb](../notebooks/13_training.ipynb). Time: 70 minutes, 25 of them
-# for part 4. Names inside your functions are yours; the order of the arguments is not.
+# for part 4. Names inside your functions are yours; the order of the arguments is not. No function changes
+# a list or a tensor that it is given; only `train` and `accumulate` change the module.
 
 # %%
 import torch
@@ -64,7 +65,7 @@ check("row_labels", row_labels)
 def suffix_loss(logits, labels, ignore):
     """Mean cross entropy of the next token.
 
-    logits: (b, t, v); labels: (b, t), whole numbers
+    logits: (b, t, v); labels: (b, t), whole numbers (torch.int64)
     returns: a tensor without axes, ()
     """
     ### BEGIN SOLUTION
@@ -82,8 +83,9 @@ check("suffix_loss", suffix_loss)
 # In every epoch: one step for each batch, in their order, **in train mode**. Then one measurement, the
 # loss on the held-out batch, **in eval mode** and without gradients. The gradients of all parameters
 # together are clipped to the length `max_norm`: longer ones are made shorter, shorter ones stay. The module
-# of the check has a BatchNorm, so the modes matter, and it may come to you in eval mode. Each loss is noted
-# as it was before its step, as a number: no graph may hang on the results.
+# of the check has a BatchNorm, so the modes matter, and it may come to you in eval mode. In which mode you
+# leave it is up to you. Each loss is noted as it was before its step, as a number: no graph may hang on the
+# results.
 
 
 # %%
@@ -122,8 +124,8 @@ check("train", train)
 # counts as it would in the big batch. In 2024 it came out that widely used training code had this wrong for
 # years: it took the mean of the parts' means.
 #
-# Parts have different numbers of rows, of places and of labels that count. A part may have none. In all
-# there is at least one.
+# Parts have different numbers of rows, of places and of labels that count. A part may have none, also the
+# first; it may go through the module or be left out. In all there is at least one label that counts.
 #
 # By hand: in the first part one token counts, and its loss is 2. In the second part three count, and their
 # mean loss is 1. The loss of the whole is (2 + 3) / 4 = 1.25, not 1.5. So the share of the first part is
@@ -131,7 +133,8 @@ check("train", train)
 #
 # - The module may hold old gradients. Afterwards it holds those of this batch alone.
 # - **One part at a time**: call `backward()` for a part before the next part goes through the module with
-#   gradients, so that its graph is gone. (The check counts.)
+#   gradients, so that its graph is gone. (The check counts.) To go through the module without gradients
+#   before is allowed, but you need not.
 # - Make no step: that is for whoever calls you.
 
 
@@ -140,7 +143,7 @@ def accumulate(module, parts, ignore):
     """Put the gradients of one big batch into a module, from its parts.
 
     module: makes logits (b, t, v) of x; parts: a list of (x, labels), labels: (b, t), as in part 2
-    returns: the loss of the whole batch, a tensor without axes, ()
+    returns: the loss of the whole batch, a tensor without axes, (); with a graph or without
     """
     ### BEGIN SOLUTION
     module.zero_grad()

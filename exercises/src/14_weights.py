@@ -7,7 +7,8 @@
 # through your code into a fresh model, and it answers.
 #
 # The lesson is [notebooks/14_weights.ipynb](../notebooks/14_weights.ipynb). Time: 80 minutes, 20 of them
-# for part 5. Names inside your functions are yours; the order of the arguments is not.
+# for part 5. Names inside your functions are yours; the order of the arguments is not. No function changes
+# a tensor or a dict that it is given.
 
 # %%
 import json
@@ -26,7 +27,7 @@ from minipali.checks import check, hint
 # order means nothing. A tensor may be a single number, shape `[]`, or have no numbers at all, such as shape
 # `[0, 3]`.
 #
-# Write it without the safetensors library.
+# Write it without the safetensors library: its `load` is refused.
 #
 # By hand: a file begins with the bytes 0x58 and seven zeros, so its header is 88 bytes long. An entry says
 # `{"dtype": "F16", "shape": [2, 2], "data_offsets": [12, 20]}`. Its 8 bytes are data[108:116].
@@ -101,9 +102,13 @@ check("bfloat16_to_float", bfloat16_to_float)
 # | newest, saved | `language_model.model.` | `vision_tower.` | `multi_modal_projector.linear.` | |
 #
 # Ours: `language_model.`, `vision_tower.`, `multi_modal_projector.`, `lm_head.`. What follows stays as it
-# is, with one exception: in the vision tower their layers lie in `encoder.`, and ours right in the tower.
-# A key that begins with none of these belongs to another model: `None`. (What becomes of our own names, and
-# of mixtures of two rows such as `model.lm_head.weight`, is left to you. No file has them.)
+# is, with one exception: in the vision tower their layers lie in `encoder.`, and ours right in the tower. So
+# an `encoder.` that comes right after one of the table's beginnings of the vision tower goes, and no other.
+# A key that begins with none of the table's beginnings, each with its dot, belongs to another model: return
+# `None`, and raise nothing.
+#
+# Two kinds of keys are left to you, since no file has them: our own names where the table begins otherwise
+# (`language_model.norm.weight`), and mixtures of two rows (`model.lm_head.weight`).
 #
 # By hand: `model.vision_tower.encoder.layers.3.mlp.fc2.bias` becomes `vision_tower.layers.3.mlp.fc2.bias`.
 # `ema.language_model.model.norm.weight` becomes `None`, though the words are in it.
@@ -151,7 +156,8 @@ check("our_name", our_name)
 #
 # The head is tied: the model has none of its own. If the file stores one, it must equal the table, number
 # by number, else raise `ValueError`. It is never part of the result. Another name of a head, such as
-# `lm_head.bias`, is one that nobody wants. Leave `tensors` as it is.
+# `lm_head.bias`, is one that nobody wants. Leave `tensors` as it is. (The table is always in `shapes`, the
+# head never. Both have the same kind of number, and no nan.)
 
 # %%
 HEAD, TABLE = "lm_head.weight", "language_model.embed_tokens.weight"
@@ -190,7 +196,9 @@ check("fill", fill)
 # from `start` up to `end`, which is not among them, as a slice does. Servers can do that, and disks too.
 #
 # Read what you need and nothing else: the length of one header, this header, and the bytes of this tensor.
-# No byte twice. (The check counts.) The files are built as in part 1.
+# No byte twice. (The check counts bytes. To read none, from a place to the same place, is allowed.) The files
+# are built as in part 1, and all that holds there holds here: for single numbers, for tensors without
+# numbers, and for the kinds.
 #
 # By hand: the header is 88 bytes long, and the tensor has the offsets 12 and 20. You read 0 to 8, 8 to 96,
 # and 108 to 116: 104 bytes in all, however large the file is.

@@ -6,7 +6,8 @@
 # Then you measure the trained model with all four, on pictures of all shapes.
 #
 # The lesson is [notebooks/15_locations.ipynb](../notebooks/15_locations.ipynb). Time: 60 minutes, 30 of
-# them for part 4. Names inside your functions are yours; the order of the arguments is not.
+# them for part 4. Names inside your functions are yours; the order of the arguments is not. No function
+# changes a list that it is given.
 
 # %%
 from minipali.checks import check, hint
@@ -16,8 +17,9 @@ from minipali.checks import check, hint
 #
 # A box is a list (y0, x0, y1, x1): top, left, bottom, right, in pixels of the original picture. It
 # becomes four whole numbers from 0 to 1023, in the same order. 0 is the upper or left edge, 1023 the
-# lower or right edge, and between them each place is **rounded to the nearest** number. A box that sticks
-# out of the picture, on any side, is cut off at the edge first.
+# lower or right edge, and between them each place is **rounded to the nearest** number. (No place of the
+# check lies just between two numbers.) A box can stick out of the picture on any side, or lie outside
+# altogether. Then each of the four places that is outside is moved to the edge first.
 #
 # By hand, in a picture 300 high and 600 wide: the box (75, 150, 330, 450) becomes 256, 256, 1023, 767.
 
@@ -27,7 +29,7 @@ def box_to_tokens(box, height, width):
     """Pixels to numbers.
 
     box: four floats (y0, x0, y1, x1); height, width: of the picture, in pixels
-    returns: a list of four ints from 0 to 1023
+    returns: a list of four ints (Python's int) from 0 to 1023
     """
     ### BEGIN SOLUTION
     fractions = [place / side for place, side in zip(box, (height, width) * 2, strict=True)]
@@ -68,8 +70,8 @@ check("tokens_to_box", tokens_to_box)
 # %% [markdown]
 # ## 3. How much do two boxes agree?
 #
-# Intersection over union: the area in both, divided by the area in one or the other. If nothing is
-# shared, the result is `0.0`, also for boxes without any area.
+# Intersection over union: the area in both, divided by the area in one or the other. If no area is
+# shared, the result is `0.0`. So a box without any area gets `0.0` with every box, also with itself.
 #
 # By hand: (0, 0, 2, 2) and (0, 1, 2, 3) share 2 of 6, which is 1/3. (0, 0, 2, 2) and (3, 3, 5, 5) share
 # nothing, 0.
@@ -80,7 +82,7 @@ def overlap(a, b):
     """Intersection over union.
 
     a, b: four floats (y0, x0, y1, x1) each, with y0 <= y1 and x0 <= x1
-    returns: a float from 0.0 (nothing shared) to 1.0 (the same box)
+    returns: a float from 0.0 (no area shared) to 1.0 (the same box, with an area)
     """
     ### BEGIN SOLUTION
     height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -103,11 +105,15 @@ check("overlap", overlap)
 # 1. Put all boxes of all pictures in one list, the highest score first. No two scores are equal.
 # 2. Go through the list from the top. A box is **right** if its overlap with a true box *of its own picture*
 #    is above the limit (just the limit is not enough). It takes that true box, so that no later one can
-#    have it. If several are above the limit and free, it takes the one with the largest overlap.
+#    have it. If several are above the limit and free, it takes the one with the largest overlap. (No two
+#    of them are equal.)
 # 3. At each box that is right, note the precision so far: the number of right ones up to here, this one with
 #    them, divided by the place in the list, counted from 1. At a wrong one, note nothing.
 # 4. Add up what you have noted, and divide by the number of **all** true boxes. Those that nobody found are
 #    among them, and add 0.
+#
+# How much two boxes overlap says the function `measure` that you are given. It may be another one than
+# yours of part 3, and `measure(a, b)` is the same as `measure(b, a)`.
 #
 # By hand: three boxes, the first and the third are right, and there are two true boxes in all. Noted are
 # 1/1 and 2/3, so the result is (1 + 2/3) / 2 = 0.833. If the detector had been least sure of the wrong one,

@@ -6,10 +6,13 @@
 # a codec learns with your pieces, and its masks lie over a picture.
 #
 # The lesson is [notebooks/16_masks.ipynb](../notebooks/16_masks.ipynb). Time: 60 minutes, 25 of them for
-# part 4. Names inside your functions are yours; the order of the arguments is not.
+# part 4. Names inside your functions are yours; the order of the arguments is not. No function changes
+# a tensor that it is given.
 
 # %%
+import numpy as np
 import torch
+from PIL import Image
 
 from minipali.checks import check, hint
 
@@ -18,7 +21,7 @@ from minipali.checks import check, hint
 #
 # A codebook has m entries, each a vector of d numbers. For each of your vectors, find the entry that lies
 # nearest to it: the straight line between the two is the shortest. Give its **number**, from 0 to m - 1.
-# No two entries are equally near.
+# No two entries are equally near, or so nearly that rounding decides.
 #
 # By hand: the entries are (0, 0), (3, 0) and (0, 6). The vector (1, 1) gets 0, and (2, 4) gets 2. A product
 # instead of a distance would give (1, 1) the entry 2: it is the longest.
@@ -47,8 +50,8 @@ check("nearest_code", nearest_code)
 # ## 2. A gradient through a choice
 #
 # `chosen` are the entries that the vectors found. The decoder shall get them: the result has the values
-# of `chosen`. Backwards, pretend that nothing was chosen: `vectors` gets the gradient of the result as it
-# is, and `chosen` gets none.
+# of `chosen` (up to rounding). Backwards, pretend that nothing was chosen: `vectors` gets the gradient of
+# the result as it is, and `chosen` gets none.
 #
 # By hand, with single numbers: the vector is 0.3, the entry 0, and the loss is (result - 1)². The result is
 # 0, so the loss is 1. The gradient of the vector is 2 · (0 - 1) = -2, and the entry has none.
@@ -75,10 +78,12 @@ check("straight_through", straight_through)
 # The decoder gives a square of numbers: above 0 is inside the object, and the edge of the object runs
 # where they pass through 0. Put it into its box, in a picture of True and False.
 #
-# - The edges of the box are rounded to whole pixels with Python's `round`. The box lies in the picture.
+# - The edges of the box are rounded to whole pixels with Python's `round`, also where they lie just between
+#   two: `round(2.5)` is 2, the even one. The box lies in the picture.
 # - The *numbers* are resized to the rounded box: bilinear, and averaged where they become fewer. Pillow
 #   does that (`Image.resize` with `Image.Resampling.BILINEAR`), and so does torch
-#   (`F.interpolate(..., mode="bilinear", antialias=True)`).
+#   (`F.interpolate(..., mode="bilinear", antialias=True)`), with one exception: for a box that is 1 pixel
+#   wide, torch 2.13 writes the first row's number into all rows. The check has no box so narrow.
 # - Only then: a number above 0 is inside, True. Everything outside of the box is False.
 # - A box that has no rows or no columns after rounding leaves the picture False.
 #
@@ -98,11 +103,9 @@ def paste_mask(mask, box, height, width):
     y0, x0, y1, x1 = (round(edge) for edge in box)
     picture = torch.zeros(height, width, dtype=torch.bool)
     if y1 > y0 and x1 > x0:
-        size = (y1 - y0, x1 - x0)
-        values = torch.nn.functional.interpolate(
-            mask[None, None], size, mode="bilinear", antialias=True
-        )
-        picture[y0:y1, x0:x1] = values[0, 0] > 0
+        values = Image.fromarray(mask.numpy())  # a picture of numbers
+        resized = values.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
+        picture[y0:y1, x0:x1] = torch.from_numpy(np.array(resized)) > 0
     return picture
     ### END SOLUTION
 
@@ -127,7 +130,8 @@ check("paste_mask", paste_mask)
 # 2 and 1, the new sums 6 and 7.5, and the codebook is 3 and 7.5. And if nobody chooses an entry, its
 # count and its sum become smaller, and the entry stays where it is.
 #
-# All three results are for keeping, and nothing learns through them: no gradient may come out of them.
+# All three results are new tensors, for keeping, and nothing learns through them: no gradient may come out
+# of them. (`vectors` may hang on autograd's graph. `counts` and `sums` never do.)
 
 
 # %%
@@ -135,7 +139,7 @@ def follow(vectors, codes, counts, sums, decay):
     """Counts, sums and codebook after one more batch.
 
     vectors: (b, n, d); codes: (b, n), from 0 to m - 1; counts: (m,), above 0; sums: (m, d);
-    decay: from 0 to 1, the share of what was before
+    decay: above 0, at most 1, the share of what was before
     returns: the new counts (m,), the new sums (m, d), the new codebook (m, d)
     """
     ### BEGIN SOLUTION
@@ -173,7 +177,6 @@ codec = try_codec(nearest_code, straight_through, follow, floor=0.83)
 
 # %%
 import matplotlib.pyplot as plt
-import numpy as np
 
 from minipali import figures
 

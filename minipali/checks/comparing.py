@@ -3,7 +3,7 @@
 Shape before dtype, dtype before values; where, and how the right numbers are misplaced.
 """
 
-from numbers import Number
+from numbers import Integral, Number
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ def _a(word: str) -> str:
 
 
 def same(a, b, tolerance: float) -> bool:
-    """Whether two results are equal: also in type, and tensors in shape, dtype and device."""
+    """Whether two results are equal: also in type, and tensors in shape, dtype and device.
+
+    b is the right one: where it is a whole number, a float is none.
+    """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return (
             (a.is_nested, a.layout, a.device, a.dtype) == (b.is_nested, b.layout, b.device, b.dtype)
@@ -37,6 +40,8 @@ def same(a, b, tolerance: float) -> bool:
     if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     if isinstance(a, Number) and isinstance(b, Number):  # NumPy's too
+        if isinstance(b, Integral) and not isinstance(a, Integral):
+            return False
         return abs(a - b) <= tolerance * max(1.0, abs(b))
     return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
 

@@ -59,7 +59,8 @@ class Exercise:
     banned: names of torch's functions that do the whole work, and must not run ("layer_norm";
     "view(dtype)" if a dtype is given; "torch.bfloat16" for any that meets this dtype). largest: no
     tensor that an attempt makes may have more numbers, where a piece is to do without the whole
-    table. transfer: no lesson and no module shows this piece.
+    table. without: other modules ("safetensors.torch") of which no function may run. transfer: no
+    lesson and no module shows this piece.
     asked: makes of a function, be it an attempt, the reference or a mistake, the one that is tried,
     where what it does is no result to compare (a dict, an error, gradients in a module).
     """
@@ -79,6 +80,7 @@ class Exercise:
     gradients: tuple[str, ...] = ()
     banned: tuple[str, ...] = ()
     largest: int | None = None
+    without: tuple[str, ...] = ()
     transfer: bool = False
     asked: Callable[[Callable], Callable] | None = None
 
@@ -318,8 +320,8 @@ def _lasting(exercise: Exercise) -> list[tuple[tuple, bool]] | None:
 def diagnose(exercise: Exercise, results: list, number: int) -> str:
     """The sentence of the known mistake that gives just these results, or "" if none or several.
 
-    Else of two mistakes that do so together, else of the one that explains at least result
-    `number`, the first wrong one; and if that is a gradient, all values too, which are right.
+    Else of two mistakes that do so together, else of the one that explains at least all results up
+    to `number`, the first wrong one.
     """
     single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
     own = _lasting(exercise)
@@ -342,9 +344,8 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     for (first, a), (second, b) in itertools.combinations(kinds.items(), 2):
         if both := _both(a, b):
             pairs[both] = f"Two things at once. {first} And: {second}"
-    cases = len(exercise.cases())
-    least = [number - 1, *range(cases)] if number > cases else [number - 1]
-    for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, least)):
+    up_to = all_tries[:number]
+    for candidates, tries in ((single, all_tries), (pairs, all_tries), (single, up_to)):
         said = {says for wrong, says in candidates.items() if explain(wrong, tries)}
         if len(said) == 1:
             return said.pop()
@@ -394,9 +395,10 @@ def borrowed(attempt: Callable) -> str:
 
 
 def _finished_modules(exercise: Exercise) -> set[ModuleType]:
-    """Where the finished piece is: the lesson's module, its checks, the reference's module."""
+    """Where a finished piece is: the lesson's module, its checks, the reference's, and others."""
     checks = exercise.cases.__module__
     names = {checks, checks.replace(".checks", ""), exercise.reference.__module__}
+    names |= set(exercise.without)
     return {importlib.import_module(name) for name in names}
 
 

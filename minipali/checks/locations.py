@@ -27,6 +27,7 @@ def _boxes() -> list[tuple]:
         ([20.0, -7.5, 96.5, 80.0], 90, 120),
         ([0.0, 0.0, 75.0, 50.0], 75, 50),
         ([3.3, 7.4, 8.8, 21.7], 11, 29),
+        ([-30.0, 125.0, -4.0, 140.0], 90, 120),  # altogether outside, above and to the right
     ]
 
 
@@ -35,7 +36,9 @@ def box_to_tokens(
     height: int,
     width: int,
     *,
-    number: Callable[[float], int] = lambda fraction: round(fraction * 1023),
+    steps: int = 1023,
+    most: int = 10_000,
+    whole: Callable[[float], int] = round,
     sides: Callable[[int, int], tuple[float, float]] = lambda height, width: (height, width),
     inside: Callable[[float], float] = lambda fraction: min(max(fraction, 0.0), 1.0),
     edges: Callable[[float, int], float] = lambda place, side: place,
@@ -45,12 +48,15 @@ def box_to_tokens(
 ) -> list[int]:
     """(y0, x0, y1, x1) in pixels -> four numbers from 0 to 1023.
 
-    The reference, or with one thing changed. edges: (place, its side) -> place, before all else.
+    The reference, or with one thing changed. edges: (place, its side) -> place, before all else;
+    steps: a whole side has, of which the number may be `most`.
     """
     own = (height, width) * 2
     places = [edges(place, side) for place, side in zip(read(box), own, strict=True)]
     fractions = [place / side for place, side in zip(places, sides(height, width) * 2, strict=True)]
-    numbers = [number(inside(fraction)) for fraction in fractions]
+    numbers = [whole(inside(fraction) * steps) for fraction in fractions]
+    if most < steps:
+        numbers = [min(number, most) for number in numbers]
     return last([numbers[i] for i in order])
 
 
@@ -82,6 +88,11 @@ def _to_lengths(box: Sequence[float]) -> list[float]:
     return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
 
 
+def _corner_by_corner(box: Sequence[float], height: int, width: int) -> list[int]:
+    y0, x0, y1, x1 = (edge / side for edge, side in zip(box, (height, width) * 2, strict=True))
+    return [round(1023 * place) for place in (max(y0, 0), max(x0, 0), min(y1, 1), min(x1, 1))]
+
+
 def _from_lengths(box: Sequence[float]) -> list[float]:
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
@@ -92,8 +103,9 @@ BOX_TO_TOKENS = Exercise(
     cases=_boxes,
     axes="",
     checked=(
-        "the list of four numbers for 6 boxes, in wide and in tall pictures, for boxes that stick"
-        " out of the picture on each of the four sides, and for one that is the whole picture"
+        "the list of four numbers for 7 boxes, in wide and in tall pictures, for boxes that stick"
+        " out of the picture on each of the four sides, for one that lies outside altogether, and"
+        " for one that is the whole picture"
     ),
     mistakes=(
         Mistake(
@@ -131,34 +143,34 @@ BOX_TO_TOKENS = Exercise(
         ),
         Mistake(
             "times 1024",
-            partial(box_to_tokens, number=lambda fraction: round(fraction * 1024)),
+            partial(box_to_tokens, steps=1024),
             "The fraction is multiplied by 1024, and at the right and lower edge you get the number"
             " 1024. There is no <loc1024>: it would be cut into pieces of text." + _MARKS,
         ),
         Mistake(
             "times 1024, cut to 1023",
-            partial(box_to_tokens, number=lambda fraction: min(round(fraction * 1024), 1023)),
+            partial(box_to_tokens, steps=1024, most=1023),
             "The fraction is multiplied by 1024, and only the number 1024 is repaired." + _MARKS,
         ),
         Mistake(
             "1024 bins",
-            partial(box_to_tokens, number=lambda fraction: min(int(fraction * 1024), 1023)),
+            partial(box_to_tokens, steps=1024, most=1023, whole=int),
             _BINS,
         ),
         Mistake(
             "1024 bins, the last one open",
-            partial(box_to_tokens, number=lambda fraction: int(fraction * 1024)),
+            partial(box_to_tokens, steps=1024, whole=int),
             _BINS,
         ),
         Mistake(
             "cut off",
-            partial(box_to_tokens, number=lambda fraction: int(fraction * 1023)),
+            partial(box_to_tokens, whole=int),
             "The numbers are cut off, not rounded: int(0.9) is 0. So a box moves up and to the left"
             " by half a step on average. Use round.",
         ),
         Mistake(
             "rounded up",
-            partial(box_to_tokens, number=lambda fraction: math.ceil(fraction * 1023)),
+            partial(box_to_tokens, whole=math.ceil),
             "The numbers are rounded up. So a box moves down and to the right by half a step on"
             " average. Use round, to the nearest.",
         ),
@@ -176,24 +188,24 @@ BOX_TO_TOKENS = Exercise(
         ),
         Mistake(
             "not whole",
-            partial(box_to_tokens, number=lambda fraction: fraction * 1023),
+            partial(box_to_tokens, whole=lambda number: number),
             "The numbers are not whole. There are tokens for whole numbers alone: round them to the"
             " nearest.",
         ),
         Mistake(
             "fractions",
-            partial(box_to_tokens, number=lambda fraction: fraction),
+            partial(box_to_tokens, steps=1, whole=lambda number: number),
             "These are fractions of the picture. One step is missing: a number from 0 to 1023."
             + _MARKS,
         ),
         Mistake(
             "times 1000",
-            partial(box_to_tokens, number=lambda fraction: round(fraction * 1000)),
+            partial(box_to_tokens, steps=1000),
             "The fraction is multiplied by 1000. Some other models count so." + _MARKS,
         ),
         Mistake(
             "as text",
-            partial(box_to_tokens, number=lambda fraction: f"<loc{round(fraction * 1023):04d}>"),
+            partial(box_to_tokens, whole=lambda number: f"<loc{round(number):04d}>"),
             "These are the tokens as text. Return the four numbers themselves, as ints.",
         ),
         Mistake("left outside", partial(box_to_tokens, inside=lambda fraction: fraction), _OUTSIDE),
@@ -206,6 +218,13 @@ BOX_TO_TOKENS = Exercise(
             "left below 0",
             partial(box_to_tokens, inside=lambda fraction: min(fraction, 1)),
             _OUTSIDE,
+        ),
+        Mistake(
+            "each corner on its side",
+            _corner_by_corner,
+            "y0 and x0 are only kept from going below 0, y1 and x1 only from going past the height"
+            " and the width. A box that lies outside altogether then gets numbers for which there"
+            " are no tokens. Move each of the four places to the nearer edge, on both sides.",
         ),
         Mistake(
             "mirrored",
@@ -278,7 +297,10 @@ def tokens_to_box(
     height: int,
     width: int,
     *,
-    scale: Callable[[int, int, int], float] = lambda number, side, other: number / 1023 * side,
+    steps: int = 1023,
+    sides: Callable[[int, int], tuple[float, float]] = lambda height, width: (height, width),
+    move: Callable[[float, int, int], float] = lambda place, side, other: place,
+    last_of_each: Callable[[float], float] = lambda place: place,
     read: Sequence[int] = (0, 1, 2, 3),
     give: Sequence[int] = (0, 1, 2, 3),
     last: Callable[[list], list] = lambda box: box,
@@ -287,11 +309,14 @@ def tokens_to_box(
 
     The reference, or with one thing changed.
 
-    scale: (number, its side, the other side) -> pixels; read, give: orders of what goes in and out.
+    steps: a whole side has; sides: that fractions are multiplied by; move: (pixels, its side, the
+    other side) -> pixels; last_of_each: on each place, at the end; read, give: orders of what goes
+    in and out.
     """
-    numbers = [numbers[i] for i in read]
-    sides = ((height, width), (width, height)) * 2
-    box = [scale(number, *both) for number, both in zip(numbers, sides, strict=True)]
+    own = ((height, width), (width, height)) * 2
+    scales = zip(read, sides(height, width) * 2, strict=True)
+    scaled = [numbers[i] / steps * side for i, side in scales]
+    box = [last_of_each(move(place, *both)) for place, both in zip(scaled, own, strict=True)]
     return last([box[i] for i in give])
 
 
@@ -332,88 +357,102 @@ TOKENS_TO_BOX = Exercise(
         ),
         Mistake(
             "divided by 1024",
-            partial(tokens_to_box, scale=lambda number, side, other: number / 1024 * side),
+            partial(tokens_to_box, steps=1024),
             "The numbers are divided by 1024, so no box can reach the right or lower edge. 1023 is"
             " the edge: divide by 1023. (Some demonstrations have this mistake.)",
         ),
         Mistake(
             "fractions",
-            partial(tokens_to_box, scale=lambda number, side, other: number / 1023),
+            partial(tokens_to_box, sides=lambda height, width: (1, 1)),
             "These are fractions of the picture. Multiply them by its height (y) and width (x).",
         ),
         Mistake(
             "height and width exchanged",
-            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * other),
+            partial(tokens_to_box, sides=lambda height, width: (width, height)),
             "Height and width are exchanged: y is a fraction of the height, x of the width.",
         ),
         *(
             Mistake(
                 f"pixels of a square of {square}",
-                partial(
-                    tokens_to_box,
-                    scale=lambda number, side, other, square=square: number / 1023 * square,
-                ),
+                partial(tokens_to_box, sides=lambda height, width, square=square: (square,) * 2),
                 _RESIZED,
             )
             for square in (72, 224, 448, 896)
         ),
         Mistake(
             "longer side for both",
-            partial(
-                tokens_to_box,
-                scale=lambda number, side, other: number / 1023 * max(side, other),
-            ),
+            partial(tokens_to_box, sides=lambda height, width: (max(height, width),) * 2),
             _BARS,
         ),
         Mistake(
+            "height for both",
+            partial(tokens_to_box, sides=lambda height, width: (height,) * 2),
+            "All four fractions are multiplied by the height. y is a fraction of the height, x of"
+            " the width.",
+        ),
+        Mistake(
+            "width for both",
+            partial(tokens_to_box, sides=lambda height, width: (width,) * 2),
+            "All four fractions are multiplied by the width. y is a fraction of the height, x of"
+            " the width.",
+        ),
+        Mistake(
             "shorter side for both",
-            partial(
-                tokens_to_box,
-                scale=lambda number, side, other: number / 1023 * min(side, other),
-            ),
+            partial(tokens_to_box, sides=lambda height, width: (min(height, width),) * 2),
             _BARS,
         ),
         Mistake(
             "bars taken off",
             partial(
                 tokens_to_box,
-                scale=lambda number, side, other: (
-                    number / 1023 * max(side, other) - (max(side, other) - side) / 2
-                ),
+                sides=lambda height, width: (max(height, width),) * 2,
+                move=lambda place, side, other: place - (max(side, other) - side) / 2,
             ),
             _BARS,
         ),
         Mistake(
             "middle of a bin",
-            partial(tokens_to_box, scale=lambda number, side, other: (number + 0.5) / 1024 * side),
+            partial(
+                tokens_to_box,
+                steps=1024,
+                move=lambda place, side, other: place + 0.5 / 1024 * side,
+            ),
             "You return the middle of one of 1024 bins. The numbers are marks on a ruler: 0 is one"
             " edge, 1023 the other, and number / 1023 the fraction.",
         ),
         Mistake(
             "side minus 1",
-            partial(tokens_to_box, scale=lambda number, side, other: number / 1023 * (side - 1)),
+            partial(tokens_to_box, sides=lambda height, width: (height - 1, width - 1)),
             "The fractions are multiplied by side - 1, the number of the last pixel. The number"
             " 1023 is the edge of the picture itself: multiply by the full height and width.",
         ),
         Mistake(
             "1024 and side minus 1",
-            partial(tokens_to_box, scale=lambda number, side, other: number / 1024 * (side - 1)),
+            partial(tokens_to_box, steps=1024, sides=lambda height, width: (height - 1, width - 1)),
             "The numbers are divided by 1024, and then multiplied by side - 1. 1023 is the edge of"
             " the picture: number / 1023, times the full height or width.",
         ),
         Mistake(
             "whole pixels",
-            partial(
-                tokens_to_box, scale=lambda number, side, other: float(round(number / 1023 * side))
-            ),
+            partial(tokens_to_box, last_of_each=lambda place: float(round(place))),
             _WHOLE,
         ),
         Mistake(
             "whole pixels, cut off",
-            partial(
-                tokens_to_box, scale=lambda number, side, other: float(int(number / 1023 * side))
-            ),
+            partial(tokens_to_box, last_of_each=lambda place: float(int(place))),
             _WHOLE,
+        ),
+        *(
+            Mistake(
+                f"{decimals} decimals",
+                partial(
+                    tokens_to_box,
+                    last_of_each=lambda place, decimals=decimals: round(place, decimals),
+                ),
+                "The places are rounded to a few decimals. Leave them as they are: whoever needs"
+                " rounder numbers can round later.",
+            )
+            for decimals in (1, 2)
         ),
         Mistake(
             "both y first",
@@ -434,7 +473,10 @@ TOKENS_TO_BOX = Exercise(
         ),
         Mistake(
             "whole fractions",
-            partial(tokens_to_box, scale=lambda number, side, other: number // 1023 * side),
+            lambda numbers, height, width: [
+                number // 1023 * side
+                for number, side in zip(numbers, (height, width) * 2, strict=True)
+            ],
             "// divides and cuts off, so that every number below 1023 becomes 0. Use /.",
         ),
     ),
@@ -512,6 +554,27 @@ def _union(shared: float, a: Sequence[float], b: Sequence[float]) -> float:
     return _area(a) + _area(b) - shared
 
 
+def _pixels_shared(a: Sequence[float], b: Sequence[float], whole: Callable) -> float:
+    cells = [
+        {
+            (y, x)
+            for y in range(whole(box[0]), whole(box[2]))
+            for x in range(whole(box[1]), whole(box[3]))
+        }
+        for box in (a, b)
+    ]
+    return len(cells[0] & cells[1]) / (len(cells[0] | cells[1]) or 1)
+
+
+def _of_lines(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """The overlaps of heights and of widths, each by itself."""
+    height, width = (max(side, 0.0) for side in _sides(a, b))
+    return (
+        height / (max(a[2], b[2]) - min(a[0], b[0]) or 1),
+        width / (max(a[3], b[3]) - min(a[1], b[1]) or 1),
+    )
+
+
 _APART = (
     "Boxes that lie apart share something. The height or the width of what they share comes out"
     " negative, and negative times negative is positive. Make each at least 0 before you multiply."
@@ -556,6 +619,18 @@ OVERLAP = Exercise(
         Mistake(
             "boxes apart, lengths without sign",
             partial(_overlap, clamp=lambda height, width: abs(height) * abs(width)),
+            "Boxes that lie apart share something: you drop the sign of a height or width below 0"
+            " (abs), and that is the gap between the boxes. Make it 0 instead: max(height, 0.0).",
+        ),
+        Mistake(
+            "boxes apart, lengths without sign, the result at least 0",
+            partial(
+                _overlap,
+                clamp=lambda height, width: abs(height) * abs(width),
+                divide=lambda shared, a, b: (
+                    shared / _union(shared, a, b) if _union(shared, a, b) > 0 else 0.0
+                ),
+            ),
             "Boxes that lie apart share something: you drop the sign of a height or width below 0"
             " (abs), and that is the gap between the boxes. Make it 0 instead: max(height, 0.0).",
         ),
@@ -645,6 +720,29 @@ OVERLAP = Exercise(
             )
             for eps in (1.0, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
         ),
+        *(
+            Mistake(
+                f"pixels counted, {name}",
+                lambda a, b, whole=whole: _pixels_shared(a, b, whole),
+                "You count whole pixels, and edges may lie between them (in fractions of a side all"
+                " of them do). An area is height times width, as numbers: nothing is to be rounded"
+                " or cut off.",
+            )
+            for name, whole in (("cut off", int), ("rounded", round))
+        ),
+        *(
+            Mistake(
+                f"heights and widths by themselves, {name}",
+                lambda a, b, both=both: both(*_of_lines(a, b)),
+                "You compare the heights by themselves and the widths by themselves. It is about"
+                " areas: shared height times shared width, divided by the union of the areas.",
+            )
+            for name, both in (
+                ("mean", lambda y, x: (y + x) / 2),
+                ("mean if both", lambda y, x: (y + x) / 2 if y and x else 0.0),
+                ("smaller", min),
+            )
+        ),
         Mistake(
             "1 for the same box without area",
             partial(_overlap, empty=lambda a, b: 1.0 if _area(a) == _area(b) == 0 else 0.0),
@@ -710,6 +808,7 @@ def average_precision(
     mark: Callable[[int, int], object] | None = lambda picture, i: (picture, i),
     pick: str = "best free",
     everywhere: bool = False,
+    leave_out_empty: bool = False,
     gain: Callable[[int, int, float], float] = lambda hits, rank, value: hits / rank,
     of_misses: bool = False,
     places_of: str = "all",
@@ -717,16 +816,21 @@ def average_precision(
     divisor: Callable[[int, int, int, int], float] = lambda truths, hits, found, pictures: truths,
     least: int = 1,
     zero: float = 0.0,
+    compare: Callable | None = None,
 ) -> float:
     """From 0.0 to 1.0. The reference, or with one thing changed.
 
     order: of (found, limit); mark: what is remembered of a true box that is taken; pick: "best
-    free", "best" (a miss if it is taken) or "first free"; everywhere: true boxes of all pictures
-    are tried; gain: from hits so far, rank and overlap; of_misses: misses gain, too; places_of:
-    "all" boxes, or of each "picture"; smooth: "later" (each precision is made the best one from
-    there on) or "11" (the mean of the best ones at 11 recalls); divisor: of the sum; least: in
-    place of a divisor of 0; zero: what the sum starts with.
+    free", "best" (a miss if it is taken), "first free" or "all"; everywhere: true boxes of all
+    pictures are tried; leave_out_empty: those without true boxes; gain: from hits so far, rank and
+    overlap; of_misses: misses gain, too; places_of: "all" boxes, or of each "picture"; smooth:
+    "later" (each precision is made the best one from there on) or "11" (the mean of the best ones
+    at 11 recalls); divisor: of the sum; least: in place of a divisor of 0; zero: what the sum
+    starts with; compare: in place of measure.
     """
+    measure = compare or measure
+    if leave_out_empty:
+        found = [one for one in found if truths[one[1]]]
     taken, hits, gains, number = set(), 0, [], sum(map(len, truths))
     seen: dict[int, list[int]] = {}
     for rank, (_, picture, box) in enumerate(order(found, limit), start=1):
@@ -746,7 +850,7 @@ def average_precision(
                 gains.append(gain(hits, rank, 0.0))
             continue
         if mark:
-            taken.add(key)
+            taken |= {key} if pick != "all" else {key for _, key in near}
         hits += 1
         own[0] += 1
         gains.append(
@@ -770,6 +874,43 @@ def _by_picture(found: list[Found], truths: list, measure: Callable, limit: floa
     return sum(each) / len(each)
 
 
+def _best_for_each_truth(found: list[Found], truths: list, measure: Callable, limit: float):
+    ranked, right = _by_score(found, limit), set()
+    for picture, own in enumerate(truths):
+        for true in own:
+            near = [
+                (value, place)
+                for place, (_, where, box) in enumerate(ranked)
+                if where == picture and place not in right and (value := measure(box, true)) > limit
+            ]
+            right |= {max(near)[1]} if near else set()
+    gains = [hits / (place + 1) for hits, place in enumerate(sorted(right), start=1)]
+    return sum(gains) / sum(map(len, truths))
+
+
+def _twice_is_nothing(found: list[Found], truths: list, measure: Callable, limit: float) -> float:
+    """Boxes whose true ones are all taken have no place in the list."""
+    taken, hits, place, total = set(), 0, 0, 0.0
+    for _, picture, box in _by_score(found, limit):
+        near = [
+            (measure(box, true), (picture, i))
+            for i, true in enumerate(truths[picture])
+            if measure(box, true) > limit
+        ]
+        free = [one for one in near if one[1] not in taken]
+        place += bool(free or not near)
+        if free:
+            taken.add(max(free)[1])
+            hits += 1
+            total += hits / place
+    return total / sum(map(len, truths))
+
+
+def _dice(a: Sequence[float], b: Sequence[float]) -> float:
+    shared = locations.overlap(a, b)
+    return 2 * shared / (1 + shared)
+
+
 def _answers() -> list[tuple]:
     # On a line, all boxes 10 high: box(0, 10) and box(2, 12) share 8 of 12.
     def box(left: float, right: float) -> list[float]:
@@ -786,7 +927,7 @@ def _answers() -> list[tuple]:
     many = [
         (0.30, 0, box(42, 52)),  # 0.67 of the third
         (0.95, 0, box(1.6, 11.6)),  # nearer to the second than to the first: 0.75 and 0.72
-        (0.80, 1, box(0, 10)),  # nothing is there, but in other pictures
+        (0.92, 1, box(0, 10)),  # nothing is there, but in other pictures
         (0.90, 0, box(1, 11)),  # nearest to the first: 0.82
         (0.60, 2, box(20, 26)),  # just 0.5 of the second
         (0.85, 0, box(2.5, 12.5)),  # its best is taken, and so is the other one
@@ -803,7 +944,10 @@ def _answers() -> list[tuple]:
         (many, truths, 0.7),
         ([], [[first]], 0.5),
     ]
-    return [(found, true, locations.overlap, limit) for found, true, limit in given]
+    cases = [(found, true, locations.overlap, limit) for found, true, limit in given]
+    # By another measure, for which 0.7 is above the limit, and by ours it is not.
+    apart = [(0.8, 0, box(0, 7)), (0.4, 0, box(30, 40)), (0.3, 0, box(40, 50))]
+    return [*cases, (apart, [[first, third]], _dice, 0.75)]
 
 
 _NOT_THE_ORDER = (
@@ -823,9 +967,9 @@ AVERAGE_PRECISION = Exercise(
     cases=_answers,
     axes="",
     checked=(
-        "the number for 8 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits; some"
-        " true boxes are found twice or never, some boxes have two true ones near, some are just at"
-        " the limit, and one picture has no true box"
+        "the number for 9 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits and two"
+        " measures; some true boxes are found twice or never, some boxes have two true ones near,"
+        " some are just at the limit, and one picture has no true box"
     ),
     mistakes=(
         Mistake(
@@ -875,6 +1019,40 @@ AVERAGE_PRECISION = Exercise(
             " *largest* overlap among those that are free.",
         ),
         Mistake(
+            "all near ones",
+            partial(average_precision, pick="all"),
+            "A box takes all true boxes above the limit, and none of them is free for a later one."
+            " It takes one alone: the free one with the largest overlap.",
+        ),
+        Mistake(
+            "each true box chooses",
+            _best_for_each_truth,
+            "Each true box takes the found box that lies best. It is the found boxes that choose,"
+            " the surest first, and each takes the best true box that is still free: a sure box"
+            " counts before one that lies better and is less sure.",
+        ),
+        Mistake(
+            "pictures without true boxes left out",
+            partial(
+                average_precision,
+                leave_out_empty=True,
+            ),
+            "Boxes in pictures without any true box are left out. They are in the list, and wrong:"
+            " the detector said something where nothing is.",
+        ),
+        Mistake(
+            "no place for a box said twice",
+            _twice_is_nothing,
+            "A box on a true one that is already taken has no place in your list. It is a wrong"
+            " box, and counts in the places of all that follow.",
+        ),
+        Mistake(
+            "the overlap in place of the measure",
+            partial(average_precision, compare=locations.overlap),
+            "The boxes are compared by the overlap of part 3, whatever `measure` is. It is given,"
+            " and in this case it is another one: call measure(a, b).",
+        ),
+        Mistake(
             "in other pictures",
             partial(average_precision, everywhere=True),
             "A box is compared with true boxes of other pictures. Only those of its own picture"
@@ -915,6 +1093,16 @@ AVERAGE_PRECISION = Exercise(
             " list.",
         ),
         Mistake(
+            "precision times recall",
+            partial(
+                average_precision,
+                gain=lambda hits, rank, value: 2 * hits - 1,
+                divisor=lambda truths, hits, found, pictures: truths * found,
+            ),
+            "This is the precision of the whole list times its recall. The order plays no part in"
+            " it. Note the precision *at each hit*: hits so far / place in the list.",
+        ),
+        Mistake(
             "recall alone",
             partial(average_precision, gain=lambda hits, rank, value: 1.0),
             "This is the share of true boxes that were found, the recall. Boxes that are wrong cost"
@@ -941,6 +1129,13 @@ AVERAGE_PRECISION = Exercise(
             partial(average_precision, gain=lambda hits, rank, value: hits / max(rank - 1, 1)),
             "The places in the list are counted from 0, so the precision comes out too high. The"
             " first box has place 1.",
+        ),
+        Mistake(
+            "place from 2",
+            partial(average_precision, gain=lambda hits, rank, value: hits / (rank + 1)),
+            "The places in the list are too large by 1, so the precision comes out too low. The"
+            " first box has place 1: the place is the number of boxes up to here, this one with"
+            " them.",
         ),
         Mistake(
             "1 / place",

@@ -111,6 +111,18 @@ NEAREST_CODE = Exercise(
             " cancelled each other. Square each difference first, then add.",
         ),
         Mistake(
+            "lengths alone",
+            partial(nearest_code, distance=lambda v, c: (v.norm(dim=-1) - c.norm(dim=-1)).abs()),
+            "You compare how long the vectors are. Two vectors can be equally long and point"
+            " anywhere. Subtract the vectors themselves, number by number, and square then.",
+        ),
+        Mistake(
+            "the first number alone",
+            partial(nearest_code, distance=lambda v, c: (v - c)[..., 0].square()),
+            "You look at the first of the d numbers alone. All of them count: the sum of the"
+            " squared differences.",
+        ),
+        Mistake(
             "the 2 missing",
             partial(nearest_code, distance=lambda v, c: c.square().sum(dim=-1) - _dot(v, c)),
             "The 2 is missing before the product: |v - c|^2 = |v|^2 - 2 v·c + |c|^2.",
@@ -184,11 +196,37 @@ NEAREST_CODE = Exercise(
             "The numbers are right, but not in their places: vectors of different pictures are"
             " mixed. A reshape after a transpose does that. Keep b in front.",
         ),
+        *(
+            Mistake(
+                f"the smallest distance, {name}",
+                partial(nearest_code, choose=choose),
+                "You return the smallest distance. Return its place among the entries: argmin in"
+                " place of min (or amin).",
+            )
+            for name, choose in (
+                ("squared", lambda apart, _: apart.amin(dim=-1)),
+                ("with the root", lambda apart, _: apart.amin(dim=-1).sqrt()),
+            )
+        ),
+        *(
+            Mistake(
+                f"the {name} picture for all",
+                partial(
+                    nearest_code,
+                    choose=lambda apart, _, one=one: apart.argmin(dim=-1)[[one]].expand(
+                        len(apart), -1
+                    ),
+                ),
+                "All pictures of the batch get the numbers of one of them. Each picture has vectors"
+                " of its own: keep the axis b.",
+            )
+            for name, one in (("first", 0), ("last", -1))
+        ),
         Mistake(
-            "the smallest distance",
-            partial(nearest_code, choose=lambda apart, _: apart.min(dim=-1).values),
-            "You return the smallest distance. Return its place among the entries: argmin in place"
-            " of min (or amin).",
+            "the first picture alone",
+            partial(nearest_code, choose=lambda apart, _: apart.argmin(dim=-1)[:1]),
+            "Only the first picture of the batch is there. Each picture has vectors of its own:"
+            " keep the axis b.",
         ),
     ),
     crashes=(
@@ -231,6 +269,22 @@ def straight_through(
     return result(vectors, chosen)
 
 
+def _backwards(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+    """`chosen`, whose gradient goes to the vectors, changed: from the gradient and both inputs."""
+
+    class Through(torch.autograd.Function):
+        @staticmethod
+        def forward(context, vectors, chosen):
+            context.save_for_backward(vectors, chosen)
+            return chosen.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return change(gradient, *context.saved_tensors), None
+
+    return Through.apply
+
+
 _BOTH = (
     " Write a sum of two parts: one that the gradient goes through, and one that it does not"
     " (.detach())."
@@ -250,14 +304,15 @@ STRAIGHT_THROUGH = Exercise(
         Mistake(
             "chosen alone",
             partial(straight_through, result=lambda v, c: c),
-            "The values are right, but you return chosen itself. Then vectors gets no gradient, and"
-            " the encoder before it learns nothing." + _BOTH,
+            "The values are right, but the whole gradient goes to chosen, as if you returned chosen"
+            " itself. Then vectors gets none, and the encoder before it learns nothing." + _BOTH,
         ),
         Mistake(
             "chosen, detached",
             partial(straight_through, result=lambda v, c: c.detach()),
-            "The values are right, but no gradient goes anywhere: .detach() stands around all of it"
-            " (or torch.no_grad() does), and that makes a constant." + _BOTH,
+            "The values are right, but no gradient goes anywhere: for autograd the result is a"
+            " constant, or a new tensor that hangs on nothing. That happens where .detach() or"
+            " torch.no_grad() stands around all of it." + _BOTH,
         ),
         Mistake(
             "vectors alone",
@@ -309,6 +364,36 @@ STRAIGHT_THROUGH = Exercise(
             )
             for factor in (2.0, 0.5, -1.0)
         ),
+        *(
+            Mistake(
+                f"not the gradient, {name}",
+                partial(straight_through, result=_backwards(change)),
+                "The values are right, but the gradient that vectors gets is another one than the"
+                " result's: you replace it, or cut some of it off. Backwards, vectors gets the"
+                " gradient of the result as it is, every number of it.",
+            )
+            for name, change in (
+                ("ones", lambda gradient, v, c: torch.ones_like(gradient)),
+                ("signs", lambda gradient, v, c: gradient.sign()),
+                ("clamped", lambda gradient, v, c: gradient.clamp(-1, 1)),
+                ("near 0 alone", lambda gradient, v, c: gradient * (v.abs() <= 1)),
+                ("times vectors", lambda gradient, v, c: gradient * v),
+                ("times chosen", lambda gradient, v, c: gradient * c),
+                ("the difference", lambda gradient, v, c: v - c),
+            )
+        ),
+        Mistake(
+            "half of each",
+            partial(straight_through, result=lambda v, c: (v + c.detach()) / 2),
+            "The result lies between vectors and chosen. Its values are those of chosen, whole:"
+            " pretending is for the gradient alone." + _BOTH,
+        ),
+        Mistake(
+            "half of each, both learn",
+            partial(straight_through, result=lambda v, c: (v + c) / 2),
+            "The result lies between vectors and chosen. Its values are those of chosen, whole:"
+            " pretending is for the gradient alone." + _BOTH,
+        ),
         Mistake(
             "the difference turned round",
             partial(straight_through, result=lambda v, c: v + (v - c).detach()),
@@ -347,7 +432,8 @@ def _masks() -> list[tuple]:
     with_zeros[2:6, 3:8] = 0.0
     return [
         (mask(16), [3.2, 5.7, 30.6, 45.4], 50, 60),
-        (mask(16), [2.4, 30.3, 12.7, 37.8], 20, 50),  # smaller than the mask
+        # Smaller than the mask, and two edges just between two pixels: 2 and 30 are the even ones.
+        (mask(16), [2.5, 30.5, 12.7, 37.8], 20, 50),
         (with_zeros, [0.0, 0.0, 33.0, 27.0], 33, 27),  # the whole picture
         (mask(8), [3.1, 2.0, 3.4, 9.0], 12, 14),  # no rows after rounding
     ]
@@ -439,7 +525,8 @@ PASTE_MASK = Exercise(
     axes="y x",
     checked=(
         "every pixel for 4 masks and boxes: larger and smaller than the mask, as large as the"
-        " picture, with numbers that are just 0, and a box without rows; inputs unchanged"
+        " picture, with numbers that are just 0, with edges just between two pixels, and a box"
+        " without rows; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -510,10 +597,16 @@ PASTE_MASK = Exercise(
             "Case 1 is right, but a mask that is made smaller is not averaged: torch's interpolate"
             " reads single pixels and leaves others out. Pass antialias=True, or use Pillow.",
         ),
-        Mistake(
-            "corners on corners",
-            partial(paste_mask, resize=_by_torch(mode="bilinear", align_corners=True)),
-            _RESIZE,
+        *(
+            Mistake(
+                f"corners on corners{', smoothed' if smooth else ''}",
+                partial(
+                    paste_mask,
+                    resize=_by_torch(mode="bilinear", align_corners=True, antialias=smooth),
+                ),
+                _RESIZE,
+            )
+            for smooth in (False, True)
         ),
         Mistake("areas", partial(paste_mask, resize=_by_torch(mode="area")), _RESIZE),
         Mistake(
@@ -543,6 +636,24 @@ PASTE_MASK = Exercise(
             "rounded up",
             partial(paste_mask, whole=lambda edges: [int(np.ceil(edge)) for edge in edges]),
             _ROUND,
+        ),
+        Mistake(
+            "halves rounded up",
+            partial(paste_mask, whole=lambda edges: [int(np.floor(e + 0.5)) for e in edges]),
+            "An edge just between two pixels, as 2.5, is rounded up. Python's `round` gives the"
+            " even neighbour, here 2, and the box was cut out that way: use `round` itself.",
+        ),
+        Mistake(
+            "height and width rounded",
+            partial(
+                paste_mask,
+                whole=lambda edges: [
+                    *(round(edge) for edge in edges[:2]),
+                    *(round(edges[i - 2]) + round(edges[i] - edges[i - 2]) for i in (2, 3)),
+                ],
+            ),
+            "You round the height and the width of the box. Round its four edges, each by itself;"
+            " its height is then y1 - y0, its width x1 - x0.",
         ),
         Mistake(
             "one more row and column",
@@ -616,6 +727,26 @@ PASTE_MASK = Exercise(
             " put it there into a picture of False.",
         ),
         Mistake(
+            "as large as the picture, then cut",
+            lambda mask, box, height, width: (
+                paste_mask(torch.ones(2, 2), box, height, width)
+                & (_bilinear(mask, height, width) > 0)
+            ),
+            "The mask is stretched over the whole picture, and the box shows a part of it. The"
+            " whole mask belongs into the box: resize it to the height and width of the box.",
+        ),
+        Mistake(
+            "in the corner",
+            lambda mask, box, height, width: paste_mask(
+                mask,
+                [0, 0, round(box[2]) - round(box[0]), round(box[3]) - round(box[1])],
+                height,
+                width,
+            ),
+            "The mask lies in the upper left corner of the picture. Its place begins at row y0 and"
+            " column x0: picture[y0:y1, x0:x1].",
+        ),
+        Mistake(
             "the box alone",
             lambda mask, box, height, width: paste_mask(mask, box, height, width)[
                 round(box[0]) : round(box[2]), round(box[1]) : round(box[3])
@@ -680,6 +811,9 @@ def follow(
     *,
     share: Callable[[float], float] = lambda decay: 1 - decay,
     keep: Callable[[float], float] = lambda decay: decay,
+    share_of_counts: Callable[[float], float] | None = None,
+    keep_of_counts: Callable[[float], float] | None = None,
+    read: Callable[[Tensor], Tensor] = lambda batch: batch,
     chose: Callable[[Tensor, int], Tensor] = lambda codes, m: torch.bincount(codes, minlength=m),
     collect: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda empty, codes, v: empty.index_add(
         0, codes, v
@@ -693,21 +827,39 @@ def follow(
     """The new counts (m,), sums (m, d) and codebook (m, d). The reference, or with one thing
     changed.
 
-    entries: from the new counts and sums, and the old ones with the decay, the batch's counts and
-    its sums; scale: what each vector counts; give: what is returned, from all
-    that and the old ones.
+    share, keep: of the batch and of what was before, for the counts the same if they have none of
+    their own; read: what of the batch is looked at; entries: from the new counts and sums, and the
+    old ones with the decay, the batch's counts and its sums; scale: what each vector counts; give:
+    what is returned, from all that and the old ones.
     """
     share_of_one = scale(*codes.shape)
-    codes, vectors = codes.flatten(), graph(vectors).flatten(0, 1)
+    codes, vectors = read(codes).flatten(), graph(read(vectors)).flatten(0, 1)
     here = share_of_one * chose(codes, len(counts)).to(sums.dtype)
     added = share_of_one * collect(torch.zeros_like(sums), codes, vectors)
-    new_counts = keep(decay) * counts + share(decay) * here
+    new_counts = (keep_of_counts or keep)(decay) * counts
+    new_counts = new_counts + (share_of_counts or share)(decay) * here
     new_sums = keep(decay) * sums + share(decay) * added
     if idle_rest:
         new_counts = torch.where(here > 0, new_counts, counts)
         new_sums = torch.where(here[:, None] > 0, new_sums, sums)
     made = entries((new_counts, new_sums), (counts, sums, decay, here, added))
     return give((new_counts, new_sums, made), (counts, sums))
+
+
+def _vector_by_vector(vectors: Tensor, codes: Tensor, counts: Tensor, sums: Tensor, decay: float):
+    counts, sums = counts.clone(), sums.clone()
+    pairs = zip(codes.flatten().tolist(), vectors.detach().flatten(0, 1), strict=True)
+    for code, vector in pairs:
+        counts[code] = decay * counts[code] + (1 - decay)
+        sums[code] = decay * sums[code] + (1 - decay) * vector
+    return counts, sums, sums / counts[:, None]
+
+
+def _smoothed(made: tuple, old: tuple, eps: float) -> tuple:
+    counts, sums, _ = made
+    total = counts.sum()
+    counts = (counts + eps) / (total + len(counts) * eps) * total
+    return counts, sums, sums / counts[:, None]
 
 
 def _one_of_each(empty: Tensor, codes: Tensor, vectors: Tensor) -> Tensor:
@@ -803,6 +955,118 @@ FOLLOW = Exercise(
             "The counts only know whether an entry was chosen, not how often. Each vector counts"
             " once: torch.bincount(codes.flatten(), minlength=m).",
         ),
+        *(
+            Mistake(
+                f"{what} alone {wrong}",
+                partial(follow, **edit),
+                f"The new {what} are not made like the {other}: {told}. Both are decay times the"
+                " old one plus 1 - decay times what the batch has.",
+            )
+            for what, other, wrong, edit, told in (
+                (
+                    "counts",
+                    "sums",
+                    "never forgotten",
+                    {
+                        "keep_of_counts": lambda decay: 1.0,
+                        "share_of_counts": lambda decay: 1.0,
+                    },
+                    "they are only added up",
+                ),
+                (
+                    "counts",
+                    "sums",
+                    "kept",
+                    {"keep_of_counts": lambda decay: 1.0},
+                    "the old ones are kept whole",
+                ),
+                (
+                    "counts",
+                    "sums",
+                    "with the whole batch",
+                    {"share_of_counts": lambda decay: 1.0},
+                    "the batch comes with its full weight",
+                ),
+                (
+                    "sums",
+                    "counts",
+                    "never forgotten",
+                    {
+                        "keep_of_counts": lambda decay: decay,
+                        "share_of_counts": lambda decay: 1 - decay,
+                        "keep": lambda decay: 1.0,
+                        "share": lambda decay: 1.0,
+                    },
+                    "they are only added up",
+                ),
+                (
+                    "sums",
+                    "counts",
+                    "with the whole batch",
+                    {
+                        "share_of_counts": lambda decay: 1 - decay,
+                        "share": lambda decay: 1.0,
+                    },
+                    "the batch comes with its full weight",
+                ),
+            )
+        ),
+        Mistake(
+            "nothing forgotten, the whole batch",
+            partial(follow, keep=lambda decay: 1.0, share=lambda decay: 1.0),
+            "Counts and sums are only added up: decay is not used. Then nothing is ever forgotten."
+            " Both are decay times the old one plus 1 - decay times what the batch has.",
+        ),
+        *(
+            Mistake(
+                f"decay always {fixed}",
+                partial(
+                    follow,
+                    keep=lambda decay, fixed=fixed: fixed,
+                    share=lambda decay, fixed=fixed: 1 - fixed,
+                ),
+                "The argument decay is not used: your function has a fixed number in its place.",
+            )
+            for fixed in (0.5, 0.9, 0.99, 0.999)
+        ),
+        Mistake(
+            "vector by vector",
+            _vector_by_vector,
+            "The decay is applied once for each vector. It is applied once for each batch, to all"
+            " entries: first count and add up the batch's vectors, then decay times the old ones"
+            " plus 1 - decay times these.",
+        ),
+        *(
+            Mistake(
+                f"the {name} row of the batch alone",
+                partial(follow, read=read),
+                "Only a part of the batch is looked at. vectors are (b, n, d): all b * n of them"
+                " count.",
+            )
+            for name, read in (
+                ("first", lambda batch: batch[:1]),
+                ("last", lambda batch: batch[-1:]),
+            )
+        ),
+        Mistake(
+            "idle entries 0",
+            partial(
+                follow,
+                entries=lambda new, old: (old[3] > 0)[:, None] * new[1] / new[0][:, None],
+            ),
+            "counts and sums are right, but an entry that nobody chose becomes 0 in the codebook."
+            " It stays where it is: divide its new sum by its new count, as for all others.",
+        ),
+        *(
+            Mistake(
+                f"counts smoothed by {eps}",
+                partial(follow, give=partial(_smoothed, eps=eps)),
+                "The counts are smoothed: something is added to each, and all are scaled back to"
+                " the same total. That helps where a count can be 0. Here the counts are above 0:"
+                " return them as they are, and divide by them as they are.",
+            )
+            for eps in (1.0, 1e-1, 1e-2, 1e-3)
+        ),
         Mistake(
             "idle entries rest",
             partial(follow, idle_rest=True),
@@ -861,11 +1125,17 @@ FOLLOW = Exercise(
                 ("vectors of a picture", lambda b, n: 1 / n),
             )
         ),
-        Mistake(
-            "another order",
-            partial(follow, give=lambda made, old: (made[1], made[0], made[2])),
-            "The three results come in another order: return the counts first, then the sums, then"
-            " the codebook.",
+        *(
+            Mistake(
+                f"another order, {order}",
+                partial(
+                    follow,
+                    give=lambda made, old, order=order: tuple(made[place] for place in order),
+                ),
+                "The three results come in another order: return the counts first, then the sums,"
+                " then the codebook.",
+            )
+            for order in ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
         ),
         Mistake(
             "counts as they were",
@@ -911,6 +1181,12 @@ FOLLOW = Exercise(
             partial(follow, chose=lambda codes, m: torch.bincount(codes)),
             "There are fewer counts than entries: nobody chose the last one, and bincount stops at"
             " the largest code it meets. Tell it how many there are: minlength=len(counts).",
+        ),
+        Mistake(
+            "no axis for d",
+            partial(follow, entries=lambda new, old: new[1] / new[0]),
+            "The sums are (m, d) and the counts (m,), and torch sets their last axes against each"
+            " other. Each row has one count: give the counts one more axis, counts[:, None].",
         ),
     ),
     hints=(

@@ -202,7 +202,7 @@ def _watched(modules: set[ModuleType], handed: set[CodeType]) -> Iterator[list[s
 
     def note(name: str) -> None:
         if threading.get_ident() == thread and not _inside(handed):
-            ran.append(f"runs minipali's own {name}. {OWN}")
+            ran.append(f"runs {name}. {OWN}")
 
     with _ONE_AT_A_TIME:
         functions = [
@@ -232,9 +232,11 @@ def _noting(function: FunctionType, note: Callable[[str], None]) -> Callable:
         function.__code__, function.__globals__, function.__name__, function.__defaults__
     )
     own.__kwdefaults__ = function.__kwdefaults__
+    module = function.__module__
+    whose = "minipali's own" if module.startswith("minipali.") else f"{module}'s"
 
     def noting(*given, **named):
-        note(own.__name__)
+        note(f"{whose} {own.__name__}")
         return own(*given, **named)
 
     return noting

@@ -413,6 +413,7 @@ def _prompt_ids(
     newline = newline_of(encode(newline_text))
     text = text_of(encode(letters_of(spaces_of(prompt))))
     row = begin * bos_at.count("first") + image * (image_at == "first")
+    row += newline * newlines.count("before bos")
     row += begin * bos_at.count("middle") + image * (image_at == "middle")
     row += newline * newlines.count("first") + text
     row += begin * bos_at.count("behind") + encode(" ") * newlines.count("space")
@@ -489,6 +490,12 @@ PROMPT_IDS = Exercise(
             partial(_prompt_ids, newlines=("first",)),
             "The newline comes before the prompt. It is the last token: what follows it is the"
             " answer.",
+        ),
+        Mistake(
+            "newline before bos",
+            partial(_prompt_ids, newlines=("before bos",)),
+            "The newline comes before bos. It is the last token, behind the prompt: what follows it"
+            " is the answer.",
         ),
         *(
             Mistake(
@@ -578,6 +585,8 @@ PROMPT_IDS = Exercise(
                 ("rstrip", str.rstrip),
                 ("split", lambda prompt: " ".join(prompt.split())),
                 ("no space at the ends", lambda prompt: prompt.strip(" ")),
+                ("word by word", lambda prompt: "".join(prompt.split())),
+                ("no space at all", lambda prompt: prompt.replace(" ", "")),
             )
         ),
         Mistake(
@@ -804,11 +813,26 @@ PAD_ROWS = Exercise(
             )
             for number in (0, 1, -100)
         ),
+        *(
+            Mistake(
+                f"rows turned round{name}",
+                partial(_pad_rows, **edit),
+                "The tokens of each row come in reverse order. (Turned round to be filled up on the"
+                " left? Then turn them back.)",
+            )
+            for name, edit in (
+                (
+                    " on the left",
+                    {"kept": lambda row, most, side: row[:: -1 if side == "left" else 1]},
+                ),
+                ("", {"row_of": lambda row: row[::-1]}),
+            )
+        ),
         Mistake(
-            "rows turned round",
-            partial(_pad_rows, row_of=lambda row: row[::-1]),
-            "The tokens of each row come in reverse order. (Turned round to be filled up on the"
-            " left? Then turn them back.)",
+            "empty rows dropped",
+            partial(_pad_rows, order=lambda rows: [row for row in rows if row]),
+            "Empty rows are left out. Row i of the result is row i of `rows`: an empty one is"
+            " filled up whole, and its mask is 0 everywhere.",
         ),
         Mistake(
             "rows sorted",
@@ -832,6 +856,12 @@ PAD_ROWS = Exercise(
                 ("ends kept", lambda row, most, side: row[len(row) - most :]),
                 ("by side", lambda row, most, side: row[-most:] if side == "left" else row[:most]),
             )
+        ),
+        Mistake(
+            "as long as the first row",
+            partial(_pad_rows, length=next),
+            "The rows are made as long as the first one, and longer ones are cut. Fill them up to"
+            " the longest.",
         ),
         Mistake(
             "one place too many",
@@ -894,12 +924,13 @@ def pack_rows(
     as_wide: bool = True,
     by_ids: str = "",
     by_content: bool = False,
+    gap: int = 0,
     finish: Callable[[tuple], object] = lambda parts: parts,
 ):
     """ids, positions and owners, (p, length) each. The reference, or with one thing changed."""
     packed: list[list[int]] = []  # numbers of rows
     for row in order(list(range(len(rows))), rows):
-        room = [length - sum(len(rows[one]) for one in each) for each in packed]
+        room = [length - sum(len(rows[one]) + gap for one in each) for each in packed]
         fitting = [
             i
             for i in range(searched(len(packed)), len(packed))
@@ -915,6 +946,10 @@ def pack_rows(
     for number, each in enumerate(packed):
         tokens, places, whose = [], [], []
         for inside, row in enumerate(each):
+            between = gap if inside else 0
+            tokens += [filler] * between
+            places += [0] * between
+            whose += [-1] * between
             start = first_position + (len(tokens) if run_on else 0)
             places += range(start, start + len(rows[row]))
             of = rows.index(rows[row]) if by_content else row
@@ -1098,6 +1133,12 @@ PACK_ROWS = Exercise(
             partial(pack_rows, spare=1),
             "A row that just fits is sent on. It may fill a packed row to the last place: compare"
             " with <=.",
+        ),
+        Mistake(
+            "a filler between rows",
+            partial(pack_rows, gap=1),
+            "There is a free place between neighbours in a packed row. A row stands right behind"
+            " the one before it: the owners tell the two apart.",
         ),
         Mistake(
             "cut into pieces",

@@ -24,12 +24,14 @@ from minipali.training import row_labels, suffix_loss
 
 
 def _rows() -> list[tuple]:
-    # Tokens of the suffix, and eos, also stand in the prefix: only the place decides. In the last
-    # case the answer is empty, as for `detect NAME` where there is none.
+    # Tokens of the suffix, and eos, also stand in the prefix: only the place decides. In the third
+    # case the answer is empty, as for `detect NAME` where there is none. In the last one the token
+    # that ends the prefix stands before and after that, too.
     return [
         ([900, 900, 2, 31, 32, 10], [41, 31], 1, -100),
         ([7, 4, 55], [55, 56, 7, 57], 4, -1),
         ([800, 6, 21, 10], [], 5, -100),
+        ([800, 10, 6, 10], [9, 10, 3], 5, -7),
     ]
 
 
@@ -49,6 +51,11 @@ def _row(
     return give(ids(p, s, e), labels(p, s, e, lambda n: [mark(ignore)] * n))
 
 
+def _last(tokens: list[int], token: int) -> int:
+    """The place after the last one that is this token, or 0."""
+    return max((i + 1 for i, one in enumerate(tokens) if one == token), default=0)
+
+
 _SAME_LENGTH = (
     "The labels are those of the answer alone, so they are shorter than the ids. The two lists have"
     " equal length: put the mark `ignore` at each place of the prefix."
@@ -61,8 +68,8 @@ ROW_LABELS = Exercise(
     axes="t; t",
     parts=("ids", "labels"),
     checked=(
-        "ids and labels of 3 rows with different eos and ignore; some tokens stand in the prefix"
-        " and in the suffix, and one suffix is empty"
+        "ids and labels of 4 rows with different eos and ignore; some tokens stand in the prefix"
+        " and in the suffix, the prefix's last one, too, and one suffix is empty"
     ),
     mistakes=(
         Mistake(
@@ -71,11 +78,47 @@ ROW_LABELS = Exercise(
             "The prefix has labels too. Nobody wants the model to say the question, and its picture"
             " is no text: put ignore at every place of the prefix.",
         ),
+        *(
+            Mistake(
+                f"eos missing{name}",
+                partial(_row, ids=ids, labels=labels),
+                "eos is missing. It is the last token of every answer, also of an empty one: a"
+                " model that never learned to say it does not stop.",
+            )
+            for name, ids, labels in (
+                ("", lambda p, s, e: p + s, lambda p, s, e, no: no(len(p)) + s),
+                (
+                    " after an empty answer",
+                    lambda p, s, e: p + s + e * bool(s),
+                    lambda p, s, e, no: no(len(p)) + s + e * bool(s),
+                ),
+            )
+        ),
         Mistake(
-            "eos missing",
-            partial(_row, ids=lambda p, s, e: p + s, labels=lambda p, s, e, no: no(len(p)) + s),
-            "eos is missing. It is the last token of every answer: a model that never learned to"
-            " say it does not stop.",
+            "eos in the labels alone",
+            partial(_row, ids=lambda p, s, e: p + s),
+            "eos has a label, but it is missing in the ids, which are one shorter. The row's ids"
+            " are prefix, suffix and eos.",
+        ),
+        *(
+            Mistake(
+                f"the beginning of the answer looked for, {name}",
+                partial(_row, labels=labels),
+                "Where the answer begins is found by looking for a token. The same token may stand"
+                " in other places, too. Only the length says it: the answer begins at len(prefix).",
+            )
+            for name, labels in (
+                (
+                    "the first newline",
+                    lambda p, s, e, no: (
+                        no((p + s + e).index(p[-1]) + 1) + (p + s + e)[p.index(p[-1]) + 1 :]
+                    ),
+                ),
+                (
+                    "the last newline",
+                    lambda p, s, e, no: no(len(p) + _last(s, p[-1])) + (s + e)[_last(s, p[-1]) :],
+                ),
+            )
         ),
         Mistake(
             "eos without a label",
@@ -109,10 +152,16 @@ ROW_LABELS = Exercise(
             "The last token of the prefix has a label. It belongs to the question: ignore for all"
             " of the prefix.",
         ),
-        Mistake(
-            "suffix ignored",
-            partial(_row, labels=lambda p, s, e, no: p + no(len(s) + 1)),
-            "It is the wrong way round: the prefix has labels and the answer is ignored.",
+        *(
+            Mistake(
+                f"suffix ignored{', eos not' if kept else ''}",
+                partial(
+                    _row,
+                    labels=lambda p, s, e, no, kept=kept: p + no(len(s)) + (e if kept else no(1)),
+                ),
+                "It is the wrong way round: the prefix has labels and the answer is ignored.",
+            )
+            for kept in (False, True)
         ),
         Mistake(
             "first token of the suffix ignored",
@@ -351,6 +400,19 @@ SUFFIX_LOSS = Exercise(
             " the first token of the next row. Shift first, within each row; flatten afterwards.",
         ),
         Mistake(
+            "the first label at the end",
+            partial(
+                _suffix_loss,
+                rows=lambda logits, labels: (
+                    torch.cat([logits, logits[:, :1]], dim=1),
+                    torch.cat([labels, labels[:, :1]], dim=1),
+                ),
+            ),
+            "The label at place 0 is asked of the last place: roll moves it there. It is predicted"
+            " by nobody, and the last place predicts nothing that you know. Cut both off:"
+            " logits[:, :-1] and labels[:, 1:].",
+        ),
+        Mistake(
             "marks of the unshifted labels",
             partial(_suffix_loss, counted_of=lambda labels: labels[:, :-1]),
             "Which places count is taken from the labels before the shift, and does not fit the"
@@ -496,11 +558,14 @@ def train(
     order: Callable[[list], list] = lambda batches: batches,
     one_step: bool = False,
     graph: bool = False,
+    measured_on: Callable[[list, tuple], tuple] = lambda batches, held_out: held_out,
+    given: Callable[[Tensor], Tensor] = lambda losses: losses.flatten(),
 ) -> tuple[Tensor, Tensor]:
     """-> losses (steps,), measured (epochs,). The reference, or with one thing changed.
 
     training: when train mode is switched on; measure_at: of an epoch, "before", "after" or "each
-    step"; note: when the loss is noted; one_step: one step an epoch.
+    step"; note: when the loss is noted; one_step: one step an epoch; given: of the losses, (epochs,
+    steps of each), what is returned.
     """
     losses, measured = [], []
     parameters = list(module.parameters())
@@ -508,7 +573,8 @@ def train(
     def measure() -> None:
         module.train(measure_mode)
         with torch.set_grad_enabled(not no_grad):
-            measured.append(loss(module(held_out[0]), held_out[1]).detach())
+            x, y = measured_on(batches, held_out)
+            measured.append(loss(module(x), y).detach())
         module.train({"start": measure_mode, "never": measure_mode}.get(training, True))
 
     if training == "start":
@@ -543,7 +609,7 @@ def train(
                 measure()
         if measure_at == "after":
             measure()
-    return torch.stack(losses), torch.stack(measured)
+    return given(torch.stack(losses).reshape(epochs, -1)), torch.stack(measured)
 
 
 def _always(parameters: list, max_norm: float) -> None:
@@ -611,8 +677,8 @@ TRAIN = Exercise(
             " inside `with torch.no_grad():`. (The check's module notices, and says other numbers"
             " then.)",
         ),
-        Mistake("train mode not restored", partial(train, training="start"), _MODES),
         Mistake("train mode never", partial(train, training="never"), _MODES),
+        Mistake("train mode not restored", partial(train, training="start"), _MODES),
         Mistake("train mode after measuring alone", partial(train, training="after"), _MODES),
         Mistake(
             "not clipped",
@@ -641,6 +707,12 @@ TRAIN = Exercise(
             " all squares, which clip_grad_norm_ takes unless told otherwise.",
         ),
         Mistake(
+            "clipped by the sum of sizes",
+            partial(train, clip=partial(nn.utils.clip_grad_norm_, norm_type=1)),
+            "The length is taken as the sum of all sizes (the 1-norm). It is the root of the sum of"
+            " all squares, which clip_grad_norm_ takes unless told otherwise.",
+        ),
+        Mistake(
             "clipped one by one",
             partial(train, clip=_alone),
             "Each parameter's gradient is clipped by itself, which changes the direction of the"
@@ -664,12 +736,52 @@ TRAIN = Exercise(
             "You measure after each step. One measurement an epoch is asked for, after its last"
             " batch.",
         ),
+        *(
+            Mistake(
+                f"measured on the {name} batch",
+                partial(train, measured_on=on),
+                "You measure on a batch of the training. How well the module does on what it was"
+                " trained with says little: measure on `held_out`.",
+            )
+            for name, on in (
+                ("last", lambda batches, held_out: batches[-1]),
+                ("first", lambda batches, held_out: batches[0]),
+            )
+        ),
+        *(
+            Mistake(
+                f"one loss an epoch, the {name}",
+                partial(train, given=given),
+                "There is one loss for each epoch. Note one for each step: all batches of all"
+                " epochs, in their order.",
+            )
+            for name, given in (
+                ("mean", lambda losses: losses.mean(dim=1)),
+                ("sum", lambda losses: losses.sum(dim=1)),
+                ("last", lambda losses: losses[:, -1]),
+            )
+        ),
+        Mistake(
+            "the last epoch's losses",
+            partial(train, given=lambda losses: losses[-1]),
+            "Only the losses of the last epoch are there. Make the list before the first epoch, and"
+            " not anew in each.",
+        ),
         Mistake("noted after the step", partial(train, note="after the step"), _AFTER),
         Mistake("noted after the step, in eval mode", partial(train, note="in eval mode"), _AFTER),
         Mistake(
             "batches backwards",
             partial(train, order=lambda batches: batches[::-1]),
             "The batches are taken from the last to the first. Take them in their order.",
+        ),
+        Mistake(
+            "batches shuffled",
+            partial(
+                train,
+                order=lambda batches: [batches[i] for i in torch.randperm(len(batches)).tolist()],
+            ),
+            "The batches are shuffled. Take them in their order: whoever calls you has mixed them,"
+            " or wants them so.",
         ),
         Mistake(
             "one step an epoch",
@@ -707,21 +819,24 @@ def accumulate(
     empty: bool = True,
     over_ends: bool = False,
     running: bool = False,
+    by_rows: bool = False,
 ) -> Tensor:
     """The loss (), and the gradients in the module. The reference, or with one thing changed.
 
     weight: of a part's mean loss, from its own count, the total, all parts, and its labels;
     counted_in: the labels that are counted; returned: from the weighted losses and the part's own
     means; empty: a part without labels gives 0, and not nan; over_ends: rows are laid end to
-    end before the shift; running: divided by the tokens so far.
+    end before the shift; running: divided by the tokens so far; by_rows: the mean of each row
+    first.
     """
+    rows = sum((labels[:, 1:] != ignore).any(dim=1).sum() for _, labels in parts)
     number = [(labels[:, 1:] != ignore).sum() for _, labels in parts]
     total = sum((counted_in(labels) != ignore).sum() for _, labels in parts)
     losses, means, so_far = [], [], 0
-    if zero == "first":
+    if zero in ("first", "and at the end"):
         module.zero_grad()
     for (x, labels), own in zip(parts, number, strict=True):
-        if zero == "each":
+        if zero == "each" or (zero == "if the first counts" and own and not losses):
             module.zero_grad()
         logits = module(x)
         if over_ends:
@@ -736,6 +851,12 @@ def accumulate(
         mean = summed / (here.clamp(min=1) if empty else here)
         own = here if over_ends else own
         value = mean * weight(own, so_far if running else total, parts, labels)
+        if by_rows:
+            each = F.cross_entropy(
+                logits[:, :-1].mT, labels[:, 1:], ignore_index=ignore, reduction="none"
+            )
+            own_of_rows = (labels[:, 1:] != ignore).sum(dim=1)
+            value = (each.sum(dim=1) / own_of_rows.clamp(min=1)).sum() / rows
         if back and not at_once:
             value.backward()
         losses.append(value if at_once else value.detach())
@@ -743,6 +864,8 @@ def accumulate(
     whole = sum(losses)
     if back and at_once:
         whole.backward()
+    if zero == "and at the end":
+        module.zero_grad()
     return returned([one.detach() for one in losses], means)
 
 
@@ -773,6 +896,7 @@ def _parts_of_batches() -> list[tuple]:
         given(5, no, False, [[no, no, 3, 1]], [[no, 2, 4, 1], [no, no, 3, 1]]),
         given(4, no, True, [[no, 2, 1]], [[2, no, 3, 1, 2], [3, no, no, 2, 1]], [[no, no, 1]]),
         given(6, 0, False, [[4, 0, 5, 1], [0, 3, 2, 0]], [[2, 0, 0]], [[0, 5, 4, 3, 2, 1]]),
+        given(5, no, True, [[3, no, no]], [[no, 2, 4, 1], [no, no, no, 1]], [[no, 4, 2]]),
     ]
 
 
@@ -796,8 +920,8 @@ ACCUMULATE = Exercise(
     ),
     asked=gradients_of,
     checked=(
-        "the loss and the gradients of 3 batches in 2 and 3 parts, against one big batch: parts"
-        " with different numbers of rows, places and labels, one without any label, labels at"
+        "the loss and the gradients of 4 batches in 2 and 3 parts, against one big batch: parts"
+        " with different numbers of rows, places and labels, two without any label, labels at"
         " place 0, old gradients in the module; and that each part's graph is gone before the next"
         " one, and no step is made"
     ),
@@ -924,6 +1048,24 @@ ACCUMULATE = Exercise(
             partial(accumulate, zero="never"),
             "Gradients from before are still in the module, and yours are added to them. Start with"
             " module.zero_grad(): only this batch's gradients shall be there.",
+        ),
+        Mistake(
+            "zeroed with the first part if it counts",
+            partial(accumulate, zero="if the first counts"),
+            "Old gradients stay where no label of the first part counts: you zero them together"
+            " with it, and leave it out. Zero before the loop, whatever the parts are.",
+        ),
+        Mistake(
+            "zeroed at the end, too",
+            partial(accumulate, zero="and at the end"),
+            "The loss is right, but the gradients are zeroed at the end. They are what you were"
+            " asked for: leave them in the module.",
+        ),
+        Mistake(
+            "mean of the rows' means",
+            partial(accumulate, by_rows=True),
+            "This is the mean of each row first, and then of the rows, so that a token of a short"
+            " answer counts more." + _TOKENS,
         ),
         Mistake(
             "zeroed for each part",

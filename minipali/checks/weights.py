@@ -99,21 +99,27 @@ def read_tensors(
     length_of: Callable[[bytes], int] = lambda first: int.from_bytes(first, "little"),
     cut: Callable[[bytes, int], bytes] = lambda data, length: data[8 : 8 + length],
     start: Callable[[int], int] = lambda length: 8 + length,
-    notes: bool = False,
+    notes: str = "",
     kinds: dict[str, torch.dtype] = KINDS,
     stop: Callable[[int, int], int] = lambda begin, end: end,
     shaped: Callable[[Tensor, list[int]], Tensor] = _as_stored,
     swapped: bool = False,
     in_turn: bool = False,
     numbers: Callable[[bytes, torch.dtype], Tensor] = _numbers,
+    finish: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    keep: Callable[[Tensor], bool] = lambda tensor: True,
 ) -> dict[str, Tensor]:
-    """All tensors of a file. The reference, or with one thing changed."""
+    """All tensors of a file. The reference, or with one thing changed.
+
+    notes: what is read first of each entry, where the notes are one of them.
+    """
     length = length_of(data[:8])
     header = json.loads(cut(data, length))
     if not notes:
         header.pop("__metadata__", None)
     tensors, place = {}, 0
     for name, entry in header.items():
+        _ = entry[notes or "dtype"]
         kind, (begin, end) = kinds[entry["dtype"]], entry["data_offsets"]
         if in_turn:
             begin, end = place, place + end - begin
@@ -123,8 +129,8 @@ def read_tensors(
         if swapped and own:
             units = torch.frombuffer(bytearray(own), dtype=torch.uint8).reshape(-1, kind.itemsize)
             own = bytes(units.flip(1).reshape(-1).tolist())
-        tensors[name] = shaped(numbers(own, kind), entry["shape"])
-    return tensors
+        tensors[name] = finish(shaped(numbers(own, kind), entry["shape"]))
+    return {name: tensor for name, tensor in tensors.items() if keep(tensor)}
 
 
 # Results in place of errors that tell which mistake it was; their types show in the message.
@@ -173,6 +179,7 @@ READ_TENSORS = Exercise(
     cases=_files,
     axes="row column inner",
     asked=_of_file,
+    without=("safetensors.torch", "safetensors.numpy"),
     checked=(
         "shape, dtype and every value of 9 tensors in 3 files: all three kinds of numbers, a square"
         " matrix, a single number, a tensor without numbers, one with three axes, notes in the"
@@ -183,13 +190,30 @@ READ_TENSORS = Exercise(
             Mistake(f"no JSON, {name}", partial(read_tensors, **edit), _HEADER)
             for name, edit in (
                 ("big-endian", {"length_of": lambda first: int.from_bytes(first, "big")}),
+                ("the first byte alone", {"length_of": lambda first: first[0]}),
             )
         ),
-        Mistake(
-            "notes read as a tensor",
-            partial(read_tensors, notes=True),
-            "__metadata__ is read like a tensor. It holds notes, and has no dtype and no offsets:"
-            " leave it out.",
+        *(
+            Mistake(
+                f"notes read as a tensor, {first} first",
+                partial(read_tensors, notes=first),
+                "__metadata__ is read like a tensor. It holds notes, and has no dtype and no"
+                " offsets: leave it out.",
+            )
+            for first in ("dtype", "shape", "data_offsets")
+        ),
+        *(
+            Mistake(
+                f"{name} as float32",
+                partial(read_tensors, finish=finish),
+                "Tensors of 16 bits come out as float32. The numbers are the same, but keep the"
+                " kind that the file has: bfloat16 for BF16, float16 for F16.",
+            )
+            for name, finish in (
+                ("all", Tensor.float),
+                ("bfloat16", lambda x: x.float() if x.dtype == torch.bfloat16 else x),
+                ("float16", lambda x: x.float() if x.dtype == torch.float16 else x),
+            )
         ),
         Mistake(
             "F16 missing",
@@ -236,6 +260,14 @@ READ_TENSORS = Exercise(
             "flat",
             partial(read_tensors, shaped=lambda flat, shape: flat),
             "The numbers are right, but in one row. Give each tensor its shape: reshape(shape).",
+        ),
+        Mistake(
+            "flat without numbers",
+            partial(
+                read_tensors, shaped=lambda flat, shape: flat.reshape(shape) if len(flat) else flat
+            ),
+            "A tensor without numbers comes out with the shape (0,). It has a shape in the header,"
+            " too, such as (0, 3): torch.empty(shape, dtype=...).",
         ),
         Mistake(
             "shape turned round",
@@ -286,6 +318,12 @@ READ_TENSORS = Exercise(
     ),
     crashes=(
         Mistake("empty", partial(read_tensors, numbers=_never_empty), _EMPTY),
+        Mistake(
+            "empty ones left out",
+            partial(read_tensors, keep=lambda tensor: tensor.numel() > 0),
+            "Tensors without numbers are left out. They are tensors of the file, too: give each"
+            " one, with its shape, such as (0, 3).",
+        ),
         Mistake(
             "the end as a number of bytes",
             partial(read_tensors, stop=lambda begin, end: begin + end),
@@ -339,13 +377,16 @@ def _by_formula(
     small: str = "right",
     large: str = "right",
     fraction_by: int = 128,
+    masked: bool = True,
 ) -> Tensor:
     """bfloat16_to_float from sign, exponent and fraction, with one thing changed.
 
-    small, large: what the exponents 0 and 255 mean.
+    small, large: what the exponents 0 and 255 mean; masked: the sign is taken off the exponent.
     """
     whole = bits.to(torch.int32) & 0xFFFF
     exponent, fraction = (whole >> 7) & 0xFF, whole & 0x7F
+    if not masked:
+        exponent = bits.to(torch.int32) >> 7
     size = (hidden / 128 + fraction.double() / fraction_by) * 2.0 ** (exponent - bias).double()
     if small != "ordinary":
         low = fraction.double() / fraction_by * 2.0 ** (1 - bias) * (small != "zero")
@@ -354,6 +395,10 @@ def _by_formula(
         top = torch.where(fraction > 0, torch.nan, torch.inf).double()
         if large == "largest":
             top = torch.full_like(size, torch.finfo(torch.float32).max)
+        if large == "nan":
+            top = torch.full_like(size, torch.nan)
+        if large == "exchanged":
+            top = torch.where(fraction > 0, torch.inf, torch.nan).double()
         size = torch.where(exponent == 255, top, size)
     return (size * (1 - 2 * (whole >> 15)) if signed else size).float()
 
@@ -473,6 +518,34 @@ BFLOAT16_TO_FLOAT = Exercise(
             " 0; any other fraction means nan.",
         ),
         Mistake(
+            "infinity as nan",
+            partial(_by_formula, large="nan"),
+            "With the exponent 255 everything has become nan. That is right for every fraction but"
+            " 0; the fraction 0 means infinity.",
+        ),
+        Mistake(
+            "infinity and nan exchanged",
+            partial(_by_formula, large="exchanged"),
+            "Infinity and nan are exchanged. With the exponent 255 the fraction 0 means infinity,"
+            " any other fraction nan.",
+        ),
+        Mistake(
+            "the sign in the exponent",
+            partial(_by_formula, masked=False),
+            "Negative numbers become almost 0: their sign is still in the exponent. Shifting an"
+            " int16 or int32 to the right fills up with the sign: keep 8 bits alone, (bits >> 7) &"
+            " 0xFF.",
+        ),
+        Mistake(
+            "the minus of a whole number",
+            lambda bits: (
+                bits.to(torch.int32).sign() * (bits.to(torch.int32).abs() << 16).view(torch.float32)
+            ),
+            "You take the minus off the whole number (abs or -), and that changes all 16 bits. In a"
+            " float the sign is the first bit alone, and the 15 others stay as they are: bits &"
+            " 0x7FFF.",
+        ),
+        Mistake(
             "fraction by 127",
             partial(_by_formula, fraction_by=127),
             "The fraction is divided by 127. It has 7 bits, so it counts 128th parts.",
@@ -548,11 +621,15 @@ KEYS = (
     "ema.language_model.model.norm.weight",  # the beginning, but not at the beginning
     "optimizer.lm_head.weight",
     "language_model_2.model.norm.weight",
+    "lm_head_2.weight",
+    "vision_tower_2.embeddings.patch_embedding.weight",
+    "model.multi_modal_projector.linear_2.weight",
     "qformer.encoder.layer.0.weight",
     # Words of the table further on: they stay.
     "language_model.model.layers.1.encoder.model.linear.weight",
     "model.language_model.layers.2.vision_model.weight",
     "vision_tower.vision_model.head.encoder.linear.weight",
+    "language_model.model.encoder.layers.0.weight",
 )
 
 
@@ -588,10 +665,55 @@ def _lone_tower(key: str) -> str | None:
     return f"vision_tower.{key.removeprefix(fits[0])}" if fits else None
 
 
-def _anywhere(key: str, edits: dict[str, str]) -> str:
-    for old, new in edits.items():
+_REPLACED = {
+    "language_model.model.": "language_model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "language_model.",
+    "vision_model.": "",
+    "encoder.": "",
+    "projector.linear.": "projector.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi": "multi",
+}
+
+
+def _anywhere(key: str, known: Callable[[str, str], bool]) -> str | None:
+    """With replace: wherever the words of the table stand."""
+    for old, new in _REPLACED.items():
         key = key.replace(old, new)
-    return key
+    ours = ("language_model.", "vision_tower.", "multi_modal_projector.", "lm_head.")
+    return key if any(known(key, one) for one in ours) else None
+
+
+class _Raised(str):
+    """A result in place of the error that was raised for a key without a place."""
+
+
+def _or_raised(our_name: Callable) -> Callable:
+    """What is tried: the name, or that there was an error where None is due."""
+    # Looked up here and not below: what runs there is watched, and must not be ours.
+    foreign = {key for key in KEYS if OUR_NAME.reference(key) is None}
+
+    def tried(key):
+        try:
+            return our_name(key)
+        except (LookupError, ValueError) as error:
+            if key not in foreign:
+                raise
+            return _Raised(type(error).__name__)
+
+    return tried
+
+
+def _raises(key: str) -> str:
+    if (name := our_name(key)) is None:
+        raise KeyError(key)
+    return name
+
+
+def _after_any_beginning(name: str) -> str:
+    first, rest = name.split(".", 1)
+    return f"{first}.{rest.removeprefix('encoder.')}"
 
 
 OUR_NAME = Exercise(
@@ -599,6 +721,7 @@ OUR_NAME = Exercise(
     reference=our_name,
     cases=lambda: [(key,) for key in KEYS],
     axes="",
+    asked=_or_raised,
     checked=(
         f"the names for {len(KEYS)} keys in all four layouts, with the head, and of files that hold"
         " another model"
@@ -711,10 +834,66 @@ OUR_NAME = Exercise(
             for word in ("vision_model.", "linear.")
         ),
         Mistake(
-            "no head",
-            partial(our_name, beginnings=_without(*HEADS)),
-            "The head, where a file stores it, gets None (or a name of the language model). It has"
-            " a name of ours: lm_head.weight. `fill` needs it to compare.",
+            "encoder. after any beginning",
+            partial(our_name, after=_after_any_beginning),
+            "`encoder.` is removed after other beginnings, too. Only in the vision tower do their"
+            " layers lie in it: a text model with the word in its keys keeps it.",
+        ),
+        *(
+            Mistake(
+                f"words replaced anywhere, {name}",
+                lambda key, known=known: _anywhere(key, known),
+                "The words of the table are replaced wherever they stand (key.replace). They count"
+                " at the beginning of a key alone: key.startswith(...) and removeprefix. What"
+                " follows stays, and a key that begins otherwise gets None.",
+            )
+            for name, known in (
+                ("ours within", lambda key, ours: ours in key),
+                ("ours in front", str.startswith),
+            )
+        ),
+        *(
+            Mistake(
+                f"without the dot, but {kept or 'none'}",
+                partial(
+                    our_name,
+                    beginnings={
+                        a.rstrip("." * (a != kept)): b.rstrip("." * (a != kept))
+                        for a, b in BEGINNINGS.items()
+                    },
+                ),
+                "The beginnings are compared without their dot, so that a longer word fits, too:"
+                " `lm_head_2.weight` does not begin with `lm_head.`, and belongs to another model."
+                " Compare them with the dot.",
+            )
+            for kept in ("", "language_model.")
+        ),
+        Mistake(
+            "a tower of layers alone",
+            partial(our_name, beginnings=_without("vision_tower.vision_model.", "vision_tower.")),
+            "Only the layers of the vision tower have a place, the keys with `encoder.`. The tower"
+            " has other weights: its embeddings and its last norm.",
+        ),
+        Mistake(
+            "an error",
+            _raises,
+            "Your function raises an error for a key of another model. Return None for it: whoever"
+            " calls you decides what that means.",
+        ),
+        *(
+            Mistake(
+                f"no head, {name}",
+                partial(our_name, **edit),
+                "The head, where a file stores it, gets None (or a name of the language model). It"
+                " has a name of ours: lm_head.weight. `fill` needs it to compare.",
+            )
+            for name, edit in (
+                ("missing in the table", {"beginnings": _without(*HEADS)}),
+                (
+                    "thrown away",
+                    {"strip": lambda key: "" if "lm_head." in key else key.removeprefix("model.")},
+                ),
+            )
         ),
         Mistake(
             "published head as a layer",
@@ -826,6 +1005,8 @@ def _fillings() -> list[tuple]:
         right | {HEAD: right[TABLE][:3].clone()},
         {name: right[name] for name in (MAP, NORM)} | {HEAD: right[TABLE].clone()},
         right | {"lm_head.bias": torch.randn(4, generator=random)},
+        # One missing and one too many: as many names as wanted.
+        {name: right[name] for name in (TABLE, NORM)} | {"vision_tower.extra.weight": right[MAP]},
     )
     return [(_Shown(SHAPES), _Shown(tensors)) for tensors in cases]
 
@@ -869,6 +1050,16 @@ def fill(
 ) -> dict:
     """Exactly the wanted weights. The reference, or with one thing changed."""
     given, filled = dict(tensors), {}
+    if head == "require" and HEAD not in given:
+        raise error(said(HEAD))
+    if missing == "count":
+        if len(given.keys() - {HEAD}) != len(shapes):
+            raise error(said(min((given.keys() - {HEAD}) ^ shapes.keys())))
+        shapes = {name: shapes.get(name, given[name].shape) for name in given.keys() - {HEAD}}
+    if missing == "from the head" and HEAD in given:
+        given.setdefault(TABLE, given[HEAD])
+    if missing == "table first" and HEAD in given and TABLE not in given:
+        raise KeyError(TABLE)
     stored = None if head in ("keep", "refuse") else given.pop(HEAD, None)
     if unexpected == "drop heads":
         given = {name: x for name, x in given.items() if not name.startswith("lm_head.")}
@@ -877,7 +1068,7 @@ def fill(
         raise error(said(min(more)))
     for name, want in shapes.items():
         if name not in given:
-            if missing == "refuse":
+            if missing not in ("make up", "skip"):
                 raise error(said(name))
             if missing == "make up":
                 filled[name] = torch.zeros(want)
@@ -893,7 +1084,7 @@ def fill(
             raise error(said(name))
     if head == "keep" and HEAD in given:
         filled[HEAD] = given[HEAD]
-    if head == "compare" and stored is not None:
+    if head in ("compare", "require") and stored is not None:
         if TABLE not in given:
             return filled
         if not equal(stored, given[TABLE]):
@@ -908,10 +1099,10 @@ FILL = Exercise(
     axes="",
     asked=_in_words,
     checked=(
-        "what comes out of 12 sets of tensors: all there; with a stored head; one missing; one too"
+        "what comes out of 13 sets of tensors: all there; with a stored head; one missing; one too"
         " many; one transposed; one too long; with a head that is not the table, or nearly, or has"
-        " another shape, or no table beside it; with a bias of the head; and that each error names"
-        " a guilty weight"
+        " another shape, or no table beside it; with a bias of the head; one missing and another"
+        " too many; and that each error names a guilty weight"
     ),
     mistakes=(
         Mistake(
@@ -921,10 +1112,29 @@ FILL = Exercise(
             " often you would not notice. Raise ValueError, and name what is missing.",
         ),
         Mistake(
+            "table from the head",
+            partial(fill, missing="from the head"),
+            "Where the table is missing, the stored head takes its place. It is the same matrix if"
+            " all is well, but nobody can say so any more: the table is a wanted weight, and it is"
+            " missing. Raise ValueError.",
+        ),
+        Mistake(
+            "table not looked for",
+            partial(fill, missing="table first"),
+            "Where a head is stored and the table is missing, a KeyError comes from the comparison"
+            " of the two. Look for missing names first, and raise ValueError for them.",
+        ),
+        Mistake(
             "missing left out",
             partial(fill, missing="skip"),
             "A missing weight is left out, and nobody is told. Every name in `shapes` must be"
             " filled, else raise ValueError.",
+        ),
+        Mistake(
+            "names counted",
+            partial(fill, missing="count"),
+            "Only the number of names is compared. One missing and another that nobody wants are"
+            " together as many as wanted: compare the names themselves.",
         ),
         Mistake(
             "unexpected dropped",
@@ -1001,10 +1211,25 @@ FILL = Exercise(
             " is the same model, saved twice over: compare, and leave the head out.",
         ),
         Mistake(
+            "head required",
+            partial(fill, head="require"),
+            "A file without a stored head is refused. Most files have none, since the head is tied:"
+            " look at it only if it is there.",
+        ),
+        Mistake(
             "head not compared",
             partial(fill, head="drop"),
             "The stored head is dropped without a look. If it differs from the table, the model was"
             " trained with a head of its own, and ours would give other answers. Raise ValueError.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "== of two shapes",
+            partial(fill, equal=lambda a, b: bool((a == b).all())),
+            "Here the head has another shape than the table, and == of two tensors wants shapes"
+            " that fit. torch.equal(head, table) says False for them, and you raise the"
+            " ValueError.",
         ),
     ),
     hints=(
@@ -1027,7 +1252,12 @@ def _shards() -> list[tuple]:
         return torch.randn(shape, generator=random)
 
     first = {"norm": given(3), "table": given(4, 3).bfloat16(), "map": given(2, 5)}
-    second = {"scale": given(5).half(), "square": given(3, 3), "empty": given(0, 2)}
+    second = {
+        "scale": given(5).half(),
+        "square": given(3, 3),
+        "empty": given(0, 2),
+        "one": given(),
+    }
     files = {
         "model-1.safetensors": file_of(first, ["map", "norm", "table"], {"notes": "..." * 70}),
         "model-2.safetensors": file_of(second, list(second)),
@@ -1038,9 +1268,8 @@ def _shards() -> list[tuple]:
     def read(file: str, start: int, end: int) -> bytes:
         return bytes(files[file])[start:end]
 
-    return [
-        (weight_map, read, name) for name in ("table", "square", "map", "scale", "norm", "empty")
-    ]
+    names = ("table", "square", "map", "scale", "norm", "one", "empty")
+    return [(weight_map, read, name) for name in names]
 
 
 class _Map(dict):
@@ -1062,6 +1291,7 @@ def fetch_tensor(
     length_of: Callable[[bytes], int] = lambda first: int.from_bytes(first, "little"),
     cut: bool = True,
     count: bool = False,
+    in_turn: bool = False,
     numbers: Callable[[bytes, torch.dtype], Tensor] = _numbers,
 ) -> Tensor:
     """One tensor of a sharded checkpoint. The reference, or with one thing changed.
@@ -1080,6 +1310,10 @@ def fetch_tensor(
             break
     entry = header[name]
     begin, end = entry["data_offsets"]
+    if in_turn:
+        names = [one for one in header if one != "__metadata__"]
+        before = [header[one]["data_offsets"] for one in names[: names.index(name)]]
+        begin, end = (sum(b - a for a, b in before) + place for place in (0, end - begin))
     kind, start = kinds[entry["dtype"]], after(length)
     own = get(start + begin, end - begin if count else start + end_of(begin, end))
     own = own[: end - begin] if cut else own
@@ -1117,6 +1351,11 @@ def _counted(fetch_tensor: Callable) -> Callable:
     return tried
 
 
+_FAR_HEADER = (
+    "The header that you cut out is no JSON. Its length stands in the first 8 bytes, the lowest"
+    " byte first: int.from_bytes(read(file, 0, 8), 'little'). It goes from byte 8 up to byte 8 +"
+    " length: read's last argument is a place in the file, and no number of bytes."
+)
 _OTHERS = (
     "You read numbers of other tensors, perhaps the whole file. From a far-away file that takes its"
     " time: read 8 bytes, then the header, then the bytes from 8 + length + begin to 8 + length +"
@@ -1132,8 +1371,8 @@ FETCH_TENSOR = Exercise(
     parts=("the tensor", "what was read"),
     asked=_counted,
     checked=(
-        "shape, dtype and every value of 6 tensors of all three kinds in 2 files, one of them"
-        " without numbers; and that no byte too many is read"
+        "shape, dtype and every value of 7 tensors of all three kinds in 2 files, one of them a"
+        " single number and one without numbers; and that no byte too many is read"
     ),
     mistakes=(
         Mistake("whole files", partial(fetch_tensor, whole=True), _OTHERS),
@@ -1179,7 +1418,36 @@ FETCH_TENSOR = Exercise(
         Mistake(
             "big-endian",
             partial(fetch_tensor, length_of=lambda first: int.from_bytes(first, "big")),
-            _HEADER,
+            _FAR_HEADER,
+        ),
+        Mistake(
+            "in the header's order",
+            partial(fetch_tensor, in_turn=True),
+            "The place of the tensor is added up in the order of the header. Its order means"
+            " nothing: `data_offsets` says where the tensor lies.",
+        ),
+        *(
+            Mistake(
+                f"{name} as float32",
+                partial(fetch_tensor, shaped=shaped),
+                "A tensor of 16 bits comes out as float32. Keep the kind that the file has:"
+                " bfloat16 for BF16, float16 for F16.",
+            )
+            for name, shaped in (
+                ("all", lambda flat, shape: flat.reshape(shape).float()),
+                (
+                    "bfloat16",
+                    lambda flat, shape: (
+                        flat.float() if flat.dtype == torch.bfloat16 else flat
+                    ).reshape(shape),
+                ),
+            )
+        ),
+        Mistake(
+            "a single number with an axis",
+            partial(fetch_tensor, shaped=lambda flat, shape: flat.reshape(shape or [1])),
+            "A single number, whose shape is [], gets an axis of length 1. reshape([]) makes a"
+            " tensor without axes.",
         ),
         Mistake(
             "bfloat16 read as float16",
@@ -1208,6 +1476,18 @@ FETCH_TENSOR = Exercise(
             "the end as a number of bytes",
             partial(fetch_tensor, cut=False, end_of=lambda begin, end: begin + end),
             _COUNT,
+        ),
+        *(
+            Mistake(
+                f"the {which} file for all",
+                partial(
+                    fetch_tensor,
+                    files=lambda weight_map, name, place=place: [list(weight_map.values())[place]],
+                ),
+                "The name is not in the header that you read: it is another file's. The weight_map"
+                " says which file holds the tensor: weight_map[name].",
+            )
+            for which, place in (("first", 0), ("last", -1))
         ),
         Mistake(
             "a number of bytes for the end",

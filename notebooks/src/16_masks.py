@@ -361,9 +361,9 @@ def paste_mask(mask, box, height, width):
     y0, x0, y1, x1 = (round(edge) for edge in box)
     picture = torch.zeros(height, width, dtype=torch.bool)
     if y1 > y0 and x1 > x0:
-        size = (y1 - y0, x1 - x0)
-        resized = F.interpolate(mask[None, None], size, mode="bilinear", antialias=True)
-        picture[y0:y1, x0:x1] = resized[0, 0] > 0
+        values = Image.fromarray(mask.numpy())  # a picture of numbers
+        resized = values.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR)
+        picture[y0:y1, x0:x1] = torch.from_numpy(np.array(resized)) > 0
     return picture
 
 
