@@ -129,6 +129,19 @@ def parser() -> argparse.ArgumentParser:
     )
 
     verb = add(
+        "merge",
+        verbs.merge,
+        "Write a whole model: one with what an adapter has learned added to its weights.",
+    )
+    verb.add_argument("adapter", type=Path, metavar="ADAPTER", help="the adapter's folder")
+    verb.add_argument(
+        "--model", action=Once, default="small", help="the model that it was trained on"
+    )
+    verb.add_argument(
+        "--output", action=Once, type=Path, required=True, metavar="FOLDER", help="the new model's"
+    )
+
+    verb = add(
         "page",
         verbs.page,
         "Write a web page, one file, in which the model answers without a server or a network.",
@@ -164,6 +177,13 @@ def add_common(verb: argparse.ArgumentParser) -> None:
         action=Once,
         default="small",
         help="small (default), a model folder, or a model on the hub: owner/name@revision",
+    )
+    verb.add_argument(
+        "--adapter",
+        action=Once,
+        type=Path,
+        metavar="FOLDER",
+        help="a LoRA adapter of that model, as minipali finetune or peft writes it",
     )
     verb.add_argument(
         "--device",

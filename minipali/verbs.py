@@ -1,4 +1,4 @@
-"""What the command does for ask, caption, detect, segment and page.
+"""What the command does for ask, caption, detect, segment, merge and page.
 
 Answers go to standard output, everything else (notes, what is wrong) to standard error.
 """
@@ -57,17 +57,26 @@ def choose_device(name: str) -> str:
     return name
 
 
-def load_model(source: str, device: str, dtype: str | None = None, int8: bool = False):
+def load_model(
+    source: str,
+    device: str,
+    dtype: str | None = None,
+    int8: bool = False,
+    adapter: Path | None = None,
+):
     """(model, processor); see `minipali.load`. Sets torch's threads: this program is ours alone."""
     import torch
 
+    from minipali.adapters import load
+    from minipali.lora import merge_lora
     from minipali.narrow import quantize
-    from minipali.weights import load
 
-    model, processor = load(source, dtype=dtype, device=choose_device(device))
+    model, processor = load(source, dtype, choose_device(device), adapter)
     # In a small model a second thread gains nothing; where other programs run, all wait for it.
     if sum(p.numel() for p in model.parameters()) < 2**26:
         torch.set_num_threads(1)
+    if int8:
+        merge_lora(model)
     return quantize(model) if int8 else model, processor
 
 
@@ -114,9 +123,10 @@ class Job:
                 model is None
             ):  # now, so that nobody waits for a large one to hear of a wrong picture
                 model, processor = load_model(
-                    options.model, options.device, options.dtype, options.int8
+                    options.model, options.device, options.dtype, options.int8, options.adapter
                 )
-                if options.model == "small" and not LEARNED.fullmatch(self.prompt):
+                known = options.model == "small" and not options.adapter
+                if known and not LEARNED.fullmatch(self.prompt):
                     help_ = f"minipali {options.verb} --help"
                     note(f"the small model has not learned this prompt; see {help_}")
             yield source, picture, model, processor
@@ -245,6 +255,18 @@ def find_objects(options: argparse.Namespace, prompt: str, look, default: str) -
         if job.alone and written:
             print(f"written   {output}")
     return job.code
+
+
+def merge(options: argparse.Namespace) -> int:
+    from minipali.adapters import load
+    from minipali.lora import merge_lora
+    from minipali.saving import save
+
+    model, processor = load(options.model, adapter=options.adapter)
+    merge_lora(model)
+    save(model, processor, options.output)
+    print(f"written   {options.output}: a whole model, ask it with --model {options.output}")
+    return 0
 
 
 def page(options: argparse.Namespace) -> int:
