@@ -1,4 +1,5 @@
-"""What the command does for ask, caption, detect, segment, merge and page.
+"""What the command does for ask, caption, detect, segment, finetune, merge and
+page.
 
 Answers go to standard output, everything else (notes, what is wrong) to standard error.
 """
@@ -28,6 +29,9 @@ LEARNED = re.compile(
     rf"|at the bottom)|what colour is the background|how many (objects|({NAME})(s|es)?) are there"
     rf"|is there an? ({NAME}))\?"
 )
+
+
+FAULTS = 100  # of the data that are told one by one
 
 
 def note(text) -> None:
@@ -255,6 +259,74 @@ def find_objects(options: argparse.Namespace, prompt: str, look, default: str) -
         if job.alone and written:
             print(f"written   {output}")
     return job.code
+
+
+def finetune(options: argparse.Namespace) -> int:
+    import torch
+
+    from minipali import finetuning
+    from minipali.dataset import read_data
+    from minipali.lora import find_targets
+
+    device = choose_device(options.device)
+    model, processor = load_model(options.model, "cpu")
+    data = read_data(options.data, processor, options.validation, options.seed)
+    for fault in data.faults[:FAULTS]:
+        print(fault, file=sys.stderr)
+    if data.faults:
+        more = len(data.faults) - FAULTS
+        hidden = f" ({more} more are not shown)" if more > 0 else ""
+        number = len(data.faults)
+        return failed(f"{number} fault{'s' * (number > 1)} must be mended before training{hidden}")
+    held = len(data.validation)
+    print(f"data      {len(data.training)} lines to learn from, {held} to measure on; no fault")
+    if options.check:
+        return 0
+    if options.output is None:
+        raise ValueError("--output must say where what is learned goes")
+    batch, targets = options.batch_size, options.targets.split(",")
+    if not options.full:
+        find_targets(model, targets)  # raises before anything is begun
+    settings = finetuning.Settings(
+        full=options.full,
+        rank=options.rank,
+        alpha=options.rank * 2 if options.alpha is None else options.alpha,
+        targets=tuple(targets),
+        steps=options.steps or -(-options.epochs * len(data.training) // batch),
+        batch_size=batch,
+        at_once=min(batch, options.at_once or batch),
+        lr=options.lr or finetuning.rate(model, options.full),
+        seed=options.seed,
+        patience=options.patience,
+        precision=options.precision,
+        less_memory=options.less_memory,
+    )
+    what = "all weights" if options.full else f"LoRA of rank {settings.rank}"
+    print(
+        f"training  {what}, {settings.steps} steps of {batch}, rate {settings.lr:.2g}", flush=True
+    )
+    del model
+    try:
+        told = finetuning.finetune(options.model, data, options.output, settings, device)
+    except KeyboardInterrupt:
+        print(
+            "minipali: stopped; the same command goes on from the last checkpoint in"
+            f" {options.output / finetuning.TRAINING}",
+            file=sys.stderr,
+        )
+        return 130
+    except FloatingPointError as error:
+        return failed(f"{error}: begin again in another folder with a lower --lr")
+    except torch.OutOfMemoryError:
+        return failed(
+            "the training must fit into the memory of the device: lower --at-once, which changes"
+            " nothing else, or give --less-memory"
+        )
+    print(told)
+    how = f"--model {options.output}" if options.full else f"--adapter {options.output}"
+    base = "" if options.full or options.model == "small" else f" --model {options.model}"
+    print(f"written   {options.output}; ask with{base} {how}")
+    return 0
 
 
 def merge(options: argparse.Namespace) -> int:
