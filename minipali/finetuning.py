@@ -7,6 +7,7 @@ of a step depend on the seed and the step alone, so a run that was killed ends a
 import contextlib
 import functools
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -38,10 +41,12 @@ from minipali.locations import read_boxes
 from minipali.lora import add_lora
 from minipali.metrics import average_precision, bootstrap, exact_match, vqa_accuracy
 from minipali.paligemma import PaliGemma
+from minipali.recipe import World, world
 from minipali.saving import TRAINING, is_unused, save
 from minipali.tokens import IGNORE, PictureError, Processor, open_picture, to_pixels
 from minipali.training import fit, schedule
 
+ALONE = World()
 STAGE = "finetune"
 MEASURED = 200  # validation examples that are looked at, at most
 PIXELS = 2**28  # bytes of pictures that are kept in memory
@@ -130,12 +135,16 @@ class Batches:
         batch["pixel_values"] = torch.stack([self.pixels(one.image) for one in examples])
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def losses(self, module: nn.Module, examples: list[Example], at_once: int) -> Iterator[Tensor]:
+    def losses(
+        self, module: nn.Module, examples: list[Example], at_once: int, among: World = ALONE
+    ) -> Iterator[Tensor]:
         """The mean loss of all suffix tokens as its summands, each of `at_once` examples.
 
-        Each token counts the same, whichever part it is in.
+        Each token counts the same, whichever part and process it is in. Of several processes each
+        takes its share; their gradients are averaged, so the summands are so many times larger.
         """
-        tokens = sum(len(self.suffix(one)) for one in examples)
+        tokens = sum(len(self.suffix(one)) for one in examples) / among.size
+        examples = examples[among.rank :: among.size]
         for start in range(0, len(examples), at_once):
             yield module(self.batch(examples[start : start + at_once])) / tokens
 
@@ -254,7 +263,8 @@ def finetune(
 
     output: gets an adapter (with `settings.full` a whole model), and `training/` with log.jsonl,
     curve.png and checkpoint.safetensors. What is kept is the state with the least validation loss,
-    where there are examples for it. Returns what to tell about before and after. Raises
+    where there are examples for it. Under torchrun all processes train together, each on its share
+    of every batch. Returns what to tell about before and after. Raises
     TrainingError, WeightsError or FloatingPointError, in one sentence.
     """
     from minipali.figures.training import loss_curve
@@ -267,11 +277,20 @@ def finetune(
             " choose another --output"
         )
     folder = output / TRAINING
-    with only_run_in(folder):
+    with world() as among, only_run_in(folder) if among.rank == 0 else contextlib.nullcontext():
+        if settings.batch_size % among.size:
+            raise TrainingError(
+                f"a batch of {settings.batch_size} must divide evenly among the processes, found"
+                f" {among.size}"
+            )
+        if device == "cuda" and among.size > 1:
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.manual_seed(settings.seed)
         model, processor = load(source, "float32" if settings.full else None, device)
-        run = Run(model, processor, data, settings, folder)
+        run = Run(model, processor, data, settings, folder, among)
         run.go()
+        if among.rank > 0:
+            return ""
         model = run.model.eval()
         for layer in (*model.vision_tower.layers, *model.language_model.layers):
             layer.__dict__.pop("forward", None)
@@ -289,9 +308,15 @@ class Run:
     """One fine-tuning: what it consists of, and its state."""
 
     def __init__(
-        self, model: PaliGemma, processor: Processor, data: Data, settings: Settings, folder: Path
+        self,
+        model: PaliGemma,
+        processor: Processor,
+        data: Data,
+        settings: Settings,
+        folder: Path,
+        among: World,
     ):
-        self.data, self.settings, self.model = data, settings, model
+        self.data, self.settings, self.model, self.among = data, settings, model, among
         self.file, self.log = folder / "checkpoint.safetensors", folder / "log.jsonl"
         self.base = fingerprint(model)
         if settings.full:
@@ -312,6 +337,7 @@ class Run:
         self.shown = data.validation[:MEASURED]
         self.best: dict | None = None  # loss, step, weights
         self.waited, self.step, self.seconds = 0, 0, 0.0
+        self.quiet = None if among.rank == 0 else True  # None: quiet where no terminal reads it
         self.before: dict[str, list[float]] = {}
         if self.file.exists():
             self.resume()
@@ -323,7 +349,10 @@ class Run:
         if self.settings.precision != "auto":
             return self.settings.precision == "bfloat16"
         self.module.train()
-        return narrow_gains(self.module, self.batches.batch(self.data.training[:1]))
+        found = [narrow_gains(self.module, self.batches.batch(self.data.training[:1]))]
+        if self.among.size > 1:  # all as the first has measured
+            dist.broadcast_object_list(found)
+        return found[0]
 
     def measure(self) -> dict[str, list[float]]:
         told = answers(self.model, self.batches, self.shown, self.settings.at_once)
@@ -336,13 +365,15 @@ class Run:
 
     def go(self) -> None:
         settings, steps = self.settings, self.settings.steps
-        cut_log(self.log, STAGE, self.step)
+        if self.among.rank == 0:
+            cut_log(self.log, STAGE, self.step)
+        trained = DistributedDataParallel(self.module) if self.among.size > 1 else self.module
         began, recent = time.monotonic() - self.seconds, []
         warmup = min(100, steps // 10 + 1)
 
         def step_loss(step: int) -> Iterator[Tensor]:
             examples = chosen(self.data.training, step, settings)
-            return self.batches.losses(self.module, examples, settings.at_once)
+            return self.batches.losses(trained, examples, settings.at_once, self.among)
 
         def after(done: int, loss: float) -> None:
             bar.update()
@@ -351,19 +382,20 @@ class Run:
                 return
             self.step, self.seconds = done, round(time.monotonic() - began, 1)
             line = {"stage": STAGE, "step": done, "seconds": self.seconds}
-            line["loss"] = round(float(np.mean(recent)), 5)
+            line["loss"] = round(self.of_all(float(np.mean(recent))), 5)
             line["learning rate"] = self.lr * schedule(done - 1, steps, warmup)
             recent.clear()
             if self.data.validation:
                 line["validation loss"] = self.look()
             bar.set_postfix({k: v for k, v in line.items() if "loss" in k})
             # The line first: after a kill between the two, `cut_log` takes it away again.
-            add_line(self.log, line)
-            save_checkpoint(self.file, self.state())
+            if self.among.rank == 0:
+                add_line(self.log, line)
+                save_checkpoint(self.file, self.state())
             if self.waited >= settings.patience:
                 raise _Enough
 
-        with tqdm(initial=self.step, total=steps, desc="training", disable=None) as bar:
+        with tqdm(initial=self.step, total=steps, desc="training", disable=self.quiet) as bar:
             start = steps if self.waited >= settings.patience else self.step
             with contextlib.suppress(_Enough):
                 fit(self.module, step_loss, steps, [self.optimizer], warmup, start=start,
@@ -371,8 +403,18 @@ class Run:
         if self.best is not None:
             self.put(self.best["weights"])
 
+    def of_all(self, loss: float) -> float:
+        """The mean over all processes."""
+        shared = torch.tensor(loss, dtype=torch.float64)
+        if self.among.size > 1:
+            dist.all_reduce(shared)
+        return shared.item() / self.among.size
+
     def look(self) -> float:
-        """Measure the validation loss, and keep the weights if it is the best so far."""
+        """Measure the validation loss, and keep the weights if it is the best so far.
+
+        Every process measures for itself: they have the same weights, and so come to the same end.
+        """
         examples, size = self.shown, self.settings.at_once
         loss = round(validation_loss(self.module, self.batches, examples, size), 5)
         if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
@@ -390,7 +432,11 @@ class Run:
     def belongs_to(self) -> dict:
         """What a checkpoint must agree in."""
         settings = asdict(self.settings) | {"targets": list(self.settings.targets)}
-        return settings | {"data": self.data.digest(), "base": self.base}
+        return settings | {
+            "data": self.data.digest(),
+            "base": self.base,
+            "processes": self.among.size,
+        }
 
     def state(self) -> dict:
         return {

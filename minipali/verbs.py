@@ -278,8 +278,9 @@ def finetune(options: argparse.Namespace) -> int:
         hidden = f" ({more} more are not shown)" if more > 0 else ""
         number = len(data.faults)
         return failed(f"{number} fault{'s' * (number > 1)} must be mended before training{hidden}")
-    held = len(data.validation)
-    print(f"data      {len(data.training)} lines to learn from, {held} to measure on; no fault")
+    held, first = len(data.validation), os.environ.get("RANK", "0") == "0"  # else another tells
+    if first:
+        print(f"data      {len(data.training)} lines to learn from, {held} to measure on; no fault")
     if options.check:
         return 0
     if options.output is None:
@@ -302,18 +303,17 @@ def finetune(options: argparse.Namespace) -> int:
         less_memory=options.less_memory,
     )
     what = "all weights" if options.full else f"LoRA of rank {settings.rank}"
-    print(
-        f"training  {what}, {settings.steps} steps of {batch}, rate {settings.lr:.2g}", flush=True
-    )
+    if first:
+        told = f"{what}, {settings.steps} steps of {batch}, rate {settings.lr:.2g}"
+        print(f"training  {told}", flush=True)
     del model
     try:
         told = finetuning.finetune(options.model, data, options.output, settings, device)
     except KeyboardInterrupt:
-        print(
-            "minipali: stopped; the same command goes on from the last checkpoint in"
-            f" {options.output / finetuning.TRAINING}",
-            file=sys.stderr,
-        )
+        where = options.output / finetuning.TRAINING
+        if first:
+            note = f"stopped; the same command goes on from the last checkpoint in {where}"
+            print(f"minipali: {note}", file=sys.stderr)
         return 130
     except FloatingPointError as error:
         return failed(f"{error}: begin again in another folder with a lower --lr")
@@ -322,6 +322,8 @@ def finetune(options: argparse.Namespace) -> int:
             "the training must fit into the memory of the device: lower --at-once, which changes"
             " nothing else, or give --less-memory"
         )
+    if not first:
+        return 0
     print(told)
     how = f"--model {options.output}" if options.full else f"--adapter {options.output}"
     base = "" if options.full or options.model == "small" else f" --model {options.model}"

@@ -12,6 +12,7 @@ import torch
 from conftest import fresh_model
 from PIL import Image
 from safetensors.torch import load_file
+from test_recipe import ends, start
 
 import minipali
 from minipali import cli, finetuning
@@ -524,5 +525,35 @@ def test_the_script_makes_data_without_faults(tmp_path, small_folder):
     processor = Processor(small_folder / "tokenizer.model", read(small_folder / "config.json"))
     data = read_data(tmp_path / "d", processor)
     assert not data.faults and len(data.training) > 8 and len(data.validation) > 8
-    assert any("rabbit" in one.suffix for one in data.training)
-    assert any("rabbit" not in one.suffix and "<loc" not in one.suffix for one in data.training)
+    assert any("bus" in one.suffix for one in data.training)
+    assert any("bus" not in one.suffix and "<loc" not in one.suffix for one in data.training)
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+SHARED = """
+import sys, torch
+from pathlib import Path
+from test_finetuning import read_data, finetune, settings
+from minipali.weights import load
+torch.set_num_threads(1)
+saved, folder, output = sys.argv[1:]
+data = read_data(Path(folder), load(saved)[1], 0.25)
+finetune(saved, data, Path(output), settings(batch_size=4, at_once=1))
+"""
+
+
+def test_two_processes_end_as_one(saved, folder, data, tmp_path):
+    """With suffixes of several lengths, where a mean of the processes' means would differ."""
+    finetune(str(saved), data, tmp_path / "one", settings(batch_size=4, at_once=4))
+    given = (saved, folder, tmp_path / "two")
+    for code, text in ends(start(SHARED, *given, number=2)):
+        assert code == 0, text
+    wanted, found = (end_of(tmp_path / name) for name in ("one", "two"))
+    for one, other in zip(wanted.pop("log"), found.pop("log"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
+        assert one["validation loss"] == pytest.approx(other["validation loss"], abs=2e-5)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=2e-4, rtol=0)
+    with pytest.raises(TrainingError, match="processes 2, now 1"):
+        finetune(str(saved), data, tmp_path / "two", settings(batch_size=4, at_once=1))

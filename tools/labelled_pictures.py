@@ -1,6 +1,6 @@
 """Make a folder of labelled pictures, as somebody may have them who wants to fine-tune a model.
 
-    python tools/labelled_pictures.py FOLDER [--name rabbit] [--pictures 40]
+    python tools/labelled_pictures.py FOLDER [--name bus] [--pictures 40]
     minipali finetune FOLDER --output learned
 
 The pictures show an object that the small model has never seen, from drawings that the package
@@ -27,8 +27,8 @@ def names_of(rng: np.random.Generator, number: int, name: str) -> list[str]:
 
 
 def lines(scene: scenes.Scene, rng: np.random.Generator, image: str) -> list[dict]:
-    """A few questions about a picture, in the words that the small model knows."""
-    tasks = ("naming", "detection", "caption") if len(scene.things) == 1 else ("places", "caption")
+    """Two questions about a picture, in the words that the small model knows."""
+    tasks = ("naming" if len(scene.things) == 1 else "places", "detection")
     asked = [scenes.ask(rng, scene, task) for task in tasks]
     return [
         {"image": image, "prefix": one.prompt, "suffix": one.answer}
@@ -59,7 +59,7 @@ def make(folder: Path, name: str, pictures: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--name", default="rabbit", help="default rabbit")
+    parser.add_argument("--name", default="bus", help="default bus")
     parser.add_argument("--pictures", type=int, default=40, help="default 40")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
