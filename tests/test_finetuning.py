@@ -1,6 +1,7 @@
 """Fine-tuning: what is wrong with data, what a step computes, stopping and going on."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -359,6 +360,18 @@ def test_all_weights(saved, data, tmp_path):
         finetune(str(saved), data, tmp_path / "other", settings(full=True))
 
 
+@pytest.mark.parametrize("how", [{}, {"precision": "bfloat16", "less_memory": True}])
+def test_a_base_in_bfloat16_learns_in_float32(saved, data, tmp_path, how):
+    model, processor = minipali.load(saved, dtype="bfloat16")
+    minipali.save(model, processor, tmp_path / "base")
+    finetune(str(tmp_path / "base"), data, tmp_path / "out", settings(**how))
+    losses = [line["loss"] for line in read_log(tmp_path / "out" / "training" / "log.jsonl")]
+    assert losses[-1] < losses[0]
+    learned = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in learned.values()} == {torch.float32}
+    minipali.load(tmp_path / "base", adapter=tmp_path / "out")
+
+
 def test_it_ends_early_and_keeps_the_best(saved, data, tmp_path, monkeypatch):
     losses = iter([5.0, 3.0, 4.0, 3.5, 1.0])
     monkeypatch.setattr(finetuning, "validation_loss", lambda *_: next(losses))
@@ -518,10 +531,9 @@ def test_answers_are_those_of_generate(saved, data, processor):
 def test_the_script_makes_data_without_faults(tmp_path, small_folder):
     from minipali.config import read
 
-    root = Path(__file__).parents[1]
-    script = root / "tools" / "labelled_pictures.py"
-    made = [sys.executable, str(script), str(tmp_path / "d"), "--pictures", "8"]
-    subprocess.run(made, check=True, cwd=root, capture_output=True)
+    script = Path(__file__).parents[1] / "tools" / "labelled_pictures.py"
+    made = runpy.run_path(str(script))
+    made["make"](tmp_path / "d", "bus", 8, seed=0)
     processor = Processor(small_folder / "tokenizer.model", read(small_folder / "config.json"))
     data = read_data(tmp_path / "d", processor)
     assert not data.faults and len(data.training) > 8 and len(data.validation) > 8
