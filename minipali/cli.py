@@ -222,6 +222,9 @@ def add_finetuning(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--less-memory", action="store_true", help="compute activations twice, and keep few"
     )
+    verb.add_argument(
+        "--shard", action="store_true", help="under torchrun: divide the weights (FSDP)"
+    )
     add("--device", "where to compute", default="auto", metavar=None,
         choices=("auto", "cpu", "cuda", "mps"))  # fmt: skip
 

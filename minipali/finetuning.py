@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -59,7 +61,8 @@ class Settings:
 
     batch_size: examples a step; at_once: how many of them go through the model together; lr: the
     highest rate, by default as `rate` says; patience: measurements without a better validation loss
-    after which the run ends.
+    after which the run ends; less_memory: compute activations twice; shard: divide the weights
+    among the processes, where one device cannot hold them.
     """
 
     full: bool = False
@@ -74,6 +77,7 @@ class Settings:
     patience: int = 3
     precision: str = "auto"
     less_memory: bool = False
+    shard: bool = False
 
 
 def rate(model: PaliGemma, full: bool) -> float:
@@ -253,6 +257,28 @@ def keep_less(model: PaliGemma) -> None:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
+def divide(module: FineTuned) -> None:
+    """FSDP2: each process keeps its part of every weight, and has one layer whole at a time."""
+    model = module.model
+    for layer in (*model.vision_tower.layers, *model.language_model.layers):
+        fully_shard(layer)
+    fully_shard(module)
+
+
+def gathered(value):
+    """A state with whole tensors in place of divided ones. All processes must call it."""
+    if isinstance(value, dict):
+        return {key: gathered(inner) for key, inner in value.items()}
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def divided(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, divided as `like` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
 def finetune(
     source: str,
     data: Data,
@@ -284,14 +310,27 @@ def finetune(
                 f"a batch of {settings.batch_size} must divide evenly among the processes, found"
                 f" {among.size}"
             )
+        if settings.shard and among.size == 1:
+            raise TrainingError(
+                "weights are divided among processes, and there is one: start several with torchrun"
+            )
         if device == "cuda" and among.size > 1:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        dtype = "float32" if settings.full else None
         torch.manual_seed(settings.seed)
-        model, processor = load(source, "float32" if settings.full else None, device)
+        # What is divided comes from the files part by part.
+        model, processor = load(source, dtype, "cpu" if settings.shard else device)
         run = Run(model, processor, data, settings, folder, among)
         run.go()
+        if settings.shard:
+            learned = gathered(dict(run.learned))
         if among.rank > 0:
             return ""
+        if settings.shard:  # once more as one, to be written
+            model, _ = load(source, dtype, "cpu")
+            run.prepare(model)
+            run.put(learned)
         model = run.model.eval()
         for layer in (*model.vision_tower.layers, *model.language_model.layers):
             layer.__dict__.pop("forward", None)
@@ -300,9 +339,9 @@ def finetune(
         else:
             save_adapter(model, output, source)
         loss_curve(read_log(run.log)).savefig(folder / "curve.png", dpi=100, bbox_inches="tight")
-        if not run.shown:
-            return "nothing was held out: there is no before and after"
-        return table(run.before, run.measure(), len(run.shown))
+        if not run.asked:
+            return "nothing was asked: before and after are the validation losses of the log"
+        return table(run.before, run.measure(), len(run.asked))
 
 
 class Run:
@@ -320,15 +359,13 @@ class Run:
         self.data, self.settings, self.model, self.among = data, settings, model, among
         self.file, self.log = folder / "checkpoint.safetensors", folder / "log.jsonl"
         self.base = fingerprint(model)
-        if settings.full:
-            for p in model.parameters():  # which may lie in the model's files
-                p.data = p.data.clone()
-        else:
-            add_lora(model, list(settings.targets), settings.rank, settings.alpha)
+        self.prepare(model)
         if settings.less_memory:
             keep_less(model)
         self.module = FineTuned(model)
-        self.learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if settings.shard:
+            divide(self.module)
+            self.learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.lr = settings.lr or rate(model, settings.full)
         self.optimizer = torch.optim.AdamW(
             self.learned.values(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0
@@ -336,6 +373,7 @@ class Run:
         device = next(model.parameters()).device
         self.batches = Batches(processor, device)
         self.shown = data.validation[:MEASURED]
+        self.asked = [] if settings.shard else self.shown  # a divided model is not asked
         self.best: dict | None = None  # loss, step, weights
         self.waited, self.step, self.seconds = 0, 0, 0.0
         self.quiet = None if among.rank == 0 else True  # None: quiet where no terminal reads it
@@ -346,7 +384,19 @@ class Run:
             self.before = self.measure()
             self.module.narrow = self.is_narrow()
 
+    def prepare(self, model: PaliGemma) -> None:
+        """Make a model as it comes from its files one that learns."""
+        settings, self.model = self.settings, model
+        if settings.full:
+            for p in model.parameters():  # which may lie in the model's files
+                p.data = p.data.clone()
+        else:
+            add_lora(model, list(settings.targets), settings.rank, settings.alpha)
+        self.learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+
     def is_narrow(self) -> bool:
+        if self.settings.shard:
+            return False
         if self.settings.precision != "auto":
             return self.settings.precision == "bfloat16"
         self.module.train()
@@ -356,8 +406,8 @@ class Run:
         return found[0]
 
     def measure(self) -> dict[str, list[float]]:
-        told = answers(self.model, self.batches, self.shown, self.settings.at_once)
-        return measures(self.shown, told) if self.shown else {}
+        told = answers(self.model, self.batches, self.asked, self.settings.at_once)
+        return measures(self.asked, told) if self.asked else {}
 
     @property
     def every(self) -> int:
@@ -368,7 +418,9 @@ class Run:
         settings, steps = self.settings, self.settings.steps
         if self.among.rank == 0:
             cut_log(self.log, STAGE, self.step)
-        trained = DistributedDataParallel(self.module) if self.among.size > 1 else self.module
+        trained = self.module
+        if self.among.size > 1 and not settings.shard:
+            trained = DistributedDataParallel(self.module)
         began, recent = time.monotonic() - self.seconds, []
         warmup = min(100, steps // 10 + 1)
 
@@ -390,9 +442,10 @@ class Run:
                 line["validation loss"] = self.look()
             bar.set_postfix({k: v for k, v in line.items() if "loss" in k})
             # The line first: after a kill between the two, `cut_log` takes it away again.
+            state = self.state()
             if self.among.rank == 0:
                 add_line(self.log, line)
-                save_checkpoint(self.file, self.state())
+                save_checkpoint(self.file, state)
             if self.waited >= settings.patience:
                 raise _Enough
 
@@ -419,7 +472,7 @@ class Run:
         examples, size = self.shown, self.settings.at_once
         loss = round(validation_loss(self.module, self.batches, examples, size), 5)
         if math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
-            weights = {n: p.detach().clone() for n, p in self.learned.items()}
+            weights = {n: gathered(p.detach()).clone() for n, p in self.learned.items()}
             self.best, self.waited = {"loss": loss, "step": self.step, "weights": weights}, 0
         else:
             self.waited += 1
@@ -428,7 +481,7 @@ class Run:
     @torch.no_grad()
     def put(self, weights: dict[str, Tensor]) -> None:
         for name, p in self.learned.items():
-            p.copy_(weights[name])
+            p.copy_(divided(weights[name], p))
 
     def belongs_to(self) -> dict:
         """What a checkpoint must agree in."""
@@ -448,8 +501,8 @@ class Run:
             "before": self.before,
             "best": self.best,
             "waited": self.waited,
-            "weights": dict(self.learned),
-            "optimizer": self.optimizer.state_dict(),
+            "weights": gathered(dict(self.learned)),
+            "optimizer": gathered(self.optimizer.state_dict()),
         }
 
     def resume(self) -> None:
@@ -468,6 +521,10 @@ class Run:
                     " command that began it, or choose another folder"
                 )
             self.put(saved["weights"])
+            for p, own in zip(
+                self.learned.values(), saved["optimizer"]["state"].values(), strict=True
+            ):
+                own |= {key: divided(t, p) for key, t in own.items() if t.ndim == p.ndim}
             self.optimizer.load_state_dict(saved["optimizer"])
             self.step, self.seconds = saved["step"], saved["seconds"]
             self.best, self.waited, self.before = saved["best"], saved["waited"], saved["before"]

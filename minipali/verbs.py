@@ -301,6 +301,7 @@ def finetune(options: argparse.Namespace) -> int:
         patience=options.patience,
         precision=options.precision,
         less_memory=options.less_memory,
+        shard=options.shard,
     )
     what = "all weights" if options.full else f"LoRA of rank {settings.rank}"
     if first:

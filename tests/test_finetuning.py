@@ -551,21 +551,27 @@ from minipali.weights import load
 torch.set_num_threads(1)
 saved, folder, output = sys.argv[1:]
 data = read_data(Path(folder), load(saved)[1], 0.25)
-finetune(saved, data, Path(output), settings(batch_size=4, at_once=1))
+for name, shard in (("whole", False), ("divided", True), ("divided", True)):
+    finetune(saved, data, Path(output) / name, settings(batch_size=4, at_once=1, shard=shard))
 """
 
 
 def test_two_processes_end_as_one(saved, folder, data, tmp_path):
-    """With suffixes of several lengths, where a mean of the processes' means would differ."""
+    """Each with the whole model, and with a part of every weight, which also goes on.
+
+    With suffixes of several lengths, where a mean of the processes' means would differ.
+    """
     finetune(str(saved), data, tmp_path / "one", settings(batch_size=4, at_once=4))
-    given = (saved, folder, tmp_path / "two")
-    for code, text in ends(start(SHARED, *given, number=2)):
+    for code, text in ends(start(SHARED, saved, folder, tmp_path, number=2)):
         assert code == 0, text
-    wanted, found = (end_of(tmp_path / name) for name in ("one", "two"))
-    for one, other in zip(wanted.pop("log"), found.pop("log"), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
-        assert one["validation loss"] == pytest.approx(other["validation loss"], abs=2e-5)
-    for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], atol=2e-4, rtol=0)
+    for name in ("whole", "divided"):
+        wanted, found = end_of(tmp_path / "one"), end_of(tmp_path / name)
+        for one, other in zip(wanted.pop("log"), found.pop("log"), strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], abs=2e-5)
+            assert one["validation loss"] == pytest.approx(other["validation loss"], abs=2e-5)
+        for key in wanted:
+            torch.testing.assert_close(found[key], wanted[key], atol=2e-4, rtol=0)
     with pytest.raises(TrainingError, match="processes 2, now 1"):
-        finetune(str(saved), data, tmp_path / "two", settings(batch_size=4, at_once=1))
+        finetune(str(saved), data, tmp_path / "whole", settings(batch_size=4, at_once=1))
+    with pytest.raises(TrainingError, match="divided among processes, and there is one"):
+        finetune(str(saved), data, tmp_path / "new", settings(shard=True))
