@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -259,6 +257,8 @@ def keep_less(model: PaliGemma) -> None:
 
 def divide(module: FineTuned) -> None:
     """FSDP2: each process keeps its part of every weight, and has one layer whole at a time."""
+    from torch.distributed.fsdp import fully_shard  # here, because it takes seconds
+
     model = module.model
     for layer in (*model.vision_tower.layers, *model.language_model.layers):
         fully_shard(layer)
@@ -269,13 +269,15 @@ def gathered(value):
     """A state with whole tensors in place of divided ones. All processes must call it."""
     if isinstance(value, dict):
         return {key: gathered(inner) for key, inner in value.items()}
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def divided(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, divided as `like` is."""
-    if not isinstance(like, DTensor):
+    if not hasattr(like, "full_tensor"):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 

@@ -544,15 +544,19 @@ def test_the_script_makes_data_without_faults(tmp_path, small_folder):
 # --- several processes ---------------------------------------------------------------------------
 
 SHARED = """
-import sys, torch
+import contextlib, sys, torch
 from pathlib import Path
-from test_finetuning import read_data, finetune, settings
+from test_finetuning import finetune, finetuning, read_data, settings
 from minipali.weights import load
 torch.set_num_threads(1)
 saved, folder, output = sys.argv[1:]
 data = read_data(Path(folder), load(saved)[1], 0.25)
-for name, shard in (("whole", False), ("divided", True), ("divided", True)):
-    finetune(saved, data, Path(output) / name, settings(batch_size=4, at_once=1, shard=shard))
+with finetuning.world() as among:
+    finetuning.world = lambda: contextlib.nullcontext(among)
+    for name, shard in (("whole", False), ("divided", True), ("divided", True)):
+        how = settings(steps=3, batch_size=4, at_once=1, shard=shard)
+        finetune(saved, data, Path(output) / name, how)
+        torch.distributed.barrier()
 """
 
 
@@ -561,7 +565,7 @@ def test_two_processes_end_as_one(saved, folder, data, tmp_path):
 
     With suffixes of several lengths, where a mean of the processes' means would differ.
     """
-    finetune(str(saved), data, tmp_path / "one", settings(batch_size=4, at_once=4))
+    finetune(str(saved), data, tmp_path / "one", settings(steps=3, batch_size=4, at_once=4))
     for code, text in ends(start(SHARED, saved, folder, tmp_path, number=2)):
         assert code == 0, text
     for name in ("whole", "divided"):
@@ -572,6 +576,6 @@ def test_two_processes_end_as_one(saved, folder, data, tmp_path):
         for key in wanted:
             torch.testing.assert_close(found[key], wanted[key], atol=2e-4, rtol=0)
     with pytest.raises(TrainingError, match="processes 2, now 1"):
-        finetune(str(saved), data, tmp_path / "whole", settings(batch_size=4, at_once=1))
+        finetune(str(saved), data, tmp_path / "whole", settings(steps=3, batch_size=4, at_once=1))
     with pytest.raises(TrainingError, match="divided among processes, and there is one"):
         finetune(str(saved), data, tmp_path / "new", settings(shard=True))
