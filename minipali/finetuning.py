@@ -293,17 +293,18 @@ def finetune(
     output: gets an adapter (with `settings.full` a whole model), and `training/` with log.jsonl,
     curve.png and checkpoint.safetensors. What is kept is the state with the least validation loss,
     where there are examples for it. Under torchrun all processes train together, each on its share
-    of every batch. Returns what to tell about before and after. Raises
-    TrainingError, WeightsError or FloatingPointError, in one sentence.
+    of every batch. Returns what to tell about before and after. Raises TrainingError, WeightsError
+    or FloatingPointError, in one sentence.
     """
     from minipali.figures.training import loss_curve
 
     whole = (output / "config.json").exists()
-    if whole != settings.full and not is_unused(output) and (settings.full or whole):
+    usable = whole or is_unused(output) if settings.full else not whole
+    if not usable or (whole and os.path.exists(source) and output.samefile(source)):
         raise TrainingError(
             f"{output} must be new, or the folder of"
-            f" {'a whole model' if settings.full else 'an adapter'}, found another thing in it:"
-            " choose another --output"
+            f" {'another whole model' if settings.full else 'an adapter'}, found another thing in"
+            " it: choose another --output"
         )
     folder = output / TRAINING
     with world() as among, only_run_in(folder) if among.rank == 0 else contextlib.nullcontext():

@@ -356,7 +356,7 @@ def test_all_weights(saved, data, tmp_path):
         finetune(str(saved), data, tmp_path / "whole", settings())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").touch()
-    with pytest.raises(TrainingError, match="the folder of a whole model, found another thing"):
+    with pytest.raises(TrainingError, match="the folder of another whole model, found"):
         finetune(str(saved), data, tmp_path / "other", settings(full=True))
 
 
@@ -370,6 +370,15 @@ def test_a_base_in_bfloat16_learns_in_float32(saved, data, tmp_path, how):
     learned = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {weight.dtype for weight in learned.values()} == {torch.float32}
     minipali.load(tmp_path / "base", adapter=tmp_path / "out")
+
+
+def test_the_base_is_not_written_over(folder, data, tmp_path):
+    minipali.save(*minipali.load("small"), tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="must be new, or the folder of another whole model"):
+        finetune(str(tmp_path), data, tmp_path, settings(full=True))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert not (tmp_path / "training").exists()
 
 
 def test_it_ends_early_and_keeps_the_best(saved, data, tmp_path, monkeypatch):
