@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what editors and type checkers see of `__getattr__` below
+    from minipali.adapters import load
     from minipali.asking import detect, generate, stream
     from minipali.saving import save
-    from minipali.weights import load
 
 __version__ = "0.1.0"
 __all__ = ["detect", "generate", "load", "save", "stream"]
@@ -14,7 +14,7 @@ __all__ = ["detect", "generate", "load", "save", "stream"]
 _HOMES = {
     "detect": "minipali.asking",
     "generate": "minipali.asking",
-    "load": "minipali.weights",
+    "load": "minipali.adapters",
     "save": "minipali.saving",
     "stream": "minipali.asking",
 }

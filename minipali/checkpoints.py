@@ -71,7 +71,7 @@ def reading(file: Path) -> Iterator[None]:
     ) as error:  # fmt: skip
         raise TrainingError(
             f"{file} must be a checkpoint of this training and can be read as none: delete it to"
-            f" begin its stage anew, or choose another --folder ({_first_line(error)})"
+            f" begin its stage anew, or choose another folder ({_first_line(error)})"
         ) from error
 
 
@@ -128,7 +128,7 @@ def read_log(file: Path) -> list[dict]:
                 break
             raise TrainingError(
                 f"line {number} of {file} must be one of a training's log, found {text[:60]!r}:"
-                " take it out, or choose another --folder"
+                " take it out, or choose another folder"
             ) from error
     return lines
 
@@ -169,11 +169,11 @@ def only_run_in(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise TrainingError(
             f"{folder} must belong to one training at a time, and another one is at work in it:"
-            " wait for its end or choose another --folder"
+            " wait for its end or choose another folder"
         ) from error
     except OSError as error:
         raise TrainingError(
-            f"{folder} must be a folder to write in ({_first_line(error)}): choose another --folder"
+            f"{folder} must be a folder to write in ({_first_line(error)}): choose another folder"
         ) from error
     try:
         yield

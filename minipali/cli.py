@@ -28,6 +28,16 @@ A picture is a file, a folder of them, an https address, or - for standard input
 several come in a line each. What goes wrong with one of several is said, and the exit code is 2."""
 
 
+ABOUT_DATA = """\
+DATA is a file of JSON lines, or a folder with train.jsonl (or one such file alone):
+
+  {"image": "1.png", "prefix": "answer en what is this?", "suffix": "rabbit"}
+
+Paths of pictures start where the file is. All lines are checked first, and all faults are told.
+FOLDER gets an adapter as PEFT writes it (with --full a whole model), and training/ with the log,
+the curve and a checkpoint: after a kill or Ctrl-C the same command goes on where it was."""
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, where argparse would show all the options before it."""
 
@@ -129,6 +139,27 @@ def parser() -> argparse.ArgumentParser:
     )
 
     verb = add(
+        "finetune",
+        verbs.finetune,
+        "Let a model learn from your own labelled pictures.",
+        epilog=ABOUT_DATA,
+    )
+    add_finetuning(verb)
+
+    verb = add(
+        "merge",
+        verbs.merge,
+        "Write a whole model: one with what an adapter has learned added to its weights.",
+    )
+    verb.add_argument("adapter", type=Path, metavar="ADAPTER", help="the adapter's folder")
+    verb.add_argument(
+        "--model", action=Once, default="small", help="the model that it was trained on"
+    )
+    verb.add_argument(
+        "--output", action=Once, type=Path, required=True, metavar="FOLDER", help="the new model's"
+    )
+
+    verb = add(
         "page",
         verbs.page,
         "Write a web page, one file, in which the model answers without a server or a network.",
@@ -142,6 +173,74 @@ def parser() -> argparse.ArgumentParser:
 
     add("doctor", doctor, "Look at the installation, and say what to do about what is wrong.")
     return top
+
+
+def add_finetuning(verb: argparse.ArgumentParser) -> None:
+    whole = number(int, "a whole number, at least 1", lambda n: n >= 1)
+    above = number(float, "a number above 0", lambda x: 0 < x < float("inf"))
+
+    def add(name: str, text: str, kind=None, default=None, metavar="N", **options) -> None:
+        shown = "" if default is None else f" (default: {default})"
+        verb.add_argument(
+            name, action=Once, type=kind, default=default, metavar=metavar, help=text + shown,
+            **options,
+        )  # fmt: skip
+
+    verb.add_argument("data", type=Path, metavar="DATA", help="a file or a folder")
+    add("--output", "where what is learned goes", Path, metavar="FOLDER")
+    verb.add_argument("--check", action="store_true", help="look at the data and do no more")
+    add("--model", "small, a model folder, or a hub id", default="small", metavar="MODEL")
+    add(
+        "--validation",
+        "a file to measure on, or the share of pictures to hold out, 0 for none",
+        share_or_file, 0.1, metavar="FILE|SHARE",
+    )  # fmt: skip
+    verb.add_argument("--full", action="store_true", help="train all weights, not LoRA")
+    add("--rank", "of LoRA", whole, 8)
+    add("--alpha", "of LoRA (default: twice the rank)", above, metavar="A")
+    add(
+        "--targets",
+        "ends of the names of layers that get LoRA, with commas between",
+        default="q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", metavar="NAMES",
+    )  # fmt: skip
+    length = verb.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=whole, metavar="N", help="how many steps")
+    length.add_argument(
+        "--epochs", type=whole, default=10, metavar="N", help="times through the data (default: 10)"
+    )
+    add("--batch-size", "examples a step", whole, 8)
+    add("--at-once", "of them, those that go through the model together (default: all)", whole)
+    add("--lr", "the highest learning rate (default: by the width of the model)", above)
+    add("--seed", "of the order and of LoRA's first numbers",
+        number(int, "a whole number from 0 to 2**63 - 1", lambda s: 0 <= s < 2**63), 0)  # fmt: skip
+    add("--patience", "measurements without a better loss after which it ends", whole, 3)
+    add(
+        "--precision",
+        "auto measures whether bfloat16 is faster here",
+        default="auto", metavar=None, choices=("auto", "float32", "bfloat16"),
+    )  # fmt: skip
+    verb.add_argument(
+        "--less-memory", action="store_true", help="compute activations twice, and keep few"
+    )
+    verb.add_argument(
+        "--shard", action="store_true", help="under torchrun: divide the weights (FSDP)"
+    )
+    add("--device", "where to compute", default="auto", metavar=None,
+        choices=("auto", "cpu", "cuda", "mps"))  # fmt: skip
+
+
+def share_or_file(text: str) -> float | Path:
+    try:
+        share = float(text)
+    except ValueError:
+        if not Path(text).is_file():
+            raise argparse.ArgumentTypeError(
+                f"must be a file of JSON lines or a share from 0 to below 1, found {text!r}"
+            ) from None
+        return Path(text)
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to below 1, found {text!r}")
+    return share
 
 
 def add_name(verb: argparse.ArgumentParser) -> None:
@@ -164,6 +263,13 @@ def add_common(verb: argparse.ArgumentParser) -> None:
         action=Once,
         default="small",
         help="small (default), a model folder, or a model on the hub: owner/name@revision",
+    )
+    verb.add_argument(
+        "--adapter",
+        action=Once,
+        type=Path,
+        metavar="FOLDER",
+        help="a LoRA adapter of that model, as minipali finetune or peft writes it",
     )
     verb.add_argument(
         "--device",

@@ -46,6 +46,7 @@ except ImportError:  # Windows
 
 SHARD_BYTES = 5_000_000_000  # a larger model is saved in shards of at most this size
 CONFIG = "config.json"
+TRAINING = "training"  # a folder inside the model's: log and checkpoint of its fine-tuning
 WAIT = 600  # seconds for another save into the same folder
 # Seconds before a refused renaming is tried again: on Windows, while a virus scanner reads a file.
 PAUSES = (0.1, 0.2, 0.4, 0.8)
@@ -204,10 +205,10 @@ def recover(folder: str | Path) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a folder is not there yet or empty, but for what a killed save has left."""
+    """Whether a folder is not there yet or empty, but for what a killed save or a training left."""
     if not folder.is_dir():
         return not os.path.lexists(folder)
-    return all(path.name.startswith(SAVING) for path in folder.iterdir())
+    return all(path.name.startswith(SAVING) or path.name == TRAINING for path in folder.iterdir())
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -5,7 +5,7 @@ What is trained stands elsewhere: the shipped model in `recipe`, what lessons tr
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +138,7 @@ def schedule(step: int, steps: int, warmup: int, decay: float = 0.4) -> float:
 
 def fit(
     module: nn.Module,
-    step_loss: Callable[[int], Tensor],
+    step_loss: Callable[[int], Tensor | Iterable[Tensor]],
     steps: int,
     optimizers: list[torch.optim.Optimizer],
     warmup: int = 10,
@@ -149,9 +149,10 @@ def fit(
 ) -> list[float]:
     """Train `module`, and return the loss of each step.
 
-    step_loss(step): the loss (), a tensor with a gradient; warmup, decay: see `schedule`; clip: the
-    most that all gradients together may be long; after(done, loss): called after each step, with
-    the number of steps done. It may measure in eval mode: each step puts train mode back.
+    step_loss(step): the loss (), a tensor with a gradient, or its summands one after the other,
+    where a batch is too large to go through the model at once; warmup, decay: see `schedule`; clip:
+    the most that all gradients together may be long; after(done, loss): called after each step,
+    with the number of steps done. It may measure in eval mode: each step puts train mode back.
     start: the steps that are done already. Whoever loads the states of module and optimizers as
     they were then, and draws the data of a step from its number alone, gets the same end.
     Raises FloatingPointError, before anything moves, when the loss is infinite or no number.
@@ -162,12 +163,14 @@ def fit(
     losses = []
     for step in range(start, steps):
         module.train()
-        loss = step_loss(step)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"the loss is {losses[-1]} in step {step + 1} of {steps}")
         module.zero_grad()
-        loss.backward()
+        losses.append(0.0)
+        parts = step_loss(step)
+        for loss in [parts] if isinstance(parts, Tensor) else parts:
+            losses[-1] += loss.item()
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"the loss is {losses[-1]} in step {step + 1} of {steps}")
+            loss.backward()  # adds to the gradients of the parts before
         nn.utils.clip_grad_norm_(module.parameters(), clip)
         factor = schedule(step, steps, warmup, decay)
         for group, rate in zip(groups, rates, strict=True):

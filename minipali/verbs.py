@@ -1,4 +1,5 @@
-"""What the command does for ask, caption, detect, segment and page.
+"""What the command does for ask, caption, detect, segment, finetune, merge and
+page.
 
 Answers go to standard output, everything else (notes, what is wrong) to standard error.
 """
@@ -30,6 +31,9 @@ LEARNED = re.compile(
 )
 
 
+FAULTS = 100  # of the data that are told one by one
+
+
 def note(text) -> None:
     print(f"note      {text}", file=sys.stderr, flush=True)
 
@@ -57,17 +61,26 @@ def choose_device(name: str) -> str:
     return name
 
 
-def load_model(source: str, device: str, dtype: str | None = None, int8: bool = False):
+def load_model(
+    source: str,
+    device: str,
+    dtype: str | None = None,
+    int8: bool = False,
+    adapter: Path | None = None,
+):
     """(model, processor); see `minipali.load`. Sets torch's threads: this program is ours alone."""
     import torch
 
+    from minipali.adapters import load
+    from minipali.lora import merge_lora
     from minipali.narrow import quantize
-    from minipali.weights import load
 
-    model, processor = load(source, dtype=dtype, device=choose_device(device))
+    model, processor = load(source, dtype, choose_device(device), adapter)
     # In a small model a second thread gains nothing; where other programs run, all wait for it.
     if sum(p.numel() for p in model.parameters()) < 2**26:
         torch.set_num_threads(1)
+    if int8:
+        merge_lora(model)
     return quantize(model) if int8 else model, processor
 
 
@@ -114,9 +127,10 @@ class Job:
                 model is None
             ):  # now, so that nobody waits for a large one to hear of a wrong picture
                 model, processor = load_model(
-                    options.model, options.device, options.dtype, options.int8
+                    options.model, options.device, options.dtype, options.int8, options.adapter
                 )
-                if options.model == "small" and not LEARNED.fullmatch(self.prompt):
+                known = options.model == "small" and not options.adapter
+                if known and not LEARNED.fullmatch(self.prompt):
                     help_ = f"minipali {options.verb} --help"
                     note(f"the small model has not learned this prompt; see {help_}")
             yield source, picture, model, processor
@@ -245,6 +259,89 @@ def find_objects(options: argparse.Namespace, prompt: str, look, default: str) -
         if job.alone and written:
             print(f"written   {output}")
     return job.code
+
+
+def finetune(options: argparse.Namespace) -> int:
+    import torch
+
+    from minipali import finetuning
+    from minipali.dataset import read_data
+    from minipali.lora import find_targets
+
+    device = choose_device(options.device)
+    model, processor = load_model(options.model, "cpu")
+    data = read_data(options.data, processor, options.validation, options.seed)
+    for fault in data.faults[:FAULTS]:
+        print(fault, file=sys.stderr)
+    if data.faults:
+        more = len(data.faults) - FAULTS
+        hidden = f" ({more} more are not shown)" if more > 0 else ""
+        number = len(data.faults)
+        return failed(f"{number} fault{'s' * (number > 1)} must be mended before training{hidden}")
+    held, first = len(data.validation), os.environ.get("RANK", "0") == "0"  # else another tells
+    if first:
+        print(f"data      {len(data.training)} lines to learn from, {held} to measure on; no fault")
+    if options.check:
+        return 0
+    if options.output is None:
+        raise ValueError("--output must say where what is learned goes")
+    batch, targets = options.batch_size, options.targets.split(",")
+    if not options.full:
+        find_targets(model, targets)  # raises before anything is begun
+    settings = finetuning.Settings(
+        full=options.full,
+        rank=options.rank,
+        alpha=options.rank * 2 if options.alpha is None else options.alpha,
+        targets=tuple(targets),
+        steps=options.steps or -(-options.epochs * len(data.training) // batch),
+        batch_size=batch,
+        at_once=min(batch, options.at_once or batch),
+        lr=options.lr or finetuning.rate(model, options.full),
+        seed=options.seed,
+        patience=options.patience,
+        precision=options.precision,
+        less_memory=options.less_memory,
+        shard=options.shard,
+    )
+    what = "all weights" if options.full else f"LoRA of rank {settings.rank}"
+    if first:
+        told = f"{what}, {settings.steps} steps of {batch}, rate {settings.lr:.2g}"
+        print(f"training  {told}", flush=True)
+    del model
+    try:
+        told = finetuning.finetune(options.model, data, options.output, settings, device)
+    except KeyboardInterrupt:
+        where = options.output / finetuning.TRAINING
+        if first:
+            note = f"stopped; the same command goes on from the last checkpoint in {where}"
+            print(f"minipali: {note}", file=sys.stderr)
+        return 130
+    except FloatingPointError as error:
+        return failed(f"{error}: begin again in another folder with a lower --lr")
+    except torch.OutOfMemoryError:
+        return failed(
+            "the training must fit into the memory of the device: lower --at-once, which changes"
+            " nothing else, or give --less-memory"
+        )
+    if not first:
+        return 0
+    print(told)
+    how = f"--model {options.output}" if options.full else f"--adapter {options.output}"
+    base = "" if options.full or options.model == "small" else f" --model {options.model}"
+    print(f"written   {options.output}; ask with{base} {how}")
+    return 0
+
+
+def merge(options: argparse.Namespace) -> int:
+    from minipali.adapters import load
+    from minipali.lora import merge_lora
+    from minipali.saving import save
+
+    model, processor = load(options.model, adapter=options.adapter)
+    merge_lora(model)
+    save(model, processor, options.output)
+    print(f"written   {options.output}: a whole model, ask it with --model {options.output}")
+    return 0
 
 
 def page(options: argparse.Namespace) -> int:

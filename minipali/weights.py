@@ -67,14 +67,15 @@ def read_header(file: str | Path) -> dict[str, dict]:
 
     Raises WeightsError for a damaged or cut-off file, and for one of another format.
     """
-    with _open(Path(file)) as stored:
+    with open_weights(Path(file)) as stored:
         slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118
         return {
             key: {"dtype": one.get_dtype(), "shape": one.get_shape()} for key, one in slices.items()
         }
 
 
-def _open(file: Path):
+def open_weights(file: Path):
+    """A safetensors file, to be used in a `with`. Raises WeightsError if it is none."""
     try:
         configs.check_regular(file)
         return safe_open(file, framework="pt")
@@ -160,6 +161,11 @@ def _contents(folder: Path) -> str:
             f"{a_few(names)}: pickled weights are not read, because opening a pickle can run any"
             " code; get the safetensors version of this model, or convert it with"
             " transformers' save_pretrained"
+        )
+    if "adapter_config.json" in names:
+        return (
+            f"{a_few(names)}: this is an adapter, load the model that it was trained on and name"
+            " this folder as the adapter"
         )
     if not names:
         return "nothing: give the folder of a downloaded or saved model"
@@ -437,7 +443,7 @@ def _read(folder: Path, found: Accounts, dtype, device) -> dict[str, Tensor]:
         by_file.setdefault(file, {})[key] = name
     weights = {}
     for file, keys in by_file.items():
-        with _open(folder / file) as stored:
+        with open_weights(folder / file) as stored:
             for key, name in keys.items():
                 weights[name] = stored.get_tensor(key).to(dtype=dtype, device=device)
     return weights
@@ -447,7 +453,10 @@ def _check_tied(folder: Path, found: Accounts) -> None:
     """A stored head must be the embedding, number by number: the model has no other."""
     embedding_file, embedding_key = found.used[EMBEDDING]
     for key, file in found.tied.items():
-        with _open(folder / file) as head, _open(folder / embedding_file) as embedding:
+        with (
+            open_weights(folder / file) as head,
+            open_weights(folder / embedding_file) as embedding,
+        ):
             equal = torch.equal(head.get_tensor(key), embedding.get_tensor(embedding_key))
         if not equal:
             raise WeightsError(

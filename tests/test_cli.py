@@ -109,10 +109,12 @@ def test_the_model_is_the_one_named(picture, monkeypatch, capsys):
     refused(capsys, "detect", "dog", "--image", picture, "--device", "mps")
     how = ["--dtype", "float16", "--int8"]
     refused(capsys, "caption", picture, "--model", "owner/name@bfloat16", *how)
+    refused(capsys, "ask", picture, "--adapter", "learned")
     assert asked == [
-        ("owner/name", "auto", None, False),
-        ("small", "mps", None, False),
-        ("owner/name@bfloat16", "auto", "float16", True),
+        ("owner/name", "auto", None, False, None),
+        ("small", "mps", None, False, None),
+        ("owner/name@bfloat16", "auto", "float16", True, None),
+        ("small", "auto", None, False, Path("learned")),
     ]
 
 
@@ -149,10 +151,10 @@ def test_the_model_goes_to_the_chosen_device(monkeypatch):
     given = []
     monkeypatch.setattr(verbs, "choose_device", {"auto": "cuda"}.get)
     monkeypatch.setattr(
-        weights, "load", lambda source, **how: given.append((source, how)) or (Model(), None)
+        weights, "load", lambda source, *how: given.append((source, how)) or (Model(), None)
     )
     verbs.load_model("small", "auto", "float16")
-    assert given == [("small", {"device": "cuda", "dtype": "float16"})]
+    assert given == [("small", ("float16", "cuda"))]
 
 
 def test_a_device_whose_memory_is_full(picture, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 import minipali
-from minipali import comparison, scenes, weights
+from minipali import adapters, comparison, scenes, weights
 from minipali.checks import exercise
 from minipali.checks.engine import CRASHED, REFUSED, WRONG, examine
 from minipali.checks.weights import FILL, OUR_NAME, READ_TENSORS, bfloat16_to_float
@@ -361,7 +361,7 @@ def test_a_file_is_no_folder(saved):
 
 
 def test_the_package_offers_it():
-    assert minipali.load is load and minipali.save is save and minipali.__version__
+    assert minipali.load is adapters.load and minipali.save is save and minipali.__version__
 
 
 # --- comparing with transformers -----------------------------------------------------------------

@@ -205,3 +205,18 @@ def ablations(shares: dict[str, list[float]], usual: str) -> None:
         f"{name}: {', '.join(f'{100 * v:.0f}' for v in values)}" for name, values in shares.items()
     )
     show(figure, f"Right names in percent for each seed. {told}.")
+
+
+def loss_curve(lines: list[dict]) -> Figure:
+    """Loss of a fine-tuning, and its validation loss where there is one; the caller saves it."""
+    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    for key, style, colour in (("loss", "-", DARK), ("validation loss", "--", ORANGE)):
+        own = [line for line in lines if key in line]
+        if own:
+            steps = [line["step"] for line in own]
+            axis.plot(
+                steps, [line[key] for line in own], style, color=colour, label=key, marker="."
+            )
+    axis.set(xlabel="step", ylabel="loss a token", ylim=(0, None))
+    axis.legend(frameon=False)
+    return figure
