@@ -20,7 +20,7 @@ from torch import nn
 import minipali
 from minipali import checks, load, patches
 from minipali.checks import CheckFailed, check, engine, exercise, hint
-from minipali.checks.comparing import same
+from minipali.checks.comparing import difference, same
 from minipali.checks.engine import (
     CORRECT,
     CRASHED,
@@ -826,3 +826,12 @@ def test_no_function_of_lesson_or_package_passes_for_a_transfer_piece(one, unwat
                 assert outcome.status != CORRECT, function.__qualname__
                 tried += 1
     assert tried > 200
+
+
+def test_the_largest_difference_is_one():
+    """Infinity less itself is no number, and no number counts as the largest of all."""
+    expected = torch.tensor([[torch.inf, 1.0, torch.nan], [torch.inf, 2.0, 3.0]])
+    found = expected.clone()
+    found[1, 1] = 2.5
+    told = difference(found, expected, "row column", 0.0)
+    assert "at row 1, column 1: expected 2, found 2.5" in told and "17%" in told

@@ -6,7 +6,7 @@
 # in no lesson: one tensor out of many files, without reading the rest. At the end the packaged weights go
 # through your code into a fresh model, and it answers.
 #
-# The lesson is [notebooks/14_weights.ipynb](../notebooks/14_weights.ipynb). Time: 80 minutes, 20 of them
+# The lesson is [notebooks/14_weights.ipynb](../notebooks/14_weights.ipynb). Time: 85 minutes, 20 of them
 # for part 5. Names inside your functions are yours; the order of the arguments is not. No function changes
 # a tensor or a dict that it is given.
 

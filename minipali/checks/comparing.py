@@ -124,7 +124,9 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
         return f"the result must be {expected.item():.6g}, found {result.item():.6g}."
     if moved := _moved(result, expected, axes):
         return moved
-    apart = (result.double() - expected.double()).abs()
+    agree = (result == expected) | (result.isnan() & expected.isnan())  # inf - inf would be nan
+    apart = (result.double() - expected.double()).abs().nan_to_num(nan=torch.inf)
+    apart.masked_fill_(agree, 0)
     where = tuple(torch.stack(torch.unravel_index(apart.argmax(), apart.shape)).tolist())
     share = (apart > tolerance).double().mean().item()
     largest = "One of them is" if expected.dtype == torch.bool else "The largest difference is"

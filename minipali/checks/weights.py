@@ -408,6 +408,11 @@ def _bytes_swapped(bits: Tensor) -> Tensor:
     return (((whole & 0xFF) << 8 | whole >> 8) << 16).view(torch.float32)
 
 
+_NARROW = (
+    "A view as float32 wants 32 bits for each number, and here each has 16 (a shift does not change"
+    " that: what goes over the end is lost). Widen them first, with bits.to(torch.int32)."
+)
+
 BFLOAT16_TO_FLOAT = Exercise(
     name="bfloat16_to_float",
     reference=bfloat16_to_float,
@@ -571,6 +576,10 @@ BFLOAT16_TO_FLOAT = Exercise(
             "The two bytes of each number are exchanged. The pattern that you get is in the right"
             " order already.",
         ),
+    ),
+    crashes=(
+        Mistake("shifted in 16 bits", lambda bits: (bits << 16).view(torch.float32), _NARROW),
+        Mistake("viewed as they are", lambda bits: bits.view(torch.float32), _NARROW),
     ),
     hints=(
         "A bfloat16 is the first half of a float32: the same sign, the same exponent, and the first"
@@ -952,8 +961,8 @@ OUR_NAME = Exercise(
         ),
     ),
     hints=(
-        "First key.removeprefix('model.'). Three of the four layouts are then two: with and without"
-        " `vision_model.` in the vision tower.",
+        "First key.removeprefix('model.'): some layouts put it first. What is left of the"
+        " vision tower's names has `vision_model.` in some layouts, and in others not.",
         "What is left begins with one of a few words. Make a table of their beginnings and ours,"
         " the longer ones first, and go through it with key.startswith(theirs).",
         "Beginnings: language_model.lm_head. and lm_head. (ours: lm_head.); language_model.model."
