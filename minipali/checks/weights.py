@@ -989,8 +989,13 @@ class _Shown(dict):
     pop = popitem = clear = update = setdefault = __setitem__ = __delitem__ = __ior__ = _refuse
 
     def __repr__(self) -> str:
-        parts = [(name.split(".")[-2], getattr(x, "shape", x)) for name, x in self.items()]
-        return " + ".join(f"{name} {tuple(shape)}" for name, shape in parts)
+        parts = []
+        for name, x in self.items():
+            part = f"{name.split('.')[-2]} {tuple(getattr(x, 'shape', x))}"
+            if name == HEAD and TABLE in self and isinstance(x, Tensor):
+                part += ", equal to the table" if torch.equal(x, self[TABLE]) else ", not the table"
+            parts.append(part)
+        return " + ".join(parts)
 
     __str__ = __repr__
 
