@@ -1,4 +1,4 @@
-"""Lesson 18. LoRA: a trained model learns something new in a few small matrices beside its own.
+"""LoRA: a trained model learns something new in a few small matrices beside its own.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
 """

@@ -215,7 +215,8 @@ def test_a_piece_may_use_earlier_lessons_only():
 def test_an_answer_that_cannot_be_read_stops_the_process():
     process = Process(step=20, until=time.monotonic() + 20, memory=2**31)
     try:
-        process.answers.put(b"\x05" + b"\0" * 7 + b'{"a":')
+        answer = b"\x05" + b"\0" * 7 + b'{"a":'
+        process._read(io.BytesIO(len(answer).to_bytes(8, "little") + answer))
         with pytest.raises(Stopped, match="cannot be read"):
             process.hear()
         assert process.process.poll() is not None

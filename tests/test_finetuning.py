@@ -492,8 +492,10 @@ def test_killed_from_outside(saved, folder, undisturbed, tmp_path):
     process.wait()
     assert cli.main(command(saved, folder, tmp_path)) == 0
     assert [line["step"] for line in read_log(log)] == [1, 2, 3, 4, 5, 6]
+    # Up to rounding: the first steps were another process's. (Within one, the ends are bit-equal.)
     wanted, found = end_of(undisturbed[0]), end_of(tmp_path)
-    same_end(found, wanted)
+    assert found.pop("log") == wanted.pop("log")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_ctrl_c_says_how_to_go_on(saved, folder, tmp_path, monkeypatch, capsys):
