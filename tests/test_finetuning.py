@@ -1,6 +1,7 @@
 """Fine-tuning: what is wrong with data, what a step computes, stopping and going on."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -484,7 +485,11 @@ def test_killed_from_outside(saved, folder, undisturbed, tmp_path):
     """At a moment that nobody chose; and the same command goes on to the same end."""
     arguments = [sys.executable, "-m", "minipali", *command(saved, folder, tmp_path)]
     log = tmp_path / "training" / "log.jsonl"
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # One thread there as here: another number sums in another order, and early Adam, which divides
+    # by the gradient's own size, makes much of the last bit of a gradient near 0.
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(arguments, env=alone, **quiet)
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None and not log.exists():
         time.sleep(0.01)
@@ -492,10 +497,7 @@ def test_killed_from_outside(saved, folder, undisturbed, tmp_path):
     process.wait()
     assert cli.main(command(saved, folder, tmp_path)) == 0
     assert [line["step"] for line in read_log(log)] == [1, 2, 3, 4, 5, 6]
-    # Up to rounding: the first steps were another process's. (Within one, the ends are bit-equal.)
-    wanted, found = end_of(undisturbed[0]), end_of(tmp_path)
-    assert found.pop("log") == wanted.pop("log")
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    same_end(end_of(tmp_path), end_of(undisturbed[0]))
 
 
 def test_ctrl_c_says_how_to_go_on(saved, folder, tmp_path, monkeypatch, capsys):
