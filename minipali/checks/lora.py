@@ -30,10 +30,11 @@ def start_values(
     of_b: Callable[[int, int], Tensor] = torch.zeros,
     sizes: Callable[[int, int, int], tuple] = lambda n, d, rank: ((rank, d), (n, rank)),
     learns: bool = True,
+    give: Callable[[Tensor, Tensor], tuple] = lambda a, b: (a, b),
 ) -> tuple[Tensor, Tensor]:
     """A (rank, d) random and B (n, rank) zero. The reference, or with one thing changed."""
     first, second = sizes(n, d, rank)
-    return of_a(*first).requires_grad_(learns), of_b(*second).requires_grad_(learns)
+    return give(of_a(*first).requires_grad_(learns), of_b(*second).requires_grad_(learns))
 
 
 def _random(rows: int, columns: int) -> Tensor:
@@ -132,6 +133,11 @@ START_VALUES = Exercise(
             partial(start_values, sizes=lambda n, d, rank: ((rank, n), (d, rank))),
             "A must take the d inputs and B must make the n outputs: A is (rank, d), B is"
             " (n, rank). Yours have n and d exchanged.",
+        ),
+        Mistake(
+            "B first",
+            partial(start_values, give=lambda a, b: (b, a)),
+            "B comes first, then A. Return A, B.",
         ),
         Mistake(
             "frozen too",
@@ -299,6 +305,16 @@ LORA_FORWARD = Exercise(
             "B before A",
             partial(lora_forward, change=_square(lambda x, y, A, B: x @ B @ B.T)),
             "A plays no part, B is used twice. x goes through A first, then through B.",
+        ),
+    ),
+    crashes=(
+        Mistake(
+            "frozen by a switch",
+            lambda x, weight, A, B, alpha: lora_forward(
+                x, weight.requires_grad_(False), A, B, alpha
+            ),
+            "requires_grad_(False) inside the function changes the weight itself, for everybody who"
+            " holds it. Take it out of the graph here alone: weight.detach().",
         ),
     ),
     hints=(

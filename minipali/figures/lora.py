@@ -72,10 +72,19 @@ def both(learned: dict[str, list[float]], kept: dict[str, list[float]], before: 
     )
 
 
-def tasks(before: dict[str, float], after: dict[str, dict[str, float]]) -> None:
-    """The score of each old task, 0 to 1, before (a line) and after each way (marks)."""
+def tasks(asked: list[str], before: np.ndarray, after: dict[str, list[np.ndarray]]) -> None:
+    """The mean score of each task before (a line) and after each way (marks), over all seeds.
+
+    asked: the task of each question; before: its score, 0 to 1; after: the same, for each seed.
+    """
+    names = list(dict.fromkeys(asked))
+
+    def of_task(scores: np.ndarray) -> dict[str, float]:
+        return {name: scores[[one == name for one in asked]].mean() for name in names}
+
+    before = of_task(before)
+    after = {way: of_task(np.mean(scores, axis=0)) for way, scores in after.items()}
     figure, axis = plt.subplots(figsize=(9.5, 3.2), layout="constrained")
-    names = list(before)
     for place, name in enumerate(names):
         axis.plot([place - 0.38, place + 0.38], [100 * before[name]] * 2, color=DARK, lw=2)
     for number, ((way, found), (colour, mark)) in enumerate(
