@@ -36,7 +36,10 @@ from torch import nn
 
 from minipali import figures, load, lora, scenes
 from minipali.checks import reveal
+from minipali.config import preset
 from minipali.evaluation import answers, evaluation_set, score
+from minipali.finetuning import TARGETS
+from minipali.paligemma import PaliGemma
 from minipali.small_tasks import new_question, new_word, teach
 
 # %%
@@ -183,10 +186,9 @@ reveal("percent that learn", guess_share, f"{100 * learned / total:.1f}")
 
 # %%
 lessons = new_word("bus", 40)
-asked = new_word("bus", 240, seed=1, artists=scenes.VALIDATION_ARTIST)
+asked = new_word("bus", 120, seed=1, artists=scenes.VALIDATION_ARTIST)
 buses = [(scene, one) for scene, one in asked if one.task == "naming" and one.answer == "bus"]
-old = evaluation_set(scenes.VALIDATION_ARTIST, 25, seed=18)  # 25 questions of each old task
-old_before = answers(model, processor, old)
+old = evaluation_set(scenes.VALIDATION_ARTIST, 20, seed=18)  # 20 questions of each old task
 today = answers(model, processor, buses)
 print([processor.token(i) for i in processor.encode("bus")])
 shown = [lessons[0], *buses[:3]]
@@ -198,7 +200,7 @@ figures.pictures(
 )
 
 # %% [markdown]
-# Three ways, each 60 steps of 8 questions, each with three seeds, which draw other pictures and
+# Three ways, each 40 steps of 8 questions, each with three seeds, which draw other pictures and
 # other start values. `teach` is the loop of lesson 13. All weights need a small rate, or the model
 # breaks. LoRA takes about ten times as much.
 
@@ -214,14 +216,14 @@ def frozen_tower(model):
     return learner
 
 
-WAYS = {"all": (everything, 3e-4), "frozen tower": (frozen_tower, 3e-4), "LoRA": (adapted, 4e-3)}
+WAYS = {"all": (everything, 1e-3), "frozen tower": (frozen_tower, 1e-3), "LoRA": (adapted, 6e-3)}
 
 
-def taught(way, lessons, seed=0):
+def taught(way, lessons, seed=0, steps=40):
     make, rate = WAYS[way]
     torch.manual_seed(seed)
     learner = make(model)
-    teach(learner, processor, lessons, steps=60, rate=rate, seed=seed)
+    teach(learner, processor, lessons, steps, rate, seed=seed)
     return learner
 
 
@@ -240,7 +242,7 @@ for seed in (0, 1, 2):
         kept[way].append(right(learner, old))  # question by question
 
 # %%
-before = right(model, old)
+fine, before = learner, right(model, old)  # the last one was LoRA
 shares = {name: [one.mean() for one in scores] for name, scores in kept.items()}
 figures.lora.both(word, shares, before.mean())
 most = min(shares, key=lambda name: np.mean(shares[name]))
@@ -283,11 +285,12 @@ figures.lora.tasks([one.task for _, one in old], before, kept)
 # ## See it: how few pictures are enough?
 
 # %%
-needed = {number: [] for number in (4, 8, 16, 40)}
+needed = {4: [], 8: [], 16: []}
 for number in needed:
     for seed in (0, 1, 2):
         learner = taught("LoRA", new_word("bus", number, seed), seed)
         needed[number].append(right(learner, buses).mean())
+needed[40] = word["LoRA"]
 figures.lora.pictures_needed(needed, np.mean([answer == "bus" for answer in today]))
 enough = [number for number, found in needed.items() if np.mean(found) > 0.5]
 reveal("pictures for more than half", guess_pictures, min(enough, default="more than 40"))
@@ -299,19 +302,25 @@ reveal("pictures for more than half", guess_pictures, min(enough, default="more 
 #
 # "What colour is the dog?" Our model was asked for the colour of the *background* alone. It hears
 # "colour" and answers that. We paint objects in one colour, on a background of another, and teach
-# the new question with LoRA, 80 pictures. The trap: the old question differs by one word. Does it
+# the new question with LoRA, 120 pictures. The trap: the old question differs by one word. Does it
 # survive?
 
+
 # %%
-painted = new_question(60, seed=1, artists=scenes.VALIDATION_ARTIST)
-ground = [
-    (scene, scenes.ask(np.random.default_rng(0), scene, "background")) for scene, _ in painted
-]
-for name, one in (("before", model), ("after", taught("LoRA", new_question(80)))):
-    told = answers(one, processor, painted)
-    confused = np.mean([a == s.background for (s, _), a in zip(painted, told, strict=True)])
-    print(f"{name:6} colour of the object: {right(one, painted).mean():4.0%} right, {confused:4.0%} name"
-          f" the background; colour of the background: {right(one, ground).mean():4.0%} right")  # fmt: skip
+def same_pictures(asked):
+    """The old question, about the same pictures."""
+    rng = np.random.default_rng(0)
+    return [(scene, scenes.ask(rng, scene, "background")) for scene, _ in asked]
+
+
+# %%
+painted, more = new_question(60, 1, scenes.VALIDATION_ARTIST), new_question(60, seed=2)
+models = {"before": model}
+models["new question alone"] = taught("LoRA", new_question(120), steps=60)
+models["and old ones"] = taught("LoRA", new_question(120) + same_pictures(more), steps=60)
+for name, one in models.items():
+    new, ground = right(one, painted).mean(), right(one, same_pictures(painted)).mean()
+    print(f"{name:18} colour of the object {new:4.0%}, of the background {ground:4.0%}")
 
 # %% [markdown]
 # <<RESULT4>>
@@ -340,7 +349,6 @@ def twice(model):
 
 # %%
 broken = {
-    "right": {},
     "both zero": {"start": zeros},
     "both random": {"start": noise},
     "alpha and rank exchanged": {"alpha": 4},  # 8 / 16 = 4 / 8
@@ -348,15 +356,13 @@ broken = {
 for name, how in broken.items():
     torch.manual_seed(0)
     learner = adapted(model, **how)
-    first = right(learner, old[:100]).mean()
-    losses = teach(learner, processor, lessons, steps=60, rate=4e-3)
-    print(f"{name:24} old questions before the first step {first:4.0%}; loss at the end"
-          f" {np.mean(losses[-10:]):.2f}, buses {right(learner, buses).mean():4.0%}")  # fmt: skip
-    if name == "right":
-        fine, wrong = learner, twice(learner)
-for name, one in (("merged once", fine), ("merged twice", wrong)):
+    first = right(learner, old).mean()
+    losses = teach(learner, processor, lessons, steps=40, rate=6e-3)
+    print(f"{name:24} old questions before the first step {first:4.0%}, loss {losses[0]:.1f} to"
+          f" {np.mean(losses[-5:]):.1f}, buses {right(learner, buses).mean():4.0%}")  # fmt: skip
+for name, one in (("merged once", fine), ("merged twice", twice(fine))):
     print(
-        f"{name:24} buses {right(one, buses).mean():4.0%}, old {right(one, old[:100]).mean():4.0%}"
+        f"{name:24} old questions {right(one, old).mean():4.0%}, buses {right(one, buses).mean():4.0%}"
     )
 
 # %% [markdown]
@@ -383,11 +389,6 @@ with torch.no_grad():
 #
 # What learns, and what it costs: 2 bytes for each frozen weight (bfloat16), 16 for each that
 # learns. Without activations.
-
-# %%
-from minipali.config import preset
-from minipali.finetuning import TARGETS
-from minipali.paligemma import PaliGemma
 
 # %% tags=["nbval-check-output"]
 for name in ("small", "paligemma-3b-224"):
