@@ -623,7 +623,7 @@ def try_lora(
             layer = _Adapted(learner.get_submodule(place), start_values, lora_forward, rank, alpha)
             learner.set_submodule(place, layer)
         losses = teach(
-            learner, processor, new_word(WORD, pictures, seed=0), steps, rate=4e-3, seed=0
+            learner, processor, new_word(WORD, pictures, seed=0), steps, rate=6e-3, seed=0
         )
         before, after = (named_right(one.eval(), processor) for one in (model, learner))
         merged = copy.deepcopy(learner)
@@ -670,7 +670,7 @@ def try_extract(
     places = decoder_layers(whole)
     for place in places:
         whole.get_submodule(place).requires_grad_(True)
-    teach(whole, processor, new_word(WORD, pictures, seed=0), steps, rate=3e-4, seed=0)
+    teach(whole, processor, new_word(WORD, pictures, seed=0), steps, rate=1e-3, seed=0)
     whole.eval()
     shares = {}
     try:

@@ -107,26 +107,30 @@ def tasks(asked: list[str], before: np.ndarray, after: dict[str, list[np.ndarray
     show(figure, f"Old tasks in percent, before and after each way. {'; '.join(told)}.")
 
 
-def pictures_needed(table: dict[int, list[float]], before: float) -> None:
-    """Share of right names, 0 to 1, over the number of pictures; a mark for each seed."""
-    figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-    numbers = list(table)
-    for number, shares in table.items():
-        axis.plot([number] * len(shares), [100 * s for s in shares], "o", color=BLUE, ms=8,
-                  mec="white", alpha=0.9)  # fmt: skip
-    means = [100 * float(np.mean(shares)) for shares in table.values()]
-    axis.plot(numbers, means, color=BLUE, lw=1.5, zorder=1)
-    axis.axhline(100 * before, color=DARK, ls="--", lw=1)
+def pictures_needed(named: dict[int, list[float]], called: dict[int, list[float]]) -> None:
+    """Shares, 0 to 1, over the number of pictures learned from; a mark for each seed.
+
+    named: buses that are called a bus; called: other unknown things that are called one, too.
+    """
+    figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    numbers, told = list(named), []
+    for table, what, colour, mark in (
+        (named, "buses called bus", BLUE, "o"),
+        (called, "other new things called bus", ORANGE, "s"),
+    ):
+        means = [100 * float(np.mean(shares)) for shares in table.values()]
+        axis.plot(numbers, means, mark, ls="-", ms=0, color=colour, lw=1.5)
+        for number, shares in table.items():
+            percent = [100 * share for share in shares]
+            axis.plot([number] * len(shares), percent, mark, color=colour, ms=8, mec="white")
+            told.append(f"{what}, {number} pictures: {', '.join(f'{p:.0f}' for p in percent)}")
+        axis.text(1.08 * numbers[-1], means[-1], what, va="center", fontsize=10, color=DARK)
     axis.set_xscale("log", base=2)
     axis.set_xticks(numbers, [str(number) for number in numbers])
-    axis.set(ylim=(-3, 103), xlabel="pictures to learn from", ylabel="buses named, in %")
+    axis.set(
+        xlim=(0.85 * numbers[0], 2.6 * numbers[-1]), ylim=(-3, 103),
+        xlabel="pictures to learn from", ylabel="answers in %",
+    )  # fmt: skip
+    axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)
-    told = [
-        f"{number} pictures: {', '.join(f'{100 * s:.0f}' for s in shares)}"
-        for number, shares in table.items()
-    ]
-    show(
-        figure,
-        f"""Share of the new artist's buses that are named, over the number of pictures learned
-        from, a mark for each seed. {"; ".join(told)}. Dashed: before, {before:.0%}.""",
-    )
+    show(figure, f"Answers in percent, a mark for each seed. {'; '.join(told)}.")

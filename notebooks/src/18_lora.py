@@ -44,7 +44,7 @@ from minipali.small_tasks import new_question, new_word, teach
 
 # %%
 torch.set_num_threads(1)  # a model so small that more threads only wait for each other
-model, processor = load("small")
+model, processor, SEEDS = *load("small"), (0, 1, 2)
 figures.model_map("decoder", model.config)
 
 # %% [markdown]
@@ -65,7 +65,7 @@ figures.model_map("decoder", model.config)
 #    weights learn?
 # 2. Three ways to teach it the word "bus": all weights (write `"all"`), all but the vision tower
 #    (`"frozen tower"`), LoRA (`"LoRA"`). Which one forgets most of what it knew?
-# 3. From how many pictures, 4, 8, 16 or 40, does it name more than half of the buses of an artist
+# 3. From how many pictures, 4, 16 or 40, does it name more than half of the buses of an artist
 #    whom it never saw?
 
 # %%
@@ -234,22 +234,24 @@ def right(learner, asked):
 
 
 # %%
-word, kept = ({way: [] for way in WAYS} for _ in range(2))
-for seed in (0, 1, 2):
-    for way in WAYS:
-        learner = taught(way, new_word("bus", 40, seed), seed)
-        word[way].append(right(learner, buses).mean())
-        kept[way].append(right(learner, old))  # question by question
+learners = {way: [taught(way, new_word("bus", 40, seed), seed) for seed in SEEDS] for way in WAYS}
+word = {way: [right(one, buses).mean() for one in own] for way, own in learners.items()}
+kept = {way: [right(one, old) for one in own] for way, own in learners.items()}  # by question
 
 # %%
-fine, before = learner, right(model, old)  # the last one was LoRA
+before = right(model, old)
 shares = {name: [one.mean() for one in scores] for name, scores in kept.items()}
 figures.lora.both(word, shares, before.mean())
 most = min(shares, key=lambda name: np.mean(shares[name]))
 reveal("forgets most", guess_forgets, most)
 
 # %% [markdown]
-# <<RESULT>>
+# All three have learned the word. And with all weights, the model lost almost half of what it could
+# do. With a frozen tower, and with LoRA, the mean hardly moved.
+#
+# Why? The tower makes vectors of a picture, and the decoder has learned to read just these. If the
+# tower moves, *every* answer is read from other vectors. And our LoRA stands in the decoder alone, so
+# its tower is frozen, too.
 #
 # ## See it: is the difference more than luck?
 #
@@ -280,23 +282,35 @@ for a, b in (("LoRA", "all"), ("LoRA", "frozen tower"), ("frozen tower", "all"))
 figures.lora.tasks([one.task for _, one in old], before, kept)
 
 # %% [markdown]
-# <<RESULT2>>
+# Against all weights there is no doubt. But between LoRA and the frozen tower? A difference of two
+# points, which chance alone makes in one of twelve times. That is no proof. Whoever says "LoRA forgets
+# less" because its dots lie further right has not looked at the pairs. What saved the model here was
+# the frozen tower. (And the test speaks of other *questions*. Of other seeds it knows three.)
+#
+# The last figure shows what a mean hides. Each line is a task before, each mark the same task after.
+# Names suffer, also with LoRA. What is nearest to the new word is damaged most.
 #
 # ## See it: how few pictures are enough?
 
 # %%
-needed = {4: [], 8: [], 16: []}
-for number in needed:
-    for seed in (0, 1, 2):
-        learner = taught("LoRA", new_word("bus", number, seed), seed)
-        needed[number].append(right(learner, buses).mean())
-needed[40] = word["LoRA"]
-figures.lora.pictures_needed(needed, np.mean([answer == "bus" for answer in today]))
-enough = [number for number, found in needed.items() if np.mean(found) > 0.5]
-reveal("pictures for more than half", guess_pictures, min(enough, default="more than 40"))
+rng, unknown = np.random.default_rng(5), ("truck", "train", "plane", "cow") * 10
+others = [scenes.compose(rng, scenes.VALIDATION_ARTIST, names=[name]) for name in unknown]
+strangers = [(scene, buses[0][1]) for scene in others]  # scored 1 if the answer is "bus"
+few = {n: [taught("LoRA", new_word("bus", n, seed), seed) for seed in SEEDS] for n in (4, 16)}
+few[40] = learners["LoRA"]
+named = {n: [right(one, buses).mean() for one in own] for n, own in few.items()}
+called = {n: [right(one, strangers).mean() for one in own] for n, own in few.items()}
+figures.lora.pictures_needed(named, called)
+reveal("pictures", guess_pictures, min(n for n, found in named.items() if np.mean(found) > 0.5))
 
 # %% [markdown]
-# <<RESULT3>>
+# Four pictures are enough to name the buses of an artist whom it never saw. (They are one drawing, in
+# many sizes and on many backgrounds.) But look at the orange squares. Trucks, trains, planes and
+# cows are new to it as well, and after four pictures it calls most of them a bus. It has learned
+# that *what I do not know is a bus*. With forty pictures that is rarer.
+#
+# So how few are enough? That depends on what you ask afterwards. An exam without strangers would
+# have said: four.
 #
 # ## See it: a question that it never learned
 #
@@ -317,13 +331,17 @@ def same_pictures(asked):
 painted, more = new_question(60, 1, scenes.VALIDATION_ARTIST), new_question(60, seed=2)
 models = {"before": model}
 models["new question alone"] = taught("LoRA", new_question(120), steps=60)
-models["and old ones"] = taught("LoRA", new_question(120) + same_pictures(more), steps=60)
+models["and the old one"] = taught("LoRA", new_question(120) + same_pictures(more), steps=150)
 for name, one in models.items():
     new, ground = right(one, painted).mean(), right(one, same_pictures(painted)).mean()
     print(f"{name:18} colour of the object {new:4.0%}, of the background {ground:4.0%}")
 
 # %% [markdown]
-# <<RESULT4>>
+# Half of the new answers are right now. (There are six colours, so guessing gives 17 %.) And the old
+# question is dead: the model takes both for the new one. It was perfect before, and nobody asked it
+# to forget. The remedy is to mix in **old examples**, here the old question about 60 pictures, and
+# more steps, because now the model must listen to the one word that differs. That needs examples of
+# what shall stay. Who downloads a model often has none.
 #
 # ## Break it: four wrong starts
 #
@@ -336,7 +354,7 @@ def zeros(n, d, rank):
 
 
 def noise(n, d, rank):
-    return start_values(n, d, rank)[0], start_values(rank, n, rank)[0].T.contiguous()
+    return start_values(n, d, rank)[0], (2 * torch.rand(n, rank) - 1) / rank**0.5
 
 
 def twice(model):
@@ -360,13 +378,22 @@ for name, how in broken.items():
     losses = teach(learner, processor, lessons, steps=40, rate=6e-3)
     print(f"{name:24} old questions before the first step {first:4.0%}, loss {losses[0]:.1f} to"
           f" {np.mean(losses[-5:]):.1f}, buses {right(learner, buses).mean():4.0%}")  # fmt: skip
-for name, one in (("merged once", fine), ("merged twice", twice(fine))):
+for name, one in (
+    ("merged once", learners["LoRA"][2]),
+    ("merged twice", twice(learners["LoRA"][2])),
+):
     print(
         f"{name:24} old questions {right(one, old).mean():4.0%}, buses {right(one, buses).mean():4.0%}"
     )
 
 # %% [markdown]
-# <<RESULT5>>
+# - **Both zero**: not one number moves. The loss changes because each step has other pictures, and
+#   that can look like learning.
+# - **Both random**: the model is damaged before the first step, and must first repair itself.
+# - **alpha and rank exchanged**: the change is multiplied by 1/2 in place of 2. It learns, and too
+#   slowly. Nothing tells that from a small learning rate.
+# - **Merged twice**: the buses are as good as before, and the old questions fall. An exam of the new
+#   word alone would praise it.
 #
 # ## Check
 #
