@@ -71,8 +71,8 @@ START_VALUES = Exercise(
         Mistake(
             "both random",
             partial(start_values, of_b=_random),
-            "Both matrices are random. Then the change B A is random noise from the first moment,"
-            " and the trained model is damaged before it has learned anything. B must be zero.",
+            "Both matrices are random. Then the change B A is noise from the first moment: the"
+            " model is not what it was, before it has learned anything. B must be zero.",
         ),
         Mistake(
             "the other one zero",
@@ -670,7 +670,7 @@ def try_extract(
     places = decoder_layers(whole)
     for place in places:
         whole.get_submodule(place).requires_grad_(True)
-    teach(whole, processor, new_word(WORD, pictures, seed=0), steps, rate=1e-3, seed=0)
+    teach(whole, processor, new_word(WORD, pictures, seed=0), steps, rate=2e-3, seed=0)
     whole.eval()
     shares = {}
     try:

@@ -307,7 +307,7 @@ reveal("pictures", guess_pictures, min(n for n, found in named.items() if np.mea
 # Four pictures are enough to name the buses of an artist whom it never saw. (They are one drawing, in
 # many sizes and on many backgrounds.) But look at the orange squares. Trucks, trains, planes and
 # cows are new to it as well, and after four pictures it calls most of them a bus. It has learned
-# that *what I do not know is a bus*. With forty pictures that is rarer.
+# that *what I do not know is a bus*. With forty pictures it is still so for two of five.
 #
 # So how few are enough? That depends on what you ask afterwards. An exam without strangers would
 # have said: four.
@@ -330,7 +330,7 @@ def same_pictures(asked):
 # %%
 painted, more = new_question(60, 1, scenes.VALIDATION_ARTIST), new_question(60, seed=2)
 models = {"before": model}
-models["new question alone"] = taught("LoRA", new_question(120), steps=60)
+models["new question alone"] = taught("LoRA", new_question(120))
 models["and the old one"] = taught("LoRA", new_question(120) + same_pictures(more), steps=150)
 for name, one in models.items():
     new, ground = right(one, painted).mean(), right(one, same_pictures(painted)).mean()
@@ -343,7 +343,7 @@ for name, one in models.items():
 # more steps, because now the model must listen to the one word that differs. That needs examples of
 # what shall stay. Who downloads a model often has none.
 #
-# ## Break it: four wrong starts
+# ## Break it: four mistakes
 #
 # Each is one line. Which would you notice from the loss alone?
 
@@ -354,7 +354,7 @@ def zeros(n, d, rank):
 
 
 def noise(n, d, rank):
-    return start_values(n, d, rank)[0], (2 * torch.rand(n, rank) - 1) / rank**0.5
+    return torch.randn(rank, d), torch.randn(n, rank)
 
 
 def twice(model):
@@ -389,9 +389,10 @@ for name, one in (
 # %% [markdown]
 # - **Both zero**: not one number moves. The loss changes because each step has other pictures, and
 #   that can look like learning.
-# - **Both random**: the model is damaged before the first step, and must first repair itself.
-# - **alpha and rank exchanged**: the change is multiplied by 1/2 in place of 2. It learns, and too
-#   slowly. Nothing tells that from a small learning rate.
+# - **Both random**: of the trained model almost nothing is left before the first step, and forty
+#   steps do not repair it. (The numbers here have the size 1.)
+# - **alpha and rank exchanged**: the change is multiplied by 1/2 in place of 2. It learns, and so
+#   slowly that it names no bus. Nothing tells that from a small learning rate.
 # - **Merged twice**: the buses are as good as before, and the old questions fall. An exam of the new
 #   word alone would praise it.
 #
