@@ -302,7 +302,7 @@ def new_question(pictures: int, seed: int = 0, artists: dict = scenes.TRAINING_A
 
 
 def teach(
-    model: nn.Module,
+    model: PaliGemma,
     processor: Processor,
     asked: Asked,
     steps: int = 60,
@@ -311,17 +311,22 @@ def teach(
     seed: int = 0,
 ) -> list[float]:
     """Train what is not frozen on these questions; returns the losses."""
-    rng = np.random.default_rng(seed)
+    rng, speaker = np.random.default_rng(seed), Speaker(model)
     eos = [processor.config.eos_token_id]
+    pixels = scenes.pixel_values([scene for scene, _ in asked])
+    frozen = not any(p.requires_grad for p in model.vision_tower.parameters())
+    with torch.no_grad():  # a frozen tower looks once
+        features = model.vision_tower(pixels) if frozen else None
 
     def step_loss(step: int) -> Tensor:
-        chosen = [asked[i] for i in rng.choice(len(asked), min(batch, len(asked)), replace=False)]
-        prompts = [processor.prompt_ids(question.prompt) for _, question in chosen]
-        suffixes = [processor.encode(question.answer) + eos for _, question in chosen]
+        chosen = rng.choice(len(asked), min(batch, len(asked)), replace=False).tolist()
+        questions = [asked[i][1] for i in chosen]
+        prompts = [processor.prompt_ids(question.prompt) for question in questions]
+        suffixes = [processor.encode(question.answer) + eos for question in questions]
         inputs = processor.pad(prompts, suffixes, "right")
         labels = inputs.pop("labels")
-        pixels = scenes.pixel_values([scene for scene, _ in chosen])
-        return suffix_loss(model(**inputs, pixel_values=pixels), labels)
+        seen = features[chosen] if frozen else model.vision_tower(pixels[chosen])
+        return suffix_loss(speaker(inputs | {"features": seen}), labels)
 
     learned = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)

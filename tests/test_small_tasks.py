@@ -8,6 +8,7 @@ import torch
 
 from minipali import scenes
 from minipali.checks import CheckFailed
+from minipali.checks import lora as of_lora
 from minipali.checks.live import try_loss, try_training
 from minipali.config import preset
 from minipali.contrastive import clip_loss, siglip_loss, similarities
@@ -27,7 +28,7 @@ from minipali.small_tasks import (
 )
 from minipali.tokens import Processor
 from minipali.training import initialise, row_labels, suffix_loss
-from minipali.weights import SMALL
+from minipali.weights import SMALL, load
 
 
 @pytest.fixture(scope="module")
@@ -304,3 +305,29 @@ def test_teaching_moves_what_is_not_frozen_and_nothing_else(processor):
     assert len(losses) == 2 and not model.training
     # A new model says all tokens alike: the loss of its answers is near the log of their number.
     assert abs(losses[0] - np.log(1856)) < 2
+
+
+def not_written(*given):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("pieces", "floor", "said"),
+    [
+        ({}, 0.0, "correct"),
+        ({}, 1.1, "the floor is 110%"),
+        ({"merge": lambda weight, A, B, alpha: weight}, 0.0, "the merged model's logits differ"),
+        ({"start_values": not_written}, 0.0, "`not_written` is not written yet"),
+    ],
+)
+def test_a_learners_lora_is_told_whether_it_learns_and_merges(
+    processor, monkeypatch, capsys, pieces, floor, said
+):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    model, _ = load("small")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    mine = {name: getattr(of_lora, name) for name in ("start_values", "lora_forward", "merge")}
+    how = {"pictures": 4, "steps": 3, "number": 2, "floor": floor}
+    of_lora.try_lora(model, processor, **(mine | pieces), **how)
+    assert said in capsys.readouterr().out
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

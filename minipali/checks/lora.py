@@ -604,11 +604,12 @@ def try_lora(
     floor: float = 0.7,
     rank: int = 8,
     alpha: float = 16.0,
+    number: int = 60,
 ) -> PaliGemma | None:
     """Teach the trained model a new word with a learner's LoRA, and merge; display the outcome.
 
-    *correct* if the share of new pictures of it that are named right reaches `floor` and the merged
-    model gives the same logits. Returns the merged model.
+    *correct* if the share of `number` new pictures of it that are named right reaches `floor`, and
+    the merged model gives the same logits. Returns the merged model.
     """
     name = f"your LoRA learns {WORD!r}"
 
@@ -625,7 +626,7 @@ def try_lora(
         losses = teach(
             learner, processor, new_word(WORD, pictures, seed=0), steps, rate=6e-3, seed=0
         )
-        before, after = (named_right(one.eval(), processor) for one in (model, learner))
+        before, after = (named_right(one.eval(), processor, number) for one in (model, learner))
         merged = copy.deepcopy(learner)
         for place in places:
             layer = merged.get_submodule(place)

@@ -56,8 +56,8 @@ figures.model_map("decoder", model.config)
 # 2. **teach** a trained model a word and a question, from a few pictures,
 # 3. **measure** what it forgets by that, and say whether two ways differ.
 #
-# Time: 60 minutes. You need: the decoder (lesson 10), labels, loss and loop (13), one seed is no
-# seed (13). Some cells train for a minute: start with *Run All*, then read.
+# Time: 60 minutes. You need: the decoder (lesson 10), labels, loss and loop (13), and why
+# one seed is not enough (13). Some cells train for a minute: start with *Run All*, then read.
 #
 # ## Predict
 #
@@ -91,10 +91,10 @@ print("y                   ", (x @ W.T + alpha / r * x @ A.T @ B.T).tolist())
 print("W + alpha / r * B A ", (W + alpha / r * B @ A).tolist())
 
 # %% [markdown]
-# The last line is one matrix that does the same: [6, -4] is x times it. A change of this kind is
-# **low-rank**: all rows of B A are multiples of the r rows of A. Why so thin? Here is a layer of our
-# decoder, to scale. The idea of LoRA (low-rank adaptation) is that learning one thing more needs
-# few directions.
+# The last line is one matrix M that does the same: $x M^T$ is [6, -4], too. A change of this kind is
+# **low-rank**: each row of B A is a mix of the r rows of A. Why so thin? Here is a layer of our
+# decoder, to scale. The idea of LoRA (low-rank adaptation) is that to learn one thing more takes few
+# directions.
 
 # %%
 figures.lora.beside(384, 128, rank=8)
@@ -201,8 +201,8 @@ figures.pictures(
 
 # %% [markdown]
 # Three ways, each 40 steps of 8 questions, each with three seeds, which draw other pictures and
-# other start values. `teach` is the loop of lesson 13. All weights need a small rate, or the model
-# breaks. LoRA takes about ten times as much.
+# other start values. `teach` is the loop of lesson 13. LoRA takes a larger learning rate
+# than weights that learn themselves.
 
 
 # %%
