@@ -316,7 +316,11 @@ def not_written(*given):
     [
         ({}, 0.0, "correct"),
         ({}, 1.1, "the floor is 110%"),
-        ({"merge": lambda weight, A, B, alpha: weight}, 0.0, "the merged model's logits differ"),
+        (
+            {"merge_weight": lambda weight, A, B, alpha: weight},
+            0.0,
+            "the merged model's logits differ",
+        ),
         ({"start_values": not_written}, 0.0, "`not_written` is not written yet"),
     ],
 )
@@ -326,7 +330,9 @@ def test_a_learners_lora_is_told_whether_it_learns_and_merges(
     monkeypatch.delenv("MINIPALI_STRICT", raising=False)
     model, _ = load("small")
     before = {name: p.clone() for name, p in model.named_parameters()}
-    mine = {name: getattr(of_lora, name) for name in ("start_values", "lora_forward", "merge")}
+    mine = {
+        name: getattr(of_lora, name) for name in ("start_values", "lora_forward", "merge_weight")
+    }
     how = {"pictures": 4, "steps": 3, "number": 2, "floor": floor}
     of_lora.try_lora(model, processor, **(mine | pieces), **how)
     assert said in capsys.readouterr().out

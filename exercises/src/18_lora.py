@@ -89,7 +89,7 @@ check("lora_forward", lora_forward)
 
 
 # %%
-def merge(weight, A, B, alpha):
+def merge_weight(weight, A, B, alpha):
     """One weight that does the work of all three.
 
     weight: (n, d), of any dtype; A: (rank, d); B: (n, rank), both float32; alpha: a number
@@ -101,7 +101,7 @@ def merge(weight, A, B, alpha):
 
 
 # %%
-check("merge", merge)
+check("merge_weight", merge_weight)
 
 # %% [markdown]
 # ## 4. An adapter from a model that was trained in full
@@ -142,7 +142,7 @@ check("extract", extract)
 #
 # The small model knows 24 objects. A bus is none of them. `try_lora` freezes the model, puts your
 # layer on all linear layers of the decoder, trains 60 steps on 40 pictures of buses and other things,
-# and then merges with your `merge`. The exam: new pictures by the validation artist, whose drawings
+# and then merges with your `merge_weight`. The exam: new pictures by the validation artist, whose drawings
 # nobody was trained on. Does it name the bus, and does it still know the old names?
 
 # %%
@@ -151,7 +151,7 @@ from minipali.checks.lora import try_extract, try_lora
 
 torch.set_num_threads(1)  # a model so small that more threads only wait for each other
 model, processor = load("small")
-yours = try_lora(model, processor, start_values, lora_forward, merge)
+yours = try_lora(model, processor, start_values, lora_forward, merge_weight)
 
 # %% [markdown]
 # Now all weights of the decoder learn the same word, and your `extract` keeps only a part of what

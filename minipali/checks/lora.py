@@ -343,7 +343,7 @@ def _weights() -> list[tuple]:
     return [case(6, 6, 2, 5.0), case(5, 8, 3, 8.0), case(7, 9, 2, 0.5, torch.bfloat16)]
 
 
-def merge(
+def merge_weight(
     weight: Tensor,
     A: Tensor,
     B: Tensor,
@@ -358,8 +358,8 @@ def merge(
 
 
 MERGE = Exercise(
-    name="merge",
-    reference=merge,
+    name="merge_weight",
+    reference=merge_weight,
     cases=_weights,
     axes="n d",
     checked=(
@@ -367,44 +367,46 @@ MERGE = Exercise(
         " float32 and rounded once; inputs unchanged"
     ),
     mistakes=(
-        *(Mistake(name, partial(merge, scale=scale), says) for name, scale, says in _SCALES),
+        *(Mistake(name, partial(merge_weight, scale=scale), says) for name, scale, says in _SCALES),
         Mistake(
             "merged twice",
-            partial(merge, scale=lambda alpha, rank: 2 * alpha / rank),
+            partial(merge_weight, scale=lambda alpha, rank: 2 * alpha / rank),
             "The change is in it twice. That also happens where a layer is merged and its A and B"
             " go on working beside it. Add it once.",
         ),
         Mistake(
             "subtracted",
-            partial(merge, scale=lambda alpha, rank: -alpha / rank),
+            partial(merge_weight, scale=lambda alpha, rank: -alpha / rank),
             "The change is subtracted. That takes a merged change out again. To merge, add it.",
         ),
         Mistake(
             "change alone",
-            partial(merge, add=lambda weight, change: change.to(weight.dtype)),
+            partial(merge_weight, add=lambda weight, change: change.to(weight.dtype)),
             "The frozen weight is missing. The result is W + alpha / rank * B A.",
         ),
         Mistake(
             "turned",
-            partial(merge, product=lambda A, B: (B @ A).T if len(B) == A.shape[1] else B @ A),
+            partial(
+                merge_weight, product=lambda A, B: (B @ A).T if len(B) == A.shape[1] else B @ A
+            ),
             "The change is turned: (B A)^T in place of B A. B is (n, rank) and A is (rank, d), so"
             " B A has the shape of W as it is.",
         ),
         Mistake(
             "left in float32",
-            partial(merge, add=lambda weight, change: weight.float() + change),
+            partial(merge_weight, add=lambda weight, change: weight.float() + change),
             "Where the weight is bfloat16, the merged one is float32. A model is saved with one"
             " dtype: give the result the weight's own.",
         ),
         Mistake(
             "rounded too early",
-            partial(merge, add=lambda weight, change: weight + change.to(weight.dtype)),
+            partial(merge_weight, add=lambda weight, change: weight + change.to(weight.dtype)),
             "Where the weight is bfloat16, the change is rounded before it is added, and then the"
             " sum is rounded once more. Add in float32 and round once, at the end.",
         ),
         Mistake(
             "multiplied in bfloat16",
-            lambda weight, A, B, alpha: merge(
+            lambda weight, A, B, alpha: merge_weight(
                 weight, A.to(weight.dtype), B.to(weight.dtype), alpha
             ),
             "Where the weight is bfloat16, A and B are rounded to it before they are multiplied."
@@ -598,7 +600,7 @@ def try_lora(
     processor: Processor,
     start_values: Callable,
     lora_forward: Callable,
-    merge: Callable,
+    merge_weight: Callable,
     pictures: int = 40,
     steps: int = 60,
     floor: float = 0.7,
@@ -631,7 +633,7 @@ def try_lora(
         for place in places:
             layer = merged.get_submodule(place)
             with torch.no_grad():
-                weight = merge(layer.base.weight, layer.A, layer.B, alpha)
+                weight = merge_weight(layer.base.weight, layer.A, layer.B, alpha)
             layer.base.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
             merged.set_submodule(place, layer.base)
         batch = processor(list(scenes.examples().values())[:2], ["caption en"] * 2)

@@ -139,7 +139,7 @@ def lora_forward(x, weight, A, B, alpha):
     return x @ weight.detach().T + alpha / len(A) * (x @ A.T @ B.T)
 
 
-def merge(weight, A, B, alpha):
+def merge_weight(weight, A, B, alpha):
     """One weight (n, d) that does the work of all three."""
     return (weight.float() + alpha / len(A) * B @ A).to(weight.dtype)
 
@@ -337,11 +337,11 @@ for name, one in models.items():
     print(f"{name:18} colour of the object {new:4.0%}, of the background {ground:4.0%}")
 
 # %% [markdown]
-# Half of the new answers are right now. (There are six colours, so guessing gives 17 %.) And the old
-# question is dead: the model takes both for the new one. It was perfect before, and nobody asked it
-# to forget. The remedy is to mix in **old examples**, here the old question about 60 pictures, and
-# more steps, because now the model must listen to the one word that differs. That needs examples of
-# what shall stay. Who downloads a model often has none.
+# With the new question alone, a third of its answers are right. (There are six colours, so guessing
+# gives 17 %.) And the old question is dead: the model takes both for the new one. It was perfect
+# before, and nobody asked it to forget. The remedy is to mix in **old examples**, here the old
+# question about 60 pictures, and more steps, because now the model must listen to the one word that
+# differs. That needs examples of what shall stay. Who downloads a model often has none.
 #
 # ## Break it: four mistakes
 #
@@ -361,7 +361,9 @@ def twice(model):
     """Merged, and the change goes on beside it."""
     both = copy.deepcopy(model)
     for layer in [layer for layer in both.modules() if isinstance(layer, Adapted)]:
-        layer.base.weight.data = merge(layer.base.weight, layer.A, layer.B, layer.alpha).detach()
+        layer.base.weight.data = merge_weight(
+            layer.base.weight, layer.A, layer.B, layer.alpha
+        ).detach()
     return both
 
 
@@ -408,7 +410,7 @@ with torch.no_grad():
     print("starts as it was:", torch.equal(ours(x), x @ base.weight.T))
     ours.A.copy_(theirs.lora_A), ours.B.normal_(), theirs.lora_B.copy_(ours.B)
     print("layer:           ", torch.allclose(ours(x), theirs(x), atol=1e-6))
-    one = merge(base.weight, ours.A, ours.B, 6)
+    one = merge_weight(base.weight, ours.A, ours.B, 6)
     print("merged:          ", torch.allclose(x @ one.T, ours(x), atol=1e-5))
     print("merge, package:  ", torch.allclose(one, theirs.merged().weight, atol=1e-6))
 
