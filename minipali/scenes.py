@@ -149,6 +149,12 @@ def _recoloured(drawing: np.ndarray, rng: np.random.Generator, strength: float) 
     return (rgb @ matrix.T - 128) * gain + 128 + rng.normal(0, 12 * strength)
 
 
+def _painted(rgb: np.ndarray, colour: str) -> np.ndarray:
+    """A drawing (h, w, 3) in shades of the named colour alone."""
+    light = rgb.mean(axis=2, keepdims=True) / 255
+    return np.array(BACKGROUNDS[colour], np.float32) * (0.45 + 0.55 * light)
+
+
 def _background(rng: np.random.Generator, name: str, side: int) -> np.ndarray:
     """A plain, shaded or spotted surface of the named colour: float32 (side, side, 3)."""
     colour = np.array(BACKGROUNDS[name], np.float32) + rng.normal(0, 7, 3)
@@ -194,12 +200,14 @@ def compose(
     names: list[str] | None = None,
     strength: float = 0.0,
     scale: int = 1,
+    colour: str | None = None,
 ) -> Scene:
     """A new scene by one of the artists.
 
     count: 1 to 3 objects (random by default); names: which (random by default, sometimes the same
     twice); strength: how far colours and shapes may move, 0 (as drawn, the evaluation's setting)
-    to 1 (the training's); scale: the picture is 72 * scale pixels wide.
+    to 1 (the training's); scale: the picture is 72 * scale pixels wide; colour: one of BACKGROUNDS,
+    in whose shades all objects are painted, or as they were drawn.
     """
     if names is None:
         count = int(rng.integers(1, 4)) if count is None else count
@@ -239,7 +247,8 @@ def compose(
             drawing = np.asarray(whole)
         opacity = drawing[..., 3:].astype(np.float32) / 255
         place = pixels[y * scale : (y + height) * scale, x * scale : (x + width) * scale]
-        place += opacity * (_recoloured(drawing, rng, strength) - place)
+        shown = _recoloured(drawing, rng, strength)
+        place += opacity * ((shown if colour is None else _painted(shown, colour)) - place)
         box = tuple(float(edge / SIDE) for edge in (y, x, y + height, x + width))
         things.append(Thing(name, box))
     if strength:

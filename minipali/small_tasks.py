@@ -1,4 +1,7 @@
-"""Tasks so small that a piece is tried in seconds: two towers (05), a new decoder (13)."""
+"""Tasks so small that a piece is tried in seconds.
+
+Two towers (05), a new decoder (13), a word and a question more for the trained model (18).
+"""
 
 import math
 from collections.abc import Callable
@@ -15,7 +18,7 @@ from minipali.config import VisionConfig
 from minipali.contrastive import Contrastive, TextTower, similarities
 from minipali.paligemma import PaliGemma
 from minipali.tokens import IGNORE, Processor, pad_rows
-from minipali.training import fit, initialise, optimizers, row_labels
+from minipali.training import fit, initialise, optimizers, row_labels, suffix_loss
 from minipali.vision import VisionTower
 
 # --- lesson 05: two small towers -----------------------------------------------------------------
@@ -255,3 +258,78 @@ def right_share(model: PaliGemma, task: SpeakingTask) -> float:
     inputs, labels = speaking_batch(task, list(range(len(task.new_answers))), new=True)
     best, wanted = Speaker(model)(inputs)[:, :-1].argmax(dim=-1), labels[:, 1:]
     return ((best == wanted) | (wanted == IGNORE)).all(dim=1).float().mean().item()
+
+
+# --- lesson 18: a word and a question more -------------------------------------------------------
+
+Asked = list[tuple[scenes.Scene, scenes.Question]]
+
+
+def new_word(
+    name: str, pictures: int, seed: int = 0, artists: dict = scenes.TRAINING_ARTISTS
+) -> Asked:
+    """Two questions about each of so many pictures, of which three in four show the object.
+
+    Of each four, two show it alone and one beside a known object. The fourth shows a known one, so
+    that the new word does not become the answer to everything.
+    """
+    rng = np.random.default_rng([seed, 18])
+    asked = []
+    for number in range(pictures):
+        known = scenes.OBJECTS[rng.integers(len(scenes.OBJECTS))]
+        names = [[name], [name, known], [name], [known]][number % 4]
+        scene = scenes.compose(rng, artists, names=names)
+        tasks = ("naming" if len(names) == 1 else "places", "detection")
+        questions = [scenes.ask(rng, scene, task) for task in tasks]
+        asked += [(scene, one) for one in questions if one is not None and one.answer]
+    return asked
+
+
+COLOURS = ("red", "pink", "yellow", "green", "blue", "purple")
+
+
+def new_question(pictures: int, seed: int = 0, artists: dict = scenes.TRAINING_ARTISTS) -> Asked:
+    """ "What colour is the dog?", about painted objects; the background has another colour."""
+    rng = np.random.default_rng([seed, 180])
+    asked = []
+    while len(asked) < pictures:
+        colour = COLOURS[rng.integers(len(COLOURS))]
+        scene = scenes.compose(rng, artists, 1, colour=colour)
+        if scene.background != colour:
+            prompt = f"answer en what colour is the {scene.things[0].name}?"
+            asked.append((scene, scenes.Question("colour", prompt, colour)))
+    return asked
+
+
+def teach(
+    model: PaliGemma,
+    processor: Processor,
+    asked: Asked,
+    steps: int = 60,
+    rate: float = 3e-3,
+    batch: int = 8,
+    seed: int = 0,
+) -> list[float]:
+    """Train what is not frozen on these questions; returns the losses."""
+    rng, speaker = np.random.default_rng(seed), Speaker(model)
+    eos = [processor.config.eos_token_id]
+    pixels = scenes.pixel_values([scene for scene, _ in asked])
+    frozen = not any(p.requires_grad for p in model.vision_tower.parameters())
+    with torch.no_grad():  # a frozen tower looks once
+        features = model.vision_tower(pixels) if frozen else None
+
+    def step_loss(step: int) -> Tensor:
+        chosen = rng.choice(len(asked), min(batch, len(asked)), replace=False).tolist()
+        questions = [asked[i][1] for i in chosen]
+        prompts = [processor.prompt_ids(question.prompt) for question in questions]
+        suffixes = [processor.encode(question.answer) + eos for question in questions]
+        inputs = processor.pad(prompts, suffixes, "right")
+        labels = inputs.pop("labels")
+        seen = features[chosen] if frozen else model.vision_tower(pixels[chosen])
+        return suffix_loss(speaker(inputs | {"features": seen}), labels)
+
+    learned = [p for p in model.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    losses = fit(model, step_loss, steps, [adam], warmup=steps // 10 + 1)
+    model.eval()
+    return losses

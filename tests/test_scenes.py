@@ -79,6 +79,23 @@ def test_a_larger_scale_is_the_same_scene_with_more_pixels():
     assert small.things == large.things
 
 
+def test_a_painted_object_has_one_colour_and_all_else_is_the_same_scene():
+    def made(colour):
+        rng = np.random.default_rng(3)
+        return scenes.compose(rng, scenes.TRAINING_ARTISTS, names=["tree"], colour=colour)
+
+    drawn, blue, red = made(None), made("blue"), made("red")
+    assert drawn.things == blue.things and drawn.background == blue.background
+    y0, x0, y1, x1 = (round(72 * edge) for edge in blue.things[0].box)
+    outside = np.ones((72, 72), bool)
+    outside[y0:y1, x0:x1] = False
+    assert (drawn.pixels == blue.pixels)[outside].all()
+    painted = (blue.pixels != red.pixels).all(axis=2)  # no transparent pixel
+    for picture, channel in ((blue, 2), (red, 0)):
+        assert (picture.pixels[painted].argmax(axis=1) == channel).mean() > 0.9
+    assert (drawn.pixels[painted].argmax(axis=1) == 1).mean() > 0.5  # a tree is green
+
+
 def test_answers_are_true_of_the_scene():
     rng = np.random.default_rng(0)
     asked = {task: 0 for task in scenes.TASKS}

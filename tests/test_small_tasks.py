@@ -1,4 +1,4 @@
-"""What lessons 05 and 13 train in seconds, and the trials of a learner's pieces with it."""
+"""What lessons 05, 13 and 18 train in seconds, and the trials of a learner's pieces with it."""
 
 from dataclasses import replace
 
@@ -8,22 +8,27 @@ import torch
 
 from minipali import scenes
 from minipali.checks import CheckFailed
+from minipali.checks import lora as of_lora
 from minipali.checks.live import try_loss, try_training
 from minipali.config import preset
 from minipali.contrastive import clip_loss, siglip_loss, similarities
+from minipali.paligemma import PaliGemma
 from minipali.small_tasks import (
     NamingTask,
     Speaker,
     fresh_decoder,
     naming_task,
+    new_question,
+    new_word,
     right_share,
     speaking_batch,
     speaking_task,
+    teach,
     train_towers,
 )
 from minipali.tokens import Processor
-from minipali.training import row_labels, suffix_loss
-from minipali.weights import SMALL
+from minipali.training import initialise, row_labels, suffix_loss
+from minipali.weights import SMALL, load
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +251,89 @@ def test_a_learners_pieces_are_told_whether_they_teach(
     if train is steps_alone and labels_of is row_labels:
         start = fresh_decoder(model).language_model.embed_tokens.weight
         assert not torch.equal(learner.language_model.embed_tokens.weight, start)
+
+
+# --- lesson 18: a word and a question more --------------------------------------------------------
+
+
+def test_questions_about_a_new_word_are_true_and_some_are_about_known_things(monkeypatch):
+    artists = []
+    compose = scenes.compose
+
+    def noted(rng, own, **how):
+        artists.append(own)
+        return compose(rng, own, **how)
+
+    monkeypatch.setattr(scenes, "compose", noted)
+    asked = new_word("bus", 16, seed=2, artists=scenes.VALIDATION_ARTIST)
+    assert artists == [scenes.VALIDATION_ARTIST] * 16
+    shown = [{thing.name for thing in scene.things} for scene, _ in asked]
+    assert 0.6 < np.mean(["bus" in names for names in shown]) < 0.9
+    for (scene, one), names in zip(asked, shown, strict=True):
+        if one.task == "naming":
+            assert names == {one.answer}
+        elif one.task == "detection":
+            assert one.answer == scenes.detection(scene, one.prompt.removeprefix("detect "))
+        else:
+            assert one.task == "places" and one.answer in names
+    again, other = (new_word("bus", 16, seed, scenes.VALIDATION_ARTIST) for seed in (2, 3))
+    assert [one for _, one in again] == [one for _, one in asked] != [one for _, one in other]
+
+
+def test_the_new_question_is_about_the_object_and_the_background_is_another_colour():
+    asked = new_question(12, seed=2)
+    assert len(asked) == 12 and len({one.answer for _, one in asked}) > 3
+    for scene, one in asked:
+        assert one.answer != scene.background
+        assert one.prompt == f"answer en what colour is the {scene.things[0].name}?"
+        y, x = (round(72 * edge) for edge in scene.things[0].centre)
+        paint = np.array(scenes.BACKGROUNDS[one.answer], float)
+        here = scene.pixels[y - 3 : y + 3, x - 3 : x + 3].reshape(-1, 3).astype(float)
+        alike = here @ paint / np.linalg.norm(here, axis=1) / np.linalg.norm(paint)
+        assert alike.max() > 0.99  # the paint's hue, in some shade
+
+
+def test_teaching_moves_what_is_not_frozen_and_nothing_else(processor):
+    torch.manual_seed(0)
+    model = PaliGemma(preset("small"))
+    initialise(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.requires_grad_(False).multi_modal_projector.requires_grad_(True)
+    losses = teach(model, processor, new_word("bus", 2), steps=2, batch=2)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"multi_modal_projector.weight", "multi_modal_projector.bias"}
+    assert len(losses) == 2 and not model.training
+    # A new model says all tokens alike: the loss of its answers is near the log of their number.
+    assert abs(losses[0] - np.log(1856)) < 2
+
+
+def not_written(*given):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("pieces", "floor", "said"),
+    [
+        ({}, 0.0, "correct"),
+        ({}, 1.1, "the floor is 110%"),
+        (
+            {"merge_weight": lambda weight, A, B, alpha: weight},
+            0.0,
+            "the merged model's logits differ",
+        ),
+        ({"start_values": not_written}, 0.0, "`not_written` is not written yet"),
+    ],
+)
+def test_a_learners_lora_is_told_whether_it_learns_and_merges(
+    processor, monkeypatch, capsys, pieces, floor, said
+):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    model, _ = load("small")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    mine = {
+        name: getattr(of_lora, name) for name in ("start_values", "lora_forward", "merge_weight")
+    }
+    how = {"pictures": 4, "steps": 3, "number": 2, "floor": floor}
+    of_lora.try_lora(model, processor, **(mine | pieces), **how)
+    assert said in capsys.readouterr().out
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

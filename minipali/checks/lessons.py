@@ -22,7 +22,9 @@ STEMS = (
     "weights",
     "locations",
     "masks",
+    "lora",
 )
+NUMBERS = (*range(1, 17), 18)
 
 
 @functools.cache
@@ -30,7 +32,7 @@ def by_lesson() -> dict[str, tuple[Exercise, ...]]:
     """The exercises of each lesson, by its file's stem: "01_patches" and so on."""
     return {
         f"{number:02d}_{stem}": importlib.import_module(f"minipali.checks.{stem}").EXERCISES
-        for number, stem in enumerate(STEMS, start=1)
+        for number, stem in zip(NUMBERS, STEMS, strict=True)
     }
 
 

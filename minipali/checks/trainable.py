@@ -3,6 +3,7 @@
 In a module of its own, without a reference: a class is marked in processes that hold none.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -95,5 +96,57 @@ def gradients_of(accumulate: Callable) -> Callable:
             module.most < len(parts),
             all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
         )
+
+    return tried
+
+
+# --- exercise 18 ----------------------------------------------------------------------------------
+
+
+def _two_matrices(result) -> tuple[Tensor, Tensor]:
+    matrices = isinstance(result, (tuple, list)) and len(result) == 2
+    if not matrices or not all(isinstance(x, Tensor) and x.ndim == 2 for x in result):
+        raise ValueError("it must end with `return A, B`, two matrices")
+    return tuple(result)
+
+
+def start_of(start_values: Callable) -> Callable:
+    """What is tried: what can be said about start values, which are others in each attempt."""
+
+    def tried(n: int, d: int, rank: int):
+        result = start_values(n, d, rank)
+        if result is Ellipsis:
+            return result
+        a, b = _two_matrices(result)
+        root = max(a.shape) ** 0.5  # d is the larger side of A
+        return (
+            tuple(a.shape),
+            tuple(b.shape),
+            not b.any().item(),
+            len(a.unique()) > 0.9 * a.numel(),
+            [_power_of_two(root * one.item()) for one in (a.min(), a.max())],
+            a.requires_grad and b.requires_grad,
+        )
+
+    return tried
+
+
+def _power_of_two(number: float) -> float:
+    """The nearest one, with the sign: what chance does to the largest of many does not show."""
+    near = abs(number) < 2**-5 or not math.isfinite(number)
+    return 0.0 if near else math.copysign(2.0 ** round(math.log2(abs(number))), number)
+
+
+def change_of(extract: Callable) -> Callable:
+    """What is tried: the change that A and B make, which many pairs of matrices have in common."""
+
+    def tried(before: Tensor, after: Tensor, rank: int, alpha: float):
+        result = extract(before, after, rank, alpha)
+        if result is Ellipsis:
+            return result
+        a, b = _two_matrices(result)
+        fits = a.shape == (rank, before.shape[1]) and b.shape == (before.shape[0], rank)
+        change = alpha / rank * b @ a if fits else torch.zeros(0, 0)
+        return tuple(a.shape), tuple(b.shape), change
 
     return tried
