@@ -41,6 +41,7 @@ PARTS = {
     6: "It reads and writes: the language model",
     11: "It answers: both together",
     13: "Train it, load it, let it point",
+    17: "Make it your own",
 }
 
 # A lesson's row in the table of README.md.

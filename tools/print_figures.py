@@ -58,7 +58,7 @@ def main() -> int:
     sources = sorted((root / "notebooks" / "src").glob("*.py"))
     sources = [p for p in sources if not given.only or p.name.startswith(tuple(given.only))]
     if not sources:
-        print(f"No lesson begins with {', '.join(given.only)}; they are called 00 to 16.")
+        print(f"No lesson begins with {', '.join(given.only)}; they are called 00 to 18.")
         return 2
     folder = root / "build" / "figures"
     folder.mkdir(parents=True, exist_ok=True)

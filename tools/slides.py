@@ -158,7 +158,7 @@ def main() -> int:
     lessons = sorted((ROOT / "notebooks").glob("*.ipynb"))
     lessons = [p for p in lessons if not given.only or p.name.startswith(tuple(given.only))]
     if not lessons:
-        print(f"No lesson begins with {', '.join(given.only)}; they are called 00 to 16.")
+        print(f"No lesson begins with {', '.join(given.only)}; they are called 00 to 18.")
         return 2
     folder = ROOT / "build" / "slides"
     folder.mkdir(parents=True, exist_ok=True)
