@@ -307,7 +307,7 @@ for name in ("small", "paligemma-3b-224"):
 # (Drawings: Twemoji, by Twitter, Inc and other contributors, and EmojiOne 2, CC BY 4.0, modified; Fluent
 # Emoji by Microsoft, MIT.)
 #
-# It will answer with the few words it knows, whatever you show it. Why? Think about what it was
+# The model will answer with the few words it knows, whatever you show it. Why? Think about what it was
 # trained on, and go on with [01 patches](01_patches.ipynb).
 
 # %% [markdown]
