@@ -277,8 +277,8 @@ CLIP = Exercise(
             Mistake(
                 f"softmax over the whole table, {name}",
                 partial(_clip_loss, log=_over_the_table, log_of_rows=of_rows),
-                f"The softmax{which} runs over the whole table of n * n scores. Each picture chooses"
-                " among its own row, and each sentence among its own column: dim=1 and dim=0.",
+                f"The softmax{which} runs over the whole table of n * n scores. Each picture"
+                " chooses in its own row, and each sentence in its own column: dim=1 and dim=0.",
             )
             for name, of_rows, which in (
                 ("both", None, ""),
