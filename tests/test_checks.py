@@ -849,3 +849,5 @@ def test_numbers_that_look_alike_are_told_apart_and_nearly_right_is_said():
     assert "must be 2.35, found 2.35001. All of it" in told
     told = difference(torch.tensor([2.25, 1.0]), expected, "row", 1e-5)
     assert told.endswith("expected 2.35, found 2.25.")
+    told = difference(torch.tensor([5000]), torch.tensor([5001]), "row", 1e-5)
+    assert told.endswith("expected 5001, found 5000.")

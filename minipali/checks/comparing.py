@@ -135,7 +135,8 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
         return f"the result has {result[where].item()}{place}."
     if same(result, expected, tolerance):
         return ""
-    near = f" {NEAR}" if same(result, expected, 100 * tolerance) else ""
+    nearly = expected.is_floating_point() and same(result, expected, 100 * tolerance)
+    near = f" {NEAR}" if nearly else ""
     if result.ndim == 0:
         want, got = _told_apart(expected, result, 6)
         return f"the result must be {want}, found {got}.{near}"
