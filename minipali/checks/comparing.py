@@ -8,6 +8,7 @@ from numbers import Integral, Number
 import torch
 from torch import Tensor
 
+NEARLY = 1e-3
 NEAR = (
     "All of it is nearly right: digits are lost on the way (in numbers that almost cancel, in too"
     " coarse a step, in too few bits), or a small number is added or left out."
@@ -135,7 +136,7 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
         return f"the result has {result[where].item()}{place}."
     if same(result, expected, tolerance):
         return ""
-    nearly = expected.is_floating_point() and same(result, expected, 100 * tolerance)
+    nearly = expected.is_floating_point() and same(result, expected, NEARLY)
     near = f" {NEAR}" if nearly else ""
     if result.ndim == 0:
         want, got = _told_apart(expected, result, 6)
