@@ -415,7 +415,8 @@ def test_a_float_is_no_whole_number():
 
     outcome = examine(exercise("box_to_tokens"), last_one_a_float)
     assert outcome.status == WRONG and "Case 1 of" in outcome.message
-    assert outcome.message.endswith("[158, 192, 857, 660], found [158, 192, 857, 660.0].")
+    told = "must be whole numbers (int): [158, 192, 857, 660], found [158, 192, 857, 660.0]."
+    assert outcome.message.endswith(told)
 
 
 def test_a_softmax_that_overflows_is_noticed():
@@ -838,3 +839,15 @@ def test_the_largest_difference_is_one():
     found[1, 1] = 2.5
     told = difference(found, expected, "row column", 0.0)
     assert "at row 1, column 1: expected 2, found 2.5" in told and "17%" in told
+
+
+def test_numbers_that_look_alike_are_told_apart_and_nearly_right_is_said():
+    expected = torch.tensor([2.35, 1.0])
+    told = difference(torch.tensor([2.3499, 1.0]), expected, "row", 1e-5)
+    assert "expected 2.35, found 2.3499. All of it is nearly right" in told
+    told = difference(torch.tensor(2.35001), torch.tensor(2.35), "", 1e-7)
+    assert "must be 2.35, found 2.35001. All of it" in told
+    told = difference(torch.tensor([2.25, 1.0]), expected, "row", 1e-5)
+    assert told.endswith("expected 2.35, found 2.25.")
+    told = difference(torch.tensor([5000]), torch.tensor([5001]), "row", 1e-5)
+    assert told.endswith("expected 5001, found 5000.")

@@ -7,8 +7,8 @@
 #
 # The lesson is [notebooks/02_norms.ipynb](../notebooks/02_norms.ipynb). Time: 75 minutes. Names
 # inside your functions are yours; the order of the arguments is not. Leave torch's finished norms
-# aside (`F.layer_norm`, `F.batch_norm` and every other function or module of torch that normalises a
-# whole layer): with them there is nothing left to learn, and the check refuses them. What only measures
+# aside (`F.layer_norm`, `F.batch_norm`, `F.normalize` and every other function or module of torch that
+# normalises): with them there is nothing left to learn, and the check refuses them. What only measures
 # is allowed: `mean`, `var`, `torch.linalg.vector_norm`. What comes in keeps its numbers: write
 # `x = x + y`, not `x += y`.
 
@@ -26,8 +26,8 @@ from minipali.checks import check, hint
 #
 # Then multiply by the weight and add the bias. The variance is the one that divides by d. eps is the
 # number that you are given; it stands inside the root. A token's mean may be thousands of times as
-# large as its spread: subtract the mean before you square, or the squares swallow the difference. (There the
-# check uses whole numbers, with which 32 bits are enough.)
+# large as its spread: subtract the mean before you square, or the squares swallow the difference. (Such
+# tokens of the check hold whole numbers, so 32 bits are enough for them.)
 
 
 # %%
@@ -84,12 +84,11 @@ check("rms_norm", rms_norm)
 #
 # - In training, the output uses the mean and the variance (divided by b) of this batch. The memory
 #   moves by the share `momentum` towards the batch's mean and towards its *unbiased* variance
-#   (divided by b - 1): new = (1 - momentum) * old + momentum * batch.
+#   (divided by b - 1): new = (1 - momentum) * old + momentum * batch. Return it as two new tensors; no
+#   `lerp_`, no `+=`. b is at least 2.
 # - In eval mode, the output uses the memory, and the memory stays as it is: return the two tensors that
-#   came in, or copies.
+#   came in, or copies. b may be 1.
 # - In both, the output is (x - mean) / sqrt(variance + eps), times the weight, plus the bias.
-# - Two of the results are the new memory. In training they are new tensors; those that came in keep
-#   their numbers: no `lerp_`, no `+=`. In training b is at least 2; in eval mode one example alone is fine.
 
 
 # %%
@@ -118,9 +117,10 @@ check("batch_norm", batch_norm)
 #
 # In training, gradients flow through each layer from its output to its inputs. torch does it for you.
 # Do it once by hand. The loss has the gradient `gradient` with respect to the output of your
-# `layer_norm`. What are its gradients with respect to x, the weight and the bias? As in section 1, a
-# token's mean may be thousands of times as large as its spread. Nothing of torch that differentiates is
-# allowed: no `backward`, no `torch.autograd`, no `torch.func`. The check refuses them.
+# `layer_norm`. What are its gradients with respect to x, the weight and the bias? The tokens are like
+# those of section 1. Nothing of torch that differentiates is allowed: no `backward`, no
+# `torch.autograd`, no `torch.func`. The check refuses them. It also compares so exactly that differences
+# of nearby outputs, (y(x + h) - y(x - h)) / 2h, are too coarse.
 #
 # On paper first. Change one number of a token a little: its output changes directly, and all outputs of
 # the token change, because the mean and the standard deviation move. One result to hold yours against:

@@ -7,7 +7,8 @@
 #
 # The lesson is [notebooks/05_contrastive.ipynb](../notebooks/05_contrastive.ipynb). Time: 65
 # minutes, one of them for training. Names inside your functions are yours; the order of the
-# arguments is not.
+# arguments is not. torch's own functions are welcome: `F.normalize`, `F.cross_entropy`, `F.logsigmoid`,
+# `F.binary_cross_entropy_with_logits`. n, the number of pairs, is at least 2.
 
 # %%
 import torch
@@ -19,15 +20,17 @@ from minipali.checks import check, hint
 # ## 1. The softmax loss
 #
 # CLIP's loss. Picture i belongs to sentence i. The vectors come as the towers made them: they have
-# different lengths, never 0 nor nearly so, and you bring them to length 1 first. A score is the cosine of picture and sentence times
-# exp(`log_scale`); `log_scale` is the **logarithm** of the factor. Each picture chooses among the
-# sentences: minus the log of the softmax at the right one, and the mean over the pictures. Each sentence
-# chooses among the pictures in the same way. The loss is the mean of both directions.
+# different lengths, never 0 nor nearly so, and you bring them to length 1 first. A score is the cosine of
+# picture and sentence times exp(`log_scale`); `log_scale` is the **logarithm** of the factor. Each picture
+# chooses among the sentences: minus the log of the softmax at the right one, and the mean over the
+# pictures. Each sentence chooses among the pictures in the same way. The loss is the mean of both
+# directions.
 #
 # The factor may be 100 or more. It is not to be clamped, and the loss must be right there too: neither
 # infinite nor NaN, nor capped. The training below learns through your loss, so the check compares
 # gradients, too: they must reach image, text and `log_scale`, and be right. So compute with torch alone
-# (its own `exp` on `log_scale`), and take nothing out of autograd's graph, a vector's length neither.
+# (its own `exp` on `log_scale`), and take nothing out of autograd's graph on which the loss depends, a
+# vector's length neither.
 
 
 # %%
@@ -94,15 +97,16 @@ check("siglip_loss", siglip_loss)
 # the sentences 0 and 1, 2 and 3, and 4 alone. In the second chunk picture 2 belongs to the first column.
 # The last chunk may be shorter, and size may be larger than n.
 #
-# Two results by hand. If all scores are 0, each of the n · n pairs costs ln 2, so the loss is n · ln 2,
-# for every size. And for every batch the result is that of your `siglip_loss`, up to rounding: sums in
-# another order differ in the last digit. Vectors, factor, bias and gradients are as above.
+# By hand: if all scores are 0, each of the n · n pairs costs ln 2, so the loss is n · ln 2, for every size.
+# And for every batch the result is that of your `siglip_loss`, up to rounding: sums in another order
+# differ in the last digit. Vectors, factor, bias and gradients are as above.
 #
-# **Never make a tensor of n · n numbers** when size is smaller than n, of whatever kind, labels neither:
-# n · size are enough. The check looks at the size of every tensor that torch makes. Smaller steps are
-# right as well, even one sentence at a time, and so are chunks of pictures in place of sentences. (For
-# the way back autograd still keeps the chunks. One can have them computed again instead; that is not
-# asked for here.)
+# **Never make a table of n · n numbers** when size is smaller than n, of labels neither. The check looks
+# at the size of every tensor that torch makes. What you need has n · size numbers, or n · e like image;
+# n · size · e is allowed, too. Where size is n or more, one chunk holds everything. Smaller steps are right
+# as well, even one sentence at a time, and so are chunks of pictures in place of sentences. (For the way
+# back autograd still keeps the chunks. One can have them computed again instead; that is not asked for
+# here.)
 
 
 # %%

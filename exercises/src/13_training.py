@@ -32,7 +32,7 @@ from minipali.checks import check, hint
 def row_labels(prefix, suffix, eos, ignore):
     """Ids and labels of one row.
 
-    prefix, suffix: lists of ids; the suffix may be empty; eos, ignore: numbers
+    prefix, suffix: lists of ids; the suffix may be empty, the prefix not; eos, ignore: numbers
     returns: (ids, labels), two lists of equal length
     """
     ### BEGIN SOLUTION
@@ -81,11 +81,14 @@ check("suffix_loss", suffix_loss)
 # ## 3. The loop
 #
 # In every epoch: one step for each batch, in their order, **in train mode**. Then one measurement, the
-# loss on the held-out batch, **in eval mode** and without gradients. The gradients of all parameters
-# together are clipped to the length `max_norm`: longer ones are made shorter, shorter ones stay. The module
-# of the check has a BatchNorm, so the modes matter, and it may come to you in eval mode. In which mode you
-# leave it is up to you. Each loss is noted as it was before its step, as a number: no graph may hang on the
-# results.
+# loss on the held-out batch, **in eval mode** and with gradients switched off, as `torch.no_grad()` does
+# it (the check notices). A step follows the gradients of its own batch alone; the module comes to you
+# without any. They are clipped to the length `max_norm`, those of all the module's parameters together:
+# longer ones are made shorter, shorter ones stay. The optimizer has the same parameters.
+#
+# The module of the check has a BatchNorm, so the modes matter, and it may come to you in eval mode. In
+# which mode you leave it is up to you. Each loss is noted as it was before its step, as a number: no graph
+# may hang on the results. There is one for each step, so epochs · batches in all.
 
 
 # %%
@@ -124,17 +127,18 @@ check("train", train)
 # counts as it would in the big batch. In 2024 it came out that widely used training code had this wrong for
 # years: it took the mean of the parts' means.
 #
-# Parts have different numbers of rows, of places and of labels that count. A part may have none, also the
-# first; it may go through the module or be left out. In all there is at least one label that counts.
+# Parts have different numbers of rows, of places and of labels that count. In all there is at least one
+# label that counts. A part may have none, also the first: leave it out, or let it go through the module,
+# with `backward()` or without.
 #
 # By hand: in the first part one token counts, and its loss is 2. In the second part three count, and their
-# mean loss is 1. The loss of the whole is (2 + 3) / 4 = 1.25, not 1.5. So the share of the first part is
-# 0.5, and that of the second 0.75.
+# mean loss is 1. The loss of the whole is (2 + 3) / 4 = 1.25, not 1.5: the first part adds 2/4 = 0.5 to it,
+# and the second 3/4 = 0.75.
 #
-# - The module may hold old gradients. Afterwards it holds those of this batch alone.
+# - The module may hold old gradients. Afterwards it holds those of this batch alone. (`None` is as good as
+#   zeros.)
 # - **One part at a time**: call `backward()` for a part before the next part goes through the module with
-#   gradients, so that its graph is gone. (The check counts.) To go through the module without gradients
-#   before is allowed, but you need not.
+#   gradients switched on, so that its graph is gone. (The check counts.)
 # - Make no step: that is for whoever calls you.
 
 

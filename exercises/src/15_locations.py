@@ -19,9 +19,9 @@ from minipali.checks import check, hint
 # becomes four whole numbers from 0 to 1023, in the same order. 0 is the upper or left edge, 1023 the
 # lower or right edge, and between them each place is **rounded to the nearest** number. (No place of the
 # check lies just between two numbers.) A box can stick out of the picture on any side, or lie outside
-# altogether. Then each of the four places that is outside is moved to the edge first.
+# altogether. Each of the four places that is outside gets the number of the nearer edge, 0 or 1023.
 #
-# By hand, in a picture 300 high and 600 wide: the box (75, 150, 330, 450) becomes 256, 256, 1023, 767.
+# By hand, in a picture 300 high and 600 wide: [75.0, 150.0, 330.0, 450.0] becomes [256, 256, 1023, 767].
 
 
 # %%
@@ -49,7 +49,7 @@ check("box_to_tokens", box_to_tokens)
 # The four numbers of an answer, into pixels of the **original** picture. The model saw it squeezed into
 # a square; does that matter here? Do not round.
 #
-# By hand, in the same picture: 0, 341, 1023, 682 become the box (0, 200, 300, 400).
+# By hand, in the same picture: [0, 341, 1023, 682] becomes [0.0, 200.0, 300.0, 400.0].
 
 
 # %%
@@ -71,7 +71,8 @@ check("tokens_to_box", tokens_to_box)
 # ## 3. How much do two boxes agree?
 #
 # Intersection over union: the area in both, divided by the area in one or the other. If no area is
-# shared, the result is `0.0`. So a box without any area gets `0.0` with every box, also with itself.
+# shared, the result is 0. So a box without any area gets 0 with every box, also with itself. Boxes may be
+# in pixels, or in fractions of a side, and then their areas are far below 1.
 #
 # By hand: (0, 0, 2, 2) and (0, 1, 2, 3) share 2 of 6, which is 1/3. (0, 0, 2, 2) and (3, 3, 5, 5) share
 # nothing, 0.
@@ -82,7 +83,7 @@ def overlap(a, b):
     """Intersection over union.
 
     a, b: four floats (y0, x0, y1, x1) each, with y0 <= y1 and x0 <= x1
-    returns: a float from 0.0 (no area shared) to 1.0 (the same box, with an area)
+    returns: a number from 0 (no area shared) to 1 (the same box, with an area)
     """
     ### BEGIN SOLUTION
     height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -103,17 +104,19 @@ check("overlap", overlap)
 # there, and are its sure boxes the right ones? **Average precision** answers both with one number.
 #
 # 1. Put all boxes of all pictures in one list, the highest score first. No two scores are equal.
-# 2. Go through the list from the top. A box is **right** if its overlap with a true box *of its own picture*
-#    is above the limit (just the limit is not enough). It takes that true box, so that no later one can
-#    have it. If several are above the limit and free, it takes the one with the largest overlap. (No two
-#    of them are equal.)
+# 2. Go through the list from the top. A box is **right** if its overlap with a free true box *of its own
+#    picture* is above the limit (just the limit is not enough). It takes that true box, so that no later
+#    one can have it. If several are above the limit and free, it takes the one with the largest overlap.
+#    (No two overlaps of a box are equally large. No two true boxes of a picture are the same, but two
+#    pictures may have the same one.)
 # 3. At each box that is right, note the precision so far: the number of right ones up to here, this one with
 #    them, divided by the place in the list, counted from 1. At a wrong one, note nothing.
 # 4. Add up what you have noted, and divide by the number of **all** true boxes. Those that nobody found are
 #    among them, and add 0.
 #
 # How much two boxes overlap says the function `measure` that you are given. It may be another one than
-# yours of part 3, and `measure(a, b)` is the same as `measure(b, a)`.
+# yours of part 3, but it gives numbers from 0.0 to 1.0, too, and `measure(a, b)` is the same as
+# `measure(b, a)`.
 #
 # By hand: three boxes, the first and the third are right, and there are two true boxes in all. Noted are
 # 1/1 and 2/3, so the result is (1 + 2/3) / 2 = 0.833. If the detector had been least sure of the wrong one,
@@ -126,8 +129,8 @@ def average_precision(found, truths, measure, limit):
 
     found: a list of (score, picture, box), in any order, perhaps empty; picture: a number from 0;
     truths: for each picture the list of its true boxes, perhaps empty; in all there is at least one;
-    measure: the overlap of two boxes is measure(a, b); limit: from 0.0 to 1.0
-    returns: a float from 0.0 to 1.0
+    measure: the overlap of two boxes is measure(a, b); limit: 0.0 or more, and below 1.0
+    returns: a number from 0.0 to 1.0
     """
     ### BEGIN SOLUTION
     taken, hits, total = set(), 0, 0.0

@@ -8,6 +8,11 @@ from numbers import Integral, Number
 import torch
 from torch import Tensor
 
+NEARLY = 1e-3
+NEAR = (
+    "All of it is nearly right: digits are lost on the way (in numbers that almost cancel, in too"
+    " coarse a step, in too few bits), or a small number is added or left out."
+)
 MOST = 300  # characters of anything that a learner's code made
 
 
@@ -66,7 +71,18 @@ def difference(result, expected, axes: str, tolerance: float) -> str:
         return _of_tensors(result, expected, axes.split(), tolerance)
     if same(result, expected, tolerance):
         return ""
-    return f"the result must be {shown(expected)}, found {shown(result)}."
+    whole = " whole numbers (int):" if _floats_for_ints(result, expected) else ""
+    return f"the result must be{whole} {shown(expected)}, found {shown(result)}."
+
+
+def _floats_for_ints(result, expected) -> bool:
+    """Whether a float stands somewhere in a list where the right one has a whole number."""
+    if not isinstance(expected, (tuple, list)) or len(result) != len(expected):
+        return False
+    return any(
+        isinstance(want, Integral) and isinstance(got, Number) and not isinstance(got, Integral)
+        for got, want in zip(result, expected, strict=True)
+    )
 
 
 def of_parts(
@@ -120,8 +136,11 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
         return f"the result has {result[where].item()}{place}."
     if same(result, expected, tolerance):
         return ""
+    nearly = expected.is_floating_point() and same(result, expected, NEARLY)
+    near = f" {NEAR}" if nearly else ""
     if result.ndim == 0:
-        return f"the result must be {expected.item():.6g}, found {result.item():.6g}."
+        want, got = _told_apart(expected, result, 6)
+        return f"the result must be {want}, found {got}.{near}"
     if moved := _moved(result, expected, axes):
         return moved
     agree = (result == expected) | (result.isnan() & expected.isnan())  # inf - inf would be nan
@@ -130,14 +149,20 @@ def _of_tensors(result: Tensor, expected: Tensor, axes: list[str], tolerance: fl
     where = tuple(torch.stack(torch.unravel_index(apart.argmax(), apart.shape)).tolist())
     share = (apart > tolerance).double().mean().item()
     largest = "One of them is" if expected.dtype == torch.bool else "The largest difference is"
-    want, got = (
-        one[where].item() if not one.is_floating_point() else f"{one[where].item():.4g}"
-        for one in (expected, result)
-    )
+    want, got = _told_apart(expected[where], result[where], 4)
     return (
         f"the shape is right, but {share:.0%} of the values are not. {largest}"
-        f" at {_place(axes, where)}: expected {want}, found {got}."
+        f" at {_place(axes, where)}: expected {want}, found {got}.{near}"
     )
+
+
+def _told_apart(expected: Tensor, result: Tensor, digits: int) -> tuple[str, str]:
+    """Both numbers, with as many digits as it takes to tell them apart, and at least those."""
+    want, got = expected.item(), result.item()
+    if not expected.is_floating_point():
+        return str(want), str(got)
+    texts = [(f"{want:.{n}g}", f"{got:.{n}g}") for n in range(digits, 18)]
+    return next((both for both in texts if both[0] != both[1]), texts[-1])
 
 
 def of_gradients(

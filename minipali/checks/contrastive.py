@@ -148,6 +148,10 @@ def _clip_loss(
     return -times * (rows * of_rows + columns * of_columns) / len(image) ** power
 
 
+def _over_the_table(table: Tensor, axis: int) -> Tensor:
+    return table.flatten().log_softmax(dim=0).unflatten(0, table.shape)
+
+
 def _plain(table: Tensor, axis: int) -> Tensor:
     shares = table.exp()
     return (shares / shares.sum(dim=axis, keepdim=True)).log()
@@ -268,6 +272,22 @@ CLIP = Exercise(
             partial(_clip_loss, log=lambda s, axis: s.softmax(axis).log_softmax(axis)),
             "The softmax is there twice: cross_entropy and log_softmax take the scores as they are"
             " and do it themselves.",
+        ),
+        *(
+            Mistake(
+                f"softmax over the whole table, {name}",
+                partial(_clip_loss, log=_over_the_table, log_of_rows=of_rows),
+                f"The softmax{which} runs over the whole table of n * n scores. Each picture"
+                " chooses in its own row, and each sentence in its own column: dim=1 and dim=0.",
+            )
+            for name, of_rows, which in (
+                ("both", None, ""),
+                (
+                    "columns",
+                    lambda s, axis: s.log_softmax(dim=axis),
+                    " in one direction, sentence to picture,",
+                ),
+            )
         ),
         Mistake(
             "sigmoid",

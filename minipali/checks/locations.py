@@ -722,6 +722,21 @@ OVERLAP = Exercise(
         ),
         *(
             Mistake(
+                f"union at least {least}",
+                partial(
+                    _overlap,
+                    divide=lambda shared, a, b, least=least: (
+                        shared / max(_union(shared, a, b), least)
+                    ),
+                ),
+                "The union is made at least a fixed number, so that nothing is divided by 0. Small"
+                " boxes, in fractions of a side, have a smaller union: the same box twice is no"
+                " longer 1.0. Return 0.0 before you divide, if nothing is shared.",
+            )
+            for least in (1.0, 1e-2, 1e-3, 1e-4, 1e-5)
+        ),
+        *(
+            Mistake(
                 f"pixels counted, {name}",
                 lambda a, b, whole=whole: _pixels_shared(a, b, whole),
                 "You count whole pixels, and edges may lie between them (in fractions of a side all"
@@ -805,7 +820,7 @@ def average_precision(
     *,
     order: Callable[[list[Found], float], list[Found]] = _by_score,
     hit: Callable[[float, float], bool] = lambda value, limit: value > limit,
-    mark: Callable[[int, int], object] | None = lambda picture, i: (picture, i),
+    mark: Callable[[int, int, list], object] | None = lambda picture, i, true: (picture, i),
     pick: str = "best free",
     everywhere: bool = False,
     leave_out_empty: bool = False,
@@ -820,13 +835,13 @@ def average_precision(
 ) -> float:
     """From 0.0 to 1.0. The reference, or with one thing changed.
 
-    order: of (found, limit); mark: what is remembered of a true box that is taken; pick: "best
-    free", "best" (a miss if it is taken), "first free" or "all"; everywhere: true boxes of all
-    pictures are tried; leave_out_empty: those without true boxes; gain: from hits so far, rank and
-    overlap; of_misses: misses gain, too; places_of: "all" boxes, or of each "picture"; smooth:
-    "later" (each precision is made the best one from there on) or "11" (the mean of the best ones
-    at 11 recalls); divisor: of the sum; least: in place of a divisor of 0; zero: what the sum
-    starts with; compare: in place of measure.
+    order: of (found, limit); mark: what is remembered of a true box that is taken, from its
+    picture, number, and the box itself; pick: "best free", "best" (a miss if it is taken), "first
+    free" or "all"; everywhere: true boxes of all pictures are tried; leave_out_empty: those without
+    true boxes; gain: from hits so far, rank and overlap; of_misses: misses gain, too; places_of:
+    "all" boxes, or of each "picture"; smooth: "later" (each precision is made the best one from
+    there on) or "11" (the mean of the best ones at 11 recalls); divisor: of the sum; least: in
+    place of a divisor of 0; zero: what the sum starts with; compare: in place of measure.
     """
     measure = compare or measure
     if leave_out_empty:
@@ -840,7 +855,7 @@ def average_precision(
             (measure(box, true), key)
             for place in (range(len(truths)) if everywhere else [picture])
             for i, true in enumerate(truths[place])
-            if (key := mark(place, i) if mark else None) not in taken or pick == "best"
+            if (key := mark(place, i, true) if mark else None) not in taken or pick == "best"
         ]
         near = [(value, key) for value, key in near if hit(value, limit)]
         if near:
@@ -933,7 +948,7 @@ def _answers() -> list[tuple]:
         (0.85, 0, box(2.5, 12.5)),  # its best is taken, and so is the other one
         (0.40, 2, box(22, 34)),  # 0.71
     ]
-    truths = [[first, near, third], [], [first, box(20, 32)]]
+    truths = [[first, near, third], [], [list(first), box(20, 32)]]
     given = [
         ([(0.6, 0, box(70, 80)), (0.3, 0, box(39, 49)), (0.8, 0, first)], [[first, third]], 0.5),
         ([(0.4, 0, box(1, 11)), (0.7, 0, first)], [[first, third, box(70, 80)]], 0.5),  # twice
@@ -944,6 +959,10 @@ def _answers() -> list[tuple]:
         (many, truths, 0.7),
         ([], [[first]], 0.5),
     ]
+    # The same true box in two pictures, found in both, and not the first of the second one's. They
+    # are two lists: who remembers the objects themselves is right.
+    twice = [(0.9, 0, first), (0.7, 1, box(1, 11)), (0.6, 1, box(41, 51)), (0.5, 0, near)]
+    given.append((twice, [[first], [third, list(first)]], 0.5))
     cases = [(found, true, locations.overlap, limit) for found, true, limit in given]
     # By another measure, for which 0.7 is above the limit, and by ours it is not.
     apart = [(0.8, 0, box(0, 7)), (0.4, 0, box(30, 40)), (0.3, 0, box(40, 50))]
@@ -967,9 +986,9 @@ AVERAGE_PRECISION = Exercise(
     cases=_answers,
     axes="",
     checked=(
-        "the number for 9 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits and two"
+        "the number for 10 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits and two"
         " measures; some true boxes are found twice or never, some boxes have two true ones near,"
-        " some are just at the limit, and one picture has no true box"
+        " some are just at the limit, one picture has no true box, and two have the same one"
     ),
     mistakes=(
         Mistake(
@@ -1199,13 +1218,19 @@ AVERAGE_PRECISION = Exercise(
         ),
         Mistake(
             "taken in all pictures",
-            partial(average_precision, mark=lambda picture, i: i),
+            partial(average_precision, mark=lambda picture, i, true: i),
             "If true box number 0 of one picture is taken, you take number 0 of all others for"
             " taken, too. Remember the picture with it: (picture, number).",
         ),
         Mistake(
+            "taken where the box is alike",
+            partial(average_precision, mark=lambda picture, i, true: tuple(true)),
+            "You remember the taken true boxes by their four numbers alone. Another picture may"
+            " have the same box, and there it is free: remember (picture, number).",
+        ),
+        Mistake(
             "one for each picture",
-            partial(average_precision, mark=lambda picture, i: picture),
+            partial(average_precision, mark=lambda picture, i, true: picture),
             "After one hit in a picture all of its true boxes count as taken. Remember which one it"
             " was: (picture, number).",
         ),

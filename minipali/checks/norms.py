@@ -11,7 +11,7 @@ from minipali.checks.engine import Exercise, Mistake
 
 NORMS = (
     "layer_norm", "native_layer_norm", "rms_norm", "batch_norm", "native_batch_norm", "group_norm",
-    "native_group_norm", "instance_norm",
+    "native_group_norm", "instance_norm", "normalize",
 )  # fmt: skip
 
 
@@ -89,6 +89,12 @@ LEAST: dict[str, Callable[[Tensor, float], Tensor]] = {
     "variance": lambda squares, eps: squares.clamp(min=eps).sqrt(),
 }
 
+# The mean of the absolute values in place of the root of the mean of the squares.
+ABSOLUTE: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "plus eps": _no_root,
+    "its square plus eps": lambda sizes, eps: (sizes.square() + eps).sqrt(),
+}
+
 EPS_SENTENCE = (
     "Your eps is outside the root. It belongs inside: sqrt(variance + eps). With the usual eps of"
     " 0.000001 you would not notice, except where the variance is tiny."
@@ -131,6 +137,7 @@ def _layer_norm(
     subtract: bool = True,
     about_mean: bool = True,
     absolute: bool = False,
+    counts: tuple[int, int] = (2, 2),
     total: bool = False,
     cancelling: bool = False,
     divisor: Callable = _by_root,
@@ -141,10 +148,16 @@ def _layer_norm(
     keepdim: bool = True,
     before: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x, weight, bias: x,
 ) -> Tensor:
-    """layer_norm with one thing changed."""
+    """layer_norm with one thing changed.
+
+    counts: the axes whose lengths the sums of the mean and of the variance are divided by.
+    """
     x = before(x, weight, bias)
-    mean = x.mean(dim=axes, keepdim=keepdim)
+    mean = x.mean(dim=axes, keepdim=keepdim) * (x.shape[2] / x.shape[counts[0]])
     variance = x.var(dim=axes, correction=correction, keepdim=keepdim)
+    if counts[0] != 2:
+        variance = (x - mean).square().mean(dim=axes, keepdim=keepdim)
+    variance = variance * (x.shape[2] / x.shape[counts[1]])
     squares = x.square().mean(dim=axes, keepdim=keepdim)
     if cancelling:
         variance = squares - mean.square()
@@ -212,11 +225,28 @@ LAYER_NORM = Exercise(
             partial(_layer_norm, total=True),
             "The squared distances are added up and not divided by d. The variance is their mean.",
         ),
-        Mistake(
-            "absolute distances",
-            partial(_layer_norm, absolute=True, divisor=_no_root),
-            "You divide by the mean distance from the mean. The standard deviation squares the"
-            " distances, takes their mean, and then the root.",
+        *(
+            Mistake(
+                f"{what} divided by the length of axis {counts[1]}",
+                partial(_layer_norm, counts=counts),
+                f"A sum over the features is divided by the number of {of}. There are d features:"
+                " take .mean(dim=-1), or divide by x.shape[-1].",
+            )
+            for what, counts, of in (
+                ("variance", (2, 1), "tokens, n"),
+                ("mean and variance", (1, 1), "tokens, n"),
+                ("mean", (1, 2), "tokens, n"),
+                ("variance", (2, 0), "examples, b"),
+            )
+        ),
+        *(
+            Mistake(
+                f"absolute distances, {name}",
+                partial(_layer_norm, absolute=True, divisor=divisor),
+                "You divide by the mean distance from the mean. The standard deviation squares the"
+                " distances, takes their mean, and then the root.",
+            )
+            for name, divisor in ABSOLUTE.items()
         ),
         Mistake("no root", partial(_layer_norm, divisor=_no_root), NO_ROOT),
         Mistake("multiplied", partial(_layer_norm, divisor=_root_below), MULTIPLIED),
@@ -361,13 +391,20 @@ def rms_norm(
     keepdim: bool = True,
     before: Callable[[Tensor, Tensor], Tensor] = lambda x, weight: x,
     of_eps: Callable[[float, int], float] = lambda eps, d: eps,
+    over_d: bool = False,
+    count: int = 2,
 ) -> Tensor:
-    """(b, n, d) -> (b, n, d). The reference, or with one thing changed."""
+    """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
+
+    over_d: divided by d once more; count: the axis whose length the sum is divided by.
+    """
     x = before(x, weight)
     centred = x - x.mean(dim=axis, keepdim=True)
     squares = measure(centred if about_mean else x)
     squares = (squares.sum if total else squares.mean)(dim=axis, keepdim=keepdim)
-    squares = squares * (x.shape[-1] / (x.shape[-1] - correction))
+    squares = squares * (x.shape[-1] / (x.shape[count] - correction))
+    if over_d:
+        squares = squares / x.shape[-1]
     if squared_mean:
         squares = x.mean(dim=axis, keepdim=True).square()
     eps = of_eps(eps, x.shape[-1])
@@ -496,11 +533,36 @@ RMS_NORM = Exercise(
             "You take the mean first and square it. Square each number first, then take the mean:"
             " x.square().mean(...).",
         ),
-        Mistake(
-            "absolute values",
-            partial(rms_norm, measure=torch.abs, divisor=_no_root),
-            "You divide by the mean of the absolute values. Square them, take the mean, take its"
-            " root.",
+        *(
+            Mistake(
+                f"absolute values, {name}",
+                partial(rms_norm, measure=torch.abs, divisor=divisor),
+                "You divide by the mean of the absolute values. Square them, take the mean, take"
+                " its root.",
+            )
+            for name, divisor in ABSOLUTE.items()
+        ),
+        *(
+            Mistake(
+                f"length divided by d, {name}",
+                partial(rms_norm, divisor=divisor, of_eps=of_eps, over_d=True),
+                "You divide by the length of the vector over d. The mean is taken inside the root,"
+                " so the length is divided by the root of d: sqrt(sum of the squares / d + eps).",
+            )
+            for name, divisor, of_eps in (
+                ("eps inside", _by_root, lambda eps, d: eps),
+                ("eps divided too", _by_root, lambda eps, d: eps / d**2),
+                ("eps outside", _root_then_eps, lambda eps, d: eps),
+            )
+        ),
+        *(
+            Mistake(
+                f"mean over the length of axis {axis}",
+                partial(rms_norm, count=axis),
+                f"The sum of a token's squares is divided by the number of {of}. There are d"
+                " features: take .mean(dim=-1), or divide by x.shape[-1].",
+            )
+            for axis, of in ((1, "tokens, n"), (0, "examples, b"))
         ),
         Mistake(
             "not squared",
@@ -576,7 +638,10 @@ def batch_norm(
     axes: int | tuple = 0,
     correction: int = 0,
     remembered: int = 1,
+    about: str = "",
     spread: Callable[[Tensor], Tensor] = lambda variance: variance,
+    mixed_as: Callable[[Tensor], Tensor] = lambda variance: variance,
+    unmixed: Callable[[Tensor], Tensor] = lambda variance: variance,
     divisor: Callable = _by_root,
     divisor_in_eval: Callable | None = None,
     in_training: str = "batch",
@@ -597,7 +662,9 @@ def batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output (b, d) and the new running mean and variance, (d,) each.
 
-    The reference, or with one thing changed.
+    The reference, or with one thing changed. about: the memory's variance is taken around the
+    "new" or the "old" running mean; mixed_as, unmixed: what old and new variance are made before
+    they are mixed, and the sum after it.
     """
     training = training != turned
     of_batch = x.mean(dim=axes), ((x - x.mean(dim=axes)).square()).mean(dim=axes)
@@ -611,10 +678,13 @@ def batch_norm(
     old, moved = (running_mean, running_var), (running_mean, running_var)
     if remember_in_training if training else remember_in_eval:
         one, other = old_share(momentum), new_share(momentum)
-        moved = (
-            one * running_mean + other * of_batch[0] if mean_moves else running_mean,
-            one * running_var + other * spread(variance(remembered)) if var_moves else running_var,
-        )
+        new_mean = one * running_mean + other * of_batch[0] if mean_moves else running_mean
+        new_var = variance(remembered)
+        if about:
+            centre = new_mean if about == "new" else running_mean
+            new_var = (x - centre).square().sum(dim=0) / (count - remembered)
+        mixed = unmixed(one * mixed_as(running_var) + other * mixed_as(spread(new_var)))
+        moved = new_mean, mixed if var_moves else running_var
     used = {"batch": (of_batch[0], variance(correction)), "memory": old, "new": moved}
     mean, own = used[in_training if training else in_eval]
     by = divisor if training or divisor_in_eval is None else divisor_in_eval
@@ -748,6 +818,21 @@ BATCH_NORM = Exercise(
             partial(batch_norm, spread=torch.sqrt),
             "The memory of the variance moves towards the standard deviation. It keeps the variance"
             " itself, without the root.",
+        ),
+        Mistake(
+            "standard deviations mixed",
+            partial(batch_norm, mixed_as=torch.sqrt, unmixed=torch.square),
+            "Old and new standard deviation are mixed, and the sum is squared. Mix the variances"
+            " themselves: (1 - momentum) * old + momentum * new.",
+        ),
+        *(
+            Mistake(
+                f"variance around the {which} memory",
+                partial(batch_norm, about=which),
+                f"The memory's variance is measured around the {which} running mean. It is the"
+                " variance of the batch, around the batch's own mean.",
+            )
+            for which in ("new", "old")
         ),
         Mistake(
             "variance before mean",
@@ -890,6 +975,7 @@ def layer_norm_backward(
     order: tuple[int, int, int] = (0, 1, 2),
     cancelling: bool = False,
     last_eps: float = 1.0,
+    uncentred: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (b, n, d), weight (d,), bias (d,). The reference, or with one thing changed.
 
@@ -910,6 +996,9 @@ def layer_norm_backward(
     outside, inside = (named[name] for name in shape)
     of_each = {name: gradient if name in unweighted else inner for name in ("mean", "scale")}
     through_scale = outside * of_scale(of_each["scale"] * inside)
+    if uncentred:
+        shared = of_scale(inner * x) - x.mean(dim=-1, keepdim=True) * of_scale(inner)
+        through_scale = centred * shared / square
     back = inner - mean_term * of_mean(of_each["mean"]) - scale_term * through_scale
     of_x = back / divisor(square + (last_eps - 1) * eps)
     if weighted == "last":
@@ -935,7 +1024,7 @@ def _backward_cases() -> list[tuple]:
     )  # fmt: skip
     x, *_ = _layer_cases()[-1]  # a mean that is thousands of times the spread
     gradient, _, weight, _ = case(*x.shape, 0.5)
-    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0), by_hand, (gradient, x, weight, 0.5)]
+    return [case(2, 3, 5, 0.5), case(3, 4, 7, 2.0), by_hand, (8 * gradient, x, weight, 0.5)]
 
 
 LAYER_NORM_BACKWARD = Exercise(
@@ -1007,6 +1096,25 @@ LAYER_NORM_BACKWARD = Exercise(
             partial(layer_norm_backward, of_scale=lambda each: each.sum(dim=-1, keepdim=True)),
             "The term of the standard deviation is a sum over the features. Each number moves the"
             " variance by 1/d of its share: take the mean.",
+        ),
+        *(
+            Mistake(
+                f"d - 1 in the {name}'s term",
+                partial(
+                    layer_norm_backward,
+                    **{f"of_{name}": lambda x: x.sum(dim=-1, keepdim=True) / (x.shape[-1] - 1)},
+                ),
+                f"The term of the {what} is divided by d - 1. LayerNorm's mean and variance divide"
+                " by d, and so does the way back.",
+            )
+            for name, what in (("mean", "mean"), ("scale", "standard deviation"))
+        ),
+        Mistake(
+            "scale's term through x itself",
+            partial(layer_norm_backward, uncentred=True),
+            "For the term of the standard deviation you multiply the gradient with x itself and"
+            " take the mean off later. On paper that is right. In 32-bit numbers two huge products"
+            " lose the small difference between them: subtract the mean first, then multiply.",
         ),
         Mistake(
             "scale's term without normal",
@@ -1139,6 +1247,16 @@ LAYER_NORM_BACKWARD = Exercise(
             " makes, (x - mean) / sqrt(variance + eps).",
         ),
         Mistake(
+            "normal without eps",
+            partial(
+                layer_norm_backward,
+                shape=("exact", "exact"),
+                of_weight=lambda x, normal: _without_eps(x),
+            ),
+            "x is normalised without eps, for x's gradient and for the weight's. Take what the"
+            " forward pass makes, (x - mean) / sqrt(variance + eps).",
+        ),
+        Mistake(
             "last division without eps",
             partial(layer_norm_backward, last_eps=0.0),
             "At the end the gradient of x is divided by the root of the variance alone. The forward"
@@ -1188,6 +1306,12 @@ LAYER_NORM_BACKWARD = Exercise(
             partial(layer_norm_backward, over=lambda each: each.sum(dim=1).mean(dim=0)),
             "The gradients of weight and bias are means over the batch. Every example adds its"
             " share: take the sum over the batch too.",
+        ),
+        Mistake(
+            "mean over the tokens, sum over the batch",
+            partial(layer_norm_backward, over=lambda each: each.mean(dim=1).sum(dim=0)),
+            "The gradients of weight and bias are means over the n tokens of an example. Every"
+            " token adds its share: take the sum over the tokens too.",
         ),
         Mistake(
             "sum over the batch alone",

@@ -121,6 +121,12 @@ ROW_LABELS = Exercise(
             )
         ),
         Mistake(
+            "prefix in the loss after an empty answer",
+            partial(_row, labels=lambda p, s, e, no: (no(len(p)) + s if s else p) + e),
+            "Where the answer is empty, the prefix has labels. A slice like [-len(suffix):] takes"
+            " everything if the length is 0: count from the front, [len(prefix):].",
+        ),
+        Mistake(
             "eos without a label",
             partial(_row, labels=lambda p, s, e, no: no(len(p)) + s + no(1)),
             "eos is in the ids, but its label is ignore. To stop is a part of the answer, and must"
@@ -231,6 +237,12 @@ ROW_LABELS = Exercise(
             partial(_row, labels=lambda p, s, e, no: [0] * len(p) + [1] * len(s + e)),
             "The labels are ones and zeros, a mask. A label is the token itself, or the mark"
             " `ignore`.",
+        ),
+        Mistake(
+            "ids marked, too",
+            partial(_row, give=lambda ids, labels: (labels, labels)),
+            "The ids hold the mark, too. After `labels = ids` there is one list with two names, and"
+            " what is written into one is in the other: begin with a copy, labels = list(ids).",
         ),
         Mistake(
             "exchanged",
@@ -560,28 +572,35 @@ def train(
     graph: bool = False,
     measured_on: Callable[[list, tuple], tuple] = lambda batches, held_out: held_out,
     given: Callable[[Tensor], Tensor] = lambda losses: losses.flatten(),
+    by_hand: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """-> losses (steps,), measured (epochs,). The reference, or with one thing changed.
 
     training: when train mode is switched on; measure_at: of an epoch, "before", "after" or "each
     step"; note: when the loss is noted; one_step: one step an epoch; given: of the losses, (epochs,
-    steps of each), what is returned.
+    steps of each), what is returned; by_hand: the modes are written into the outermost module.
     """
     losses, measured = [], []
     parameters = list(module.parameters())
 
+    def to(mode: bool) -> None:
+        if by_hand:
+            module.training = mode
+        else:
+            module.train(mode)
+
     def measure() -> None:
-        module.train(measure_mode)
+        to(measure_mode)
         with torch.set_grad_enabled(not no_grad):
             x, y = measured_on(batches, held_out)
             measured.append(loss(module(x), y).detach())
-        module.train({"start": measure_mode, "never": measure_mode}.get(training, True))
+        to({"start": measure_mode, "never": measure_mode}.get(training, True))
 
     if training == "start":
-        module.train()
+        to(True)
     for _ in range(epochs):
         if training == "each epoch":
-            module.train()
+            to(True)
         if measure_at == "before":
             measure()
         if zero == "epoch":
@@ -676,6 +695,12 @@ TRAIN = Exercise(
             "You measure with gradients on. They are not needed there and cost memory: measure"
             " inside `with torch.no_grad():`. (The check's module notices, and says other numbers"
             " then.)",
+        ),
+        Mistake(
+            "modes of the outermost module",
+            partial(train, by_hand=True),
+            "You set `module.training` yourself. That changes the outermost module alone, and those"
+            " inside it keep their mode: call module.train() and module.eval().",
         ),
         Mistake("train mode never", partial(train, training="never"), _MODES),
         Mistake("train mode not restored", partial(train, training="start"), _MODES),
@@ -820,14 +845,15 @@ def accumulate(
     over_ends: bool = False,
     running: bool = False,
     by_rows: bool = False,
+    divided_last: bool = False,
 ) -> Tensor:
     """The loss (), and the gradients in the module. The reference, or with one thing changed.
 
     weight: of a part's mean loss, from its own count, the total, all parts, and its labels;
-    counted_in: the labels that are counted; returned: from the weighted losses and the part's own
-    means; empty: a part without labels gives 0, and not nan; over_ends: rows are laid end to
-    end before the shift; running: divided by the tokens so far; by_rows: the mean of each row
-    first.
+    counted_in: the labels that are counted in the total; returned: from the weighted losses and
+    the part's own means; empty: a part without labels gives 0, and not nan; over_ends: rows are
+    laid end to end before the shift; running: divided by the tokens so far; by_rows: the mean of
+    each row first; divided_last: what is in the gradients at the end is divided by the total.
     """
     rows = sum((labels[:, 1:] != ignore).any(dim=1).sum() for _, labels in parts)
     number = [(labels[:, 1:] != ignore).sum() for _, labels in parts]
@@ -849,7 +875,7 @@ def accumulate(
         here = (wanted != ignore).sum()
         so_far = so_far + own
         mean = summed / (here.clamp(min=1) if empty else here)
-        own = here if over_ends else own
+        own = here
         value = mean * weight(own, so_far if running else total, parts, labels)
         if by_rows:
             each = F.cross_entropy(
@@ -866,12 +892,30 @@ def accumulate(
         whole.backward()
     if zero == "and at the end":
         module.zero_grad()
+    for p in module.parameters() if divided_last else ():
+        p.grad /= total
     return returned([one.detach() for one in losses], means)
 
 
 def _undivided(module: nn.Module, parts: list, ignore: int) -> Tensor:
     summed = accumulate(module, parts, ignore, weight=lambda own, total, parts, labels: own.float())
     return summed / sum((labels[:, 1:] != ignore).sum() for _, labels in parts)
+
+
+def _divided_with_old_ones(module: nn.Module, parts: list, ignore: int) -> Tensor:
+    number = sum((labels[:, 1:] != ignore).sum() for _, labels in parts)
+    summed = accumulate(
+        module, parts, ignore, zero="never", divided_last=True,
+        weight=lambda own, total, parts, labels: own,
+    )  # fmt: skip
+    return summed / number
+
+
+def _weighted_before_the_shift(module: nn.Module, parts: list, ignore: int) -> Tensor:
+    return accumulate(
+        module, parts, ignore, counted_in=lambda labels: labels,
+        weight=lambda own, total, parts, labels: (labels != ignore).sum() / total,
+    )  # fmt: skip
 
 
 def _stepping(module: nn.Module, parts: list, ignore: int) -> Tensor:
@@ -1033,6 +1077,12 @@ ACCUMULATE = Exercise(
             " count in labels[:, 1:].",
         ),
         Mistake(
+            "means weighted by counts before the shift",
+            _weighted_before_the_shift,
+            "The parts' means are weighted by their numbers of labels, counted before the shift. A"
+            " label at place 0 is predicted by nobody: count in labels[:, 1:].",
+        ),
+        Mistake(
             "not shifted",
             partial(accumulate, shift=False, counted_in=lambda labels: labels),
             "Logits and labels are not shifted against each other: compare logits[:, :-1] with"
@@ -1048,6 +1098,12 @@ ACCUMULATE = Exercise(
             partial(accumulate, zero="never"),
             "Gradients from before are still in the module, and yours are added to them. Start with"
             " module.zero_grad(): only this batch's gradients shall be there.",
+        ),
+        Mistake(
+            "old gradients kept, and divided with the new ones",
+            _divided_with_old_ones,
+            "Gradients from before are still in the module. Yours are added to them, and all are"
+            " divided at the end. Start with module.zero_grad().",
         ),
         Mistake(
             "zeroed with the first part if it counts",
@@ -1096,6 +1152,22 @@ ACCUMULATE = Exercise(
             partial(accumulate, empty=False),
             "A part in which no label counts gives nan: a mean over nothing is 0 / 0, and nan times"
             " 0 is nan. Take the sum, reduction='sum', which is 0 there.",
+        ),
+        Mistake(
+            "gradients divided twice",
+            partial(accumulate, divided_last=True),
+            "The loss is right, but the gradients are divided by the number of tokens twice: before"
+            " backward() and again at the end. Once is enough.",
+        ),
+        Mistake(
+            "the loss not divided",
+            partial(
+                accumulate,
+                divided_last=True,
+                weight=lambda own, total, parts, labels: own,
+            ),
+            "The gradients are right, but the loss that you return is the sum over the tokens."
+            " Divide it, too, by the number of tokens of all parts.",
         ),
         Mistake(
             "the last part's loss",
