@@ -15,7 +15,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from minipali import narrow
 from minipali.config import PaliGemmaConfig, TextConfig, preset
 from minipali.finetuning import Settings
 from minipali.lora import add_lora
@@ -42,16 +41,17 @@ def memory(
     `settings.shard` its share of the weights. What torch itself takes is not in it.
     """
     share = processes if settings.shard else 1
+    b = min(settings.at_once, -(-settings.batch_size // processes))
     with FakeTensorMode():
         model = PaliGemma(config)
         if not settings.full:
-            for p in model.parameters():
-                p.data = p.data.to(dtype)
-            if wide:
-                narrow.widen(model)
             add_lora(model, list(settings.targets), settings.rank, settings.alpha)
-        b = min(settings.at_once, -(-settings.batch_size // processes))
-        activations = _activations(model, settings.less_memory, b, text, answer)
+            if wide:
+                activations = _activations(model, settings.less_memory, b, text, answer)
+            for p in model.parameters():
+                p.data = p.data if p.requires_grad else p.data.to(dtype)
+        if not wide:
+            activations = _activations(model, settings.less_memory, b, text, answer)
         learned = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
         layers = [_bytes(one) for one in (model.vision_tower.layers, model.language_model.layers)]
         total = _bytes(model)
@@ -82,8 +82,7 @@ def _activations(model: PaliGemma, less_memory: bool, b: int, text: int, answer:
     config = model.config
     n = config.vision.num_patches
     t = n + text
-    wide = isinstance(model.language_model.embed_tokens, narrow.WideEmbedding)
-    dtype = torch.float32 if wide else model.language_model.norm.weight.dtype
+    dtype = model.language_model.norm.weight.dtype
     own = {p.untyped_storage()._cdata for p in model.parameters()}
 
     def vectors(*shape: int) -> Tensor:
