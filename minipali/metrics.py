@@ -25,22 +25,28 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
     haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've
-    might've mustn't must've needn't not've o'clock oughtn't shan't she'd've should've shouldn't
-    shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's
-    something'd something'd've something'll that's there'd there'd've there're there's they'd
-    they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
-    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
-    won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+    might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've
+    shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+    someone's something'd something'd've something'll that's there'd there'd've there're there's
+    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+    what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
+    why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
     you've"""
-_WHOLE = {word.replace("'", ""): word for word in _CONTRACTIONS.split()}
+# Where one apostrophe is missing it comes back, where two are the word stays as it is.
+_WHOLE = {
+    word[:i] + word[i + 1 :]: word
+    for word in _CONTRACTIONS.split()
+    for i, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # as that code has it
 
 
 def normalise(answer: str) -> str:
     """An answer as the VQA evaluation compares it.
 
-    Lower case, numbers up to ten as digits, no articles, no punctuation but points and commas
-    inside numbers, apostrophes where they belong. Source: Antol et al. 2015, "VQA: Visual Question
-    Answering", and the evaluation code of VQAv2.
+    Lower case, numbers up to ten as digits, no articles, no punctuation but points before a digit,
+    apostrophes where they belong. Source: Antol et al. 2015, "VQA: Visual Question Answering", and
+    the evaluation code of VQAv2 (vqaEval.py, whose tables and order this follows).
     """
     text = " ".join(answer.split())
     in_a_number = re.search(r"\d,\d", text) is not None
@@ -52,18 +58,21 @@ def normalise(answer: str) -> str:
     words = re.sub(r"\.(?!\d)", "", result).lower().split()
     words = [_DIGITS.get(word, word) for word in words]
     words = [word for word in words if word not in ("a", "an", "the")]
-    return " ".join(_WHOLE.get(word.replace("'", ""), word) for word in words)
+    return " ".join(_WHOLE.get(word, word) for word in words)
 
 
 def vqa_accuracy(told: str, answers: Sequence[str]) -> float:
     """How far an answer agrees with those of several people, 0 to 1.
 
     Of all people but one, who takes turns, three or more must have said the same: min(1, same / 3),
-    averaged over the turns. Source: as `normalise`. Raises ValueError for fewer than two answers.
+    averaged over the turns. Where all people wrote the same, letter by letter, nothing is
+    normalised. Source: as `normalise`. Raises ValueError for fewer than two answers.
     """
     if len(answers) < 2:
         raise ValueError(f"there must be answers of two people or more, found {len(answers)}")
-    told, people = normalise(told), [normalise(answer) for answer in answers]
+    told, *people = (re.sub(r"[\n\t]", " ", answer).strip() for answer in (told, *answers))
+    if len(set(people)) > 1:
+        told, *people = map(normalise, (told, *people))
     same = sum(answer == told for answer in people)
     turns = [min(1.0, (same - (answer == told)) / 3) for answer in people]
     return sum(turns) / len(turns)

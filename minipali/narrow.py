@@ -12,7 +12,7 @@ calls `suit`; `quantize` is for the user to call: it changes the weights. `bench
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -47,19 +47,42 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.linear(x, weight.to(x.dtype))
+    y = x.new_empty(len(x), len(weight))
+    for rows, block in _blocks(weight, x.dtype):
+        y[:, rows] = x @ block.T
+    return y
+
+
+def _blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Some rows of W after the other, which they are and in a wider dtype, in the same memory."""
     n, d = weight.shape
     height = max(1, BLOCK // d)
     wide = getattr(_own, "wide", None)
-    if wide is None or wide.dtype != x.dtype or wide.numel() < height * d:
+    if wide is None or wide.dtype != dtype or wide.numel() < height * d:
         # Memory that was made in inference mode could not be used outside it.
         with torch.inference_mode(False):
-            wide = torch.empty(max(BLOCK, height * d), dtype=x.dtype, device="cpu")
+            wide = torch.empty(max(BLOCK, height * d), dtype=dtype, device="cpu")
         _own.wide = wide
-    y = x.new_empty(len(x), n)
     for start in range(0, n, height):
         block = weight[start : start + height]
-        y[:, start : start + height] = x @ wide[: block.numel()].view_as(block).copy_(block).T
-    return y
+        yield slice(start, start + height), wide[: block.numel()].view_as(block).copy_(block)
+
+
+class Frozen(torch.autograd.Function):
+    """`widened` where x learns and W does not: for the way back W is kept narrow, too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return widened(x, weight)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        [weight] = ctx.saved_tensors
+        of_x = gradient.new_zeros(len(gradient), weight.shape[1])
+        for rows, block in _blocks(weight, gradient.dtype):
+            of_x += gradient[:, rows] @ block
+        return of_x, None
 
 
 CHOSEN: dict[tuple[torch.dtype, bool], Way] = {}
@@ -113,6 +136,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     bias = None if bias is None else bias.to(x.dtype)
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     one = x.numel() == x.shape[-1]
+    if learns and not weight.requires_grad and x.device.type == "cpu" and x.dtype != weight.dtype:
+        y = Frozen.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+        return y if bias is None else y + bias
     if learns or x.device.type != "cpu" or (x.dtype == weight.dtype and not one):
         return F.linear(x, weight.to(x.dtype), bias)
     way = fastest(weight.dtype, one_row=True) if one else widened

@@ -281,9 +281,7 @@ def finetune(options: argparse.Namespace) -> int:
     held, first = len(data.validation), os.environ.get("RANK", "0") == "0"  # else another tells
     if first:
         print(f"data      {len(data.training)} lines to learn from, {held} to measure on; no fault")
-    if options.check:
-        return 0
-    if options.output is None:
+    if options.output is None and not options.check:
         raise ValueError("--output must say where what is learned goes")
     batch, targets = options.batch_size, options.targets.split(",")
     if not options.full:
@@ -303,6 +301,10 @@ def finetune(options: argparse.Namespace) -> int:
         less_memory=options.less_memory,
         shard=options.shard,
     )
+    if options.check:
+        if first:
+            print(f"memory    {needed_memory(model, processor, data, settings, device)}")
+        return 0
     what = "all weights" if options.full else f"LoRA of rank {settings.rank}"
     if first:
         told = f"{what}, {settings.steps} steps of {batch}, rate {settings.lr:.2g}"
@@ -330,6 +332,28 @@ def finetune(options: argparse.Namespace) -> int:
     base = "" if options.full or options.model == "small" else f" --model {options.model}"
     print(f"written   {options.output}; ask with{base} {how}")
     return 0
+
+
+def needed_memory(model, processor, data, settings, device: str) -> str:
+    """What a step of this fine-tuning takes on each device, by the longest of the lines."""
+    from minipali.memory import gigabytes, memory
+    from minipali.narrow import is_slow
+
+    lines = (*data.training, *data.validation)
+    answer = max(len(processor.encode(one.suffix)) for one in lines) + 1  # and the end token
+    text = max(len(processor.prompt_ids(one.prefix)) for one in lines)
+    dtype = model.language_model.norm.weight.dtype
+    found = memory(
+        model.config,
+        settings,
+        dtype,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        text=text - model.config.vision.num_patches + answer,
+        answer=answer,
+        wide=device == "cpu" and is_slow(dtype),
+    )
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in found.items())
+    return f"{gigabytes(sum(found.values()))} GB on each device for a step ({parts})"
 
 
 def merge(options: argparse.Namespace) -> int:

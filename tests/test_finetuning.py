@@ -343,6 +343,17 @@ def test_another_runs_checkpoint_is_refused(saved, folder, data, processor, undi
         finetune(str(saved), data, tmp_path, settings())
 
 
+def test_another_base_is_refused(data, undisturbed, tmp_path):
+    """As when the folder of the model has changed since the run began."""
+    model, processor = minipali.load("small")
+    with torch.no_grad():
+        model.language_model.layers[0].mlp.down_proj.weight.add_(0.01)
+    minipali.save(model, processor, tmp_path / "base")
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"another run \(base is another one\)"):
+        finetune(str(tmp_path / "base"), data, tmp_path / "run", settings())
+
+
 def test_all_weights(saved, data, tmp_path):
     before = (saved / "model.safetensors").read_bytes()
     finetune(str(saved), data, tmp_path / "whole", settings(full=True, steps=3))
@@ -421,7 +432,8 @@ def test_the_command(saved, folder, undisturbed, tmp_path, capsys):
 def test_check_looks_and_does_no_more(saved, folder, tmp_path, capsys):
     arguments = ["finetune", str(folder), "--model", str(saved), "--check"]
     assert cli.main(arguments) == 0
-    assert "no fault" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "no fault" in told and "GB on each device for a step (weights 0." in told
     write_data(tmp_path)
     (tmp_path / "train.jsonl").write_text('{"image": "x.png"}\n', encoding="utf-8")
     arguments[1] = str(tmp_path)

@@ -29,6 +29,11 @@ def test_exact_match():
         ("isn't", "isn't"),
         ("its", "its"),  # a word of its own
         ("well-known", "well known"),
+        # As the evaluation code of VQAv2 answers these.
+        ("couldntve couldn'tve couldnt've", "couldntve couldn't've couldn't've"),
+        ("somebody'd ow's'at Im", "somebodyd 'ow's'at im"),
+        ("'dont a.b 5. p.m.", "'dont ab 5 pm"),
+        ("3.5 of 1,000-ish", "3.5 of 1000ish"),
     ],
 )
 def test_normalised_as_the_vqa_evaluation_does(answer, normalised):
@@ -43,6 +48,9 @@ def test_vqa_accuracy_by_hand():
     assert vqa_accuracy("cat", people) == 0
     # Three say it: each of them leaves 2/3, the others 1.
     assert vqa_accuracy("x", ["x"] * 3 + ["y"] * 7) == pytest.approx((3 * 2 / 3 + 7) / 10)
+    # Nobody disagrees: letters count as they are, as in the evaluation code of VQAv2.
+    assert vqa_accuracy("A dog", ["a dog"] * 10) == 0
+    assert vqa_accuracy(" a\tdog\n", ["a dog"] * 10) == 1
     with pytest.raises(ValueError, match="two people or more, found 1"):
         vqa_accuracy("x", ["x"])
 

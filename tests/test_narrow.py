@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import fresh_model, make_batch
+from torch.autograd.graph import saved_tensors_hooks
 
 from minipali import cli, load, narrow, save
 from minipali.asking import generate
@@ -49,6 +50,22 @@ def random(*shape, seed=0):
 
 
 # --- products -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_a_frozen_weight_passes_the_gradient_and_is_kept_narrow(block, dtype):
+    x, weight = random(2, 9, 130).requires_grad_(), random(11, 130, seed=1).to(dtype)
+    bias, after = random(11, seed=2).to(dtype), random(2, 9, 11, seed=3)
+    kept = []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = linear(x, weight, bias)
+    assert [tensor.dtype for tensor in kept] == [dtype]
+    found.backward(after)
+    gradient, x.grad = x.grad, None
+    wanted = F.linear(x, weight.float(), bias.float())
+    wanted.backward(after)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(gradient, x.grad, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("way", [rounded, as_column, widened], ids=lambda way: way.__name__)

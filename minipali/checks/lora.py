@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,16 +30,27 @@ def start_values(
     of_a: Callable[[int, int], Tensor] = lambda rank, d: (2 * torch.rand(rank, d) - 1) * d**-0.5,
     of_b: Callable[[int, int], Tensor] = torch.zeros,
     sizes: Callable[[int, int, int], tuple] = lambda n, d, rank: ((rank, d), (n, rank)),
-    learns: bool = True,
+    learns: Callable[[Tensor], Tensor] = Tensor.requires_grad_,
+    b_learns: bool = True,
     give: Callable[[Tensor, Tensor], tuple] = lambda a, b: (a, b),
 ) -> tuple[Tensor, Tensor]:
     """A (rank, d) random and B (n, rank) zero. The reference, or with one thing changed."""
     first, second = sizes(n, d, rank)
-    return give(of_a(*first).requires_grad_(learns), of_b(*second).requires_grad_(learns))
+    return give(learns(of_a(*first)), of_b(*second).requires_grad_(b_learns))
 
 
 def _random(rows: int, columns: int) -> Tensor:
     return (2 * torch.rand(rows, columns) - 1) * columns**-0.5
+
+
+def _seeded(rows: int, columns: int) -> Tensor:
+    torch.manual_seed(0)
+    return _random(rows, columns)
+
+
+def _of_numpy(rows: int, columns: int) -> Tensor:
+    numbers = np.random.default_rng().uniform(-1, 1, (rows, columns)) * columns**-0.5
+    return torch.from_numpy(numbers).float()
 
 
 START_VALUES = Exercise(
@@ -46,19 +58,24 @@ START_VALUES = Exercise(
     reference=start_values,
     # A so large that what chance does to its largest number and its mean is small.
     cases=lambda: [(30, 400, 8), (600, 300, 4)],
-    axes=";;;;;",
+    axes=";;;;;;;;;;",
     parts=(
         "the shape of A",
         "the shape of B",
         "whether all of B is zero",
         "whether the numbers of A are random",
         "about how far A reaches, in units of 1 / sqrt(d)",
-        "whether both learn",
+        "whether A learns",
+        "whether B learns",
+        "whether A is a leaf of the graph",
+        "the dtypes",
+        "whether the next call draws other numbers",
+        "whether torch.manual_seed brings the same numbers back",
     ),
     asked=start_of,
     checked=(
         "for 2 sizes: both shapes, B all zero, A random and uniform between -1 / sqrt(d) and"
-        " 1 / sqrt(d), and that gradients reach both"
+        " 1 / sqrt(d) in float32, drawn anew by torch in each call, and that both learn"
     ),
     mistakes=(
         Mistake(
@@ -129,6 +146,16 @@ START_VALUES = Exercise(
             " come first: W is (n, d), A (rank, d), B (n, rank).",
         ),
         Mistake(
+            "A turned",
+            partial(
+                start_values,
+                sizes=lambda n, d, rank: ((d, rank), (n, rank)),
+                of_a=lambda d, rank: (2 * torch.rand(d, rank) - 1) * d**-0.5,
+            ),
+            "A is turned. It takes d numbers and gives rank, and as in a linear layer of torch a"
+            " matrix has a row for each output: A is (rank, d).",
+        ),
+        Mistake(
             "sides exchanged",
             partial(start_values, sizes=lambda n, d, rank: ((rank, n), (d, rank))),
             "A must take the d inputs and B must make the n outputs: A is (rank, d), B is"
@@ -141,9 +168,50 @@ START_VALUES = Exercise(
         ),
         Mistake(
             "frozen too",
-            partial(start_values, learns=False),
+            partial(start_values, learns=lambda a: a, b_learns=False),
             "No gradient reaches A and B. They are all that learns here:"
             " x.requires_grad_() or nn.Parameter(x).",
+        ),
+        Mistake(
+            "A frozen",
+            partial(start_values, learns=lambda a: a),
+            "No gradient reaches A. Both learn: A.requires_grad_() or nn.Parameter(A), too.",
+        ),
+        Mistake(
+            "B frozen",
+            partial(start_values, b_learns=False),
+            "No gradient reaches B. It is zero, so nothing is ever learned: B.requires_grad_() or"
+            " nn.Parameter(B), too.",
+        ),
+        Mistake(
+            "no leaf",
+            partial(start_values, learns=lambda a: 1 * a.requires_grad_()),
+            "A is computed from a tensor that learns, and is none itself: an optimizer refuses it."
+            " Make the numbers first, and call requires_grad_() on the result.",
+        ),
+        Mistake(
+            "double",
+            partial(start_values, of_a=lambda rank, d: _random(rank, d).double()),
+            "A is float64. The model computes in float32, and a product of the two is an error.",
+        ),
+        Mistake(
+            "double of NumPy",
+            partial(start_values, of_a=lambda rank, d: _of_numpy(rank, d).double()),
+            "A is float64 and drawn by NumPy. The model computes in float32, and torch.manual_seed"
+            " does not bring NumPy's numbers back. Use torch.rand.",
+        ),
+        Mistake(
+            "of NumPy",
+            partial(start_values, of_a=_of_numpy),
+            "The numbers are not torch's own: torch.manual_seed does not bring them back, and no"
+            " run could be repeated. Use torch.rand.",
+        ),
+        Mistake(
+            "a seed inside",
+            partial(start_values, of_a=_seeded),
+            "Each call draws the same numbers: torch.manual_seed stands inside. Then all layers"
+            " begin alike, and whoever calls the function loses the own seed. Leave the seed to the"
+            " caller.",
         ),
     ),
     hints=(
@@ -228,6 +296,18 @@ _SCALES = (
         " is alpha / rank.",
     ),
     (
+        "divided by the width",
+        lambda alpha, rank, d=0: alpha / d,
+        "The change is divided by the width of the layer, d or n. The rank is the *short* side of A"
+        " and B: A is (rank, d), so it is A.shape[0], or len(A).",
+    ),
+    (
+        "whole numbers",
+        lambda alpha, rank, d=0: alpha // rank,
+        "alpha // rank throws away what is behind the point, and is 0 where alpha is smaller than"
+        " the rank. Divide with one stroke: alpha / rank.",
+    ),
+    (
         "scaled twice",
         lambda alpha, rank, d=0: (alpha / rank) ** 2,
         "The scale alpha / rank is in it twice, for instance in A and in B. It belongs there once.",
@@ -246,12 +326,6 @@ LORA_FORWARD = Exercise(
     ),
     mistakes=(
         *(Mistake(name, partial(lora_forward, scale=scale), says) for name, scale, says in _SCALES),
-        Mistake(
-            "divided by the width",
-            partial(lora_forward, scale=lambda alpha, rank, d: alpha / d),
-            "The change is multiplied by alpha / d. The rank is the *short* side of A: A is"
-            " (rank, d), so it is A.shape[0], or len(A).",
-        ),
         Mistake(
             "base not frozen",
             partial(lora_forward, base=F.linear),
@@ -349,12 +423,12 @@ def merge_weight(
     B: Tensor,
     alpha: float,
     *,
-    scale: Callable[[float, int], float] = lambda alpha, rank: alpha / rank,
+    scale: Callable[[float, int, int], float] = lambda alpha, rank, d: alpha / rank,
     product: Callable[[Tensor, Tensor], Tensor] = lambda A, B: B @ A,
     add: Callable = lambda weight, change: (weight.float() + change).to(weight.dtype),
 ) -> Tensor:
     """One weight (n, d) that does the same. The reference, or with one thing changed."""
-    return add(weight, scale(alpha, len(A)) * product(A, B))
+    return add(weight, scale(alpha, *A.shape) * product(A, B))
 
 
 MERGE = Exercise(
@@ -370,13 +444,13 @@ MERGE = Exercise(
         *(Mistake(name, partial(merge_weight, scale=scale), says) for name, scale, says in _SCALES),
         Mistake(
             "merged twice",
-            partial(merge_weight, scale=lambda alpha, rank: 2 * alpha / rank),
+            partial(merge_weight, scale=lambda alpha, rank, d: 2 * alpha / rank),
             "The change is in it twice. That also happens where a layer is merged and its A and B"
             " go on working beside it. Add it once.",
         ),
         Mistake(
             "subtracted",
-            partial(merge_weight, scale=lambda alpha, rank: -alpha / rank),
+            partial(merge_weight, scale=lambda alpha, rank, d: -alpha / rank),
             "The change is subtracted. That takes a merged change out again. To merge, add it.",
         ),
         Mistake(
@@ -391,6 +465,11 @@ MERGE = Exercise(
             ),
             "The change is turned: (B A)^T in place of B A. B is (n, rank) and A is (rank, d), so"
             " B A has the shape of W as it is.",
+        ),
+        Mistake(
+            "result turned",
+            lambda weight, A, B, alpha: merge_weight(weight, A, B, alpha).T,
+            "The result is turned. W and B A are (n, d) as they are, and so is their sum.",
         ),
         Mistake(
             "left in float32",
@@ -516,6 +595,49 @@ EXTRACT = Exercise(
             partial(extract, scale=lambda alpha, rank: 1.0),
             "B A itself is the nearest change. But the layer multiplies it by alpha / rank before"
             " it adds it. So divide by that: * rank / alpha.",
+        ),
+        Mistake(
+            "divided by alpha alone",
+            partial(extract, scale=lambda alpha, rank: 1 / alpha),
+            "It is divided by alpha alone. The layer multiplies by alpha / rank, so the rank"
+            " belongs in it, too: * rank / alpha.",
+        ),
+        Mistake(
+            "scaled in both",
+            partial(extract, scale=lambda alpha, rank: (rank / alpha) ** 2),
+            "rank / alpha is in it twice, in A and in B. It belongs there once.",
+        ),
+        Mistake(
+            "whole numbers",
+            partial(extract, scale=lambda alpha, rank: rank // alpha),
+            "rank // alpha throws away what is behind the point: nothing is left where alpha is"
+            " larger. Divide with one stroke: rank / alpha.",
+        ),
+        Mistake(
+            "all kept",
+            partial(extract, keep=lambda rank: slice(None)),
+            "All summands are kept, whatever `rank` says. An adapter of rank r has the first r:"
+            " [:rank].",
+        ),
+        Mistake(
+            "one too few",
+            partial(extract, keep=lambda rank: slice(rank - 1)),
+            "One summand is missing. They are counted from 0, and [:rank] ends before number rank:"
+            " so many are kept.",
+        ),
+        Mistake(
+            "one alone",
+            partial(extract, sizes=lambda s: s * (torch.arange(len(s)) == 0)),
+            "Only the first summand is in it. An adapter of rank r has the first r.",
+        ),
+        Mistake(
+            "some rows",
+            lambda before, after, rank, alpha: (
+                (after - before)[:rank],
+                torch.eye(len(before), rank) * rank / alpha,
+            ),
+            "It copies the first rows of the change and leaves out the rest. That has rank r, but"
+            " another matrix of rank r is nearer: the first r summands of torch.linalg.svd.",
         ),
         Mistake(
             "scaled the wrong way",

@@ -114,18 +114,29 @@ def start_of(start_values: Callable) -> Callable:
     """What is tried: what can be said about start values, which are others in each attempt."""
 
     def tried(n: int, d: int, rank: int):
-        result = start_values(n, d, rank)
-        if result is Ellipsis:
-            return result
-        a, b = _two_matrices(result)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(n)
+            result = start_values(n, d, rank)
+            if result is Ellipsis:
+                return result
+            a, b = _two_matrices(result)
+            next_a, _ = _two_matrices(start_values(n, d, rank))
+            torch.manual_seed(n)
+            same_a, _ = _two_matrices(start_values(n, d, rank))
+        random = len(a.unique()) > 0.9 * a.numel()
         root = max(a.shape) ** 0.5  # d is the larger side of A
         return (
             tuple(a.shape),
             tuple(b.shape),
             not b.any().item(),
-            len(a.unique()) > 0.9 * a.numel(),
+            random,
             [_power_of_two(root * one.item()) for one in (a.min(), a.max())],
-            a.requires_grad and b.requires_grad,
+            a.requires_grad,
+            b.requires_grad,
+            a.is_leaf,
+            [str(x.dtype).removeprefix("torch.") for x in (a, b)],
+            not torch.equal(a, next_a) or not random,
+            torch.equal(a, same_a),
         )
 
     return tried

@@ -102,14 +102,19 @@ figures.lora.beside(384, 128, rank=8)
 # %% [markdown]
 # ## Build: where both begin
 #
-# Before the first step the model should be what it was, so B A must be zero. But look at how A and
-# B learn. With the error $e$ that comes back to y, the gradient of B is $e^T (x A^T)$ and that of A
-# is $(e B)^T x$, both times $\alpha / r$. The gradient of each goes **through the other one**. If
-# both are zero, both gradients are, for ever. So one is zero, and that is B. The other is random.
+# Before the first step the model should be what it was, so B A must be zero. But how do A and B
+# learn? Let $e$ be the gradient that arrives at y. Then the gradient of B is $e^T (x A^T)$ and that
+# of A is $(e B)^T x$, both times $\alpha / r$. The gradient of each goes **through the other one**. If
+# both are zero, both gradients are zero in every step. So only one is zero, and that is B. The other
+# is random.
 #
-# **Write it now**: [exercise 18](../exercises/18_lora.ipynb), part 1. Three numbers come in, A and
-# B go out. Two results, for n = 3, d = 4 and rank 2: A has 2 rows of 4 numbers between -0.5 and
-# 0.5, which is $1 / \sqrt{4}$; B has 3 rows of 2 zeros. Then open the cell.
+# How large is A? Uniform between $-1 / \sqrt{d}$ and $1 / \sqrt{d}$, as in a new linear layer of
+# torch: d numbers are added up in each output.
+#
+# **Write it now**: [exercise 18](../exercises/18_lora.ipynb), part 1. Three numbers come in: W has n
+# rows of d numbers, and the rank. A and B go out. Two results, for n = 3, d = 4 and rank 2: A has 2
+# rows of 4 numbers between -0.5 and 0.5, which is $1 / \sqrt{4}$; B has 3 rows of 2 zeros. Then open
+# the cell.
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -126,7 +131,7 @@ def start_values(n, d, rank):
 # W gets no gradient. But the gradient must go on *through* the frozen layer to x, for the layers
 # before.
 #
-# After training, $W + \frac{\alpha}{r} B A$ takes the place of all three: a plain model again, as
+# After training, $W + \frac{\alpha}{r} B A$ takes the place of W, A and B: a plain model again, as
 # fast as before. That is **merging**.
 #
 # **Write both now**: exercise 18, parts 2 and 3. Two results are above: [6, -4] and the merged
@@ -178,8 +183,8 @@ reveal("percent that learn", guess_share, f"{100 * learned / total:.1f}")
 # %% [markdown]
 # ## See it: three ways to a word
 #
-# The package has drawings of a bus that nothing was trained on. "bus" is no token of our
-# vocabulary: it is written as two. We make 40 pictures, of a bus alone, of a bus beside something
+# The package has drawings of a bus that nothing was trained on. "bus" is two tokens of our
+# vocabulary. We make 40 pictures, of a bus alone, of a bus beside something
 # known, and some of known things alone, so that the word does not become the answer to everything.
 # About each there are two questions. What does the model say today, about the validation artist's
 # pictures?
@@ -246,19 +251,20 @@ most = min(shares, key=lambda name: np.mean(shares[name]))
 reveal("forgets most", guess_forgets, most)
 
 # %% [markdown]
-# All three have learned the word. And with all weights, the model lost almost half of what it could
-# do. With a frozen tower, and with LoRA, the mean hardly moved.
+# All three ways have taught the word. But with all weights, the model lost almost half of what it
+# could do. With a frozen tower, and with LoRA, the mean hardly moved.
 #
-# Why? The tower makes vectors of a picture, and the decoder has learned to read just these. If the
-# tower moves, *every* answer is read from other vectors. And our LoRA stands in the decoder alone, so
+# Why? The tower makes vectors of a picture, and the decoder has learned to read exactly these. If the
+# tower changes, *every* answer is read from other vectors. And our LoRA is in the decoder alone, so
 # its tower is frozen, too.
 #
 # ## See it: is the difference more than luck?
 #
 # All models answered the **same** questions. So we compare in **pairs**: for each question the mean
-# over the three seeds of one way minus that of the other. Most pairs agree and say nothing. If the
-# two ways were equally good, each difference could as well have the other sign. So we flip the
-# signs by chance, 10,000 times: how often is the mean as far from 0 as the one that was found?
+# over the three seeds of one way minus that of the other. Where both are equal, the pair says
+# nothing. If the two ways were equally good, each difference could as well have the other sign. So we
+# change signs by chance, 10,000 times: how often is the mean as far from 0 as the one that was found?
+# This is a **paired test**.
 
 
 # %%
@@ -282,13 +288,15 @@ for a, b in (("LoRA", "all"), ("LoRA", "frozen tower"), ("frozen tower", "all"))
 figures.lora.tasks([one.task for _, one in old], before, kept)
 
 # %% [markdown]
-# Against all weights there is no doubt. But between LoRA and the frozen tower? A difference of two
-# points, which chance alone makes in one of twelve times. That is no proof. Whoever says "LoRA forgets
-# less" because its dots lie further right has not looked at the pairs. What saved the model here was
-# the frozen tower. (And the test speaks of other *questions*. Of other seeds it knows three.)
+# That all weights forget more, there is no doubt. But LoRA and the frozen tower? A difference of two
+# points, and chance alone makes one as large in one of twelve times. That is no proof. Whoever says
+# "LoRA forgets less" because its dots lie further right has not looked at the pairs. What saved the
+# model here was the frozen tower. (And the test speaks of other *questions*. Of other seeds it knows
+# three.)
 #
 # The last figure shows what a mean hides. Each line is a task before, each mark the same task after.
-# Names suffer, also with LoRA. What is nearest to the new word is damaged most.
+# With LoRA and with the frozen tower one task is clearly worse: naming. It is the one that is nearest
+# to the new word.
 #
 # ## See it: how few pictures are enough?
 
@@ -301,23 +309,25 @@ few[40] = learners["LoRA"]
 named = {n: [right(one, buses).mean() for one in own] for n, own in few.items()}
 called = {n: [right(one, strangers).mean() for one in own] for n, own in few.items()}
 figures.lora.pictures_needed(named, called)
-reveal("pictures", guess_pictures, min(n for n, found in named.items() if np.mean(found) > 0.5))
+enough = [n for n, found in named.items() if np.mean(found) > 0.5]
+reveal("pictures", guess_pictures, min(enough, default="none of these"))
 
 # %% [markdown]
-# Four pictures are enough to name the buses of an artist whom it never saw. (They are one drawing, in
-# many sizes and on many backgrounds.) But look at the orange squares. Trucks, trains, planes and
-# cows are new to it as well, and after four pictures it calls most of them a bus. It has learned
-# that *what I do not know is a bus*. With forty pictures it is still so for two of five.
+# Four pictures are enough to name the buses of an artist whom it never saw. (That artist has one
+# drawing of a bus, shown here in many sizes and on many backgrounds.) But look at the orange
+# squares. Trucks, trains, planes and cows are new to it as well, and after four pictures it calls
+# most of them a bus. It has learned that *what I do not know is a bus*. With forty pictures it is
+# still so for two of five.
 #
 # So how few are enough? That depends on what you ask afterwards. An exam without strangers would
 # have said: four.
 #
 # ## See it: a question that it never learned
 #
-# "What colour is the dog?" Our model was asked for the colour of the *background* alone. It hears
-# "colour" and answers that. We paint objects in one colour, on a background of another, and teach
-# the new question with LoRA, 120 pictures. The trap: the old question differs by one word. Does it
-# survive?
+# "What colour is the dog?" In its training our model was asked only for the colour of the
+# *background*. What will it say? We paint objects in one colour, on a background of another, and
+# teach the new question with LoRA, 120 pictures. The danger: the old question differs by one word.
+# Does it survive?
 
 
 # %%
@@ -329,6 +339,9 @@ def same_pictures(asked):
 
 # %%
 painted, more = new_question(60, 1, scenes.VALIDATION_ARTIST), new_question(60, seed=2)
+told, grounds = answers(model, processor, painted), same_pictures(painted)
+same = np.mean([one == ground.answer for one, (_, ground) in zip(told, grounds, strict=True)])
+print(f"asked for the object's colour, today it names the background's: {same:.0%}")
 models = {"before": model}
 models["new question alone"] = taught("LoRA", new_question(120))
 models["and the old one"] = taught("LoRA", new_question(120) + same_pictures(more), steps=150)
@@ -338,14 +351,15 @@ for name, one in models.items():
 
 # %% [markdown]
 # With the new question alone, a third of its answers are right. (There are six colours, so guessing
-# gives 17 %.) And the old question is dead: the model takes both for the new one. It was perfect
-# before, and nobody asked it to forget. The remedy is to mix in **old examples**, here the old
-# question about 60 pictures, and more steps, because now the model must listen to the one word that
-# differs. That needs examples of what shall stay. Who downloads a model often has none.
+# gives 17 %.) And the old question is lost: nearly all its answers were right before, and nobody
+# wanted it to forget. The remedy is to mix in **old examples**, here the old question about 60
+# pictures, and more steps, because now the model must use the one word that differs. Then the old
+# question is kept, and of the new ones about half are right. But that needs examples of what shall
+# stay. Who downloads a model often has none.
 #
 # ## Break it: four mistakes
 #
-# Each is one line. Which would you notice from the loss alone?
+# Each is one line. Which does the loss alone show?
 
 
 # %%
@@ -393,8 +407,8 @@ for name, one in (
 #   that can look like learning.
 # - **Both random**: of the trained model almost nothing is left before the first step, and forty
 #   steps do not repair it. (The numbers here have the size 1.)
-# - **alpha and rank exchanged**: the change is multiplied by 1/2 in place of 2. It learns, and so
-#   slowly that it names no bus. Nothing tells that from a small learning rate.
+# - **alpha and rank exchanged**: the change is multiplied by 1/2 in place of 2. It learns, but so
+#   slowly that it names no bus. It looks like a learning rate that is too small.
 # - **Merged twice**: the buses are as good as before, and the old questions fall. An exam of the new
 #   word alone would praise it.
 #
@@ -418,7 +432,9 @@ with torch.no_grad():
 # ## In the real model
 #
 # What learns, and what it costs: 2 bytes for each frozen weight (bfloat16), 16 for each that
-# learns. Without activations.
+# learns. Without activations: `python -m minipali.memory` counts those, too. `TARGETS` are the
+# layers that `minipali finetune` changes: also queries, keys and values of the tower, so they are
+# more than above.
 
 # %% tags=["nbval-check-output"]
 for name in ("small", "paligemma-3b-224"):
@@ -433,8 +449,8 @@ for name in ("small", "paligemma-3b-224"):
               f" a file of {4 * learned / 1e6:6.1f} MB")  # fmt: skip
 
 # %% [markdown]
-# This is why LoRA is everywhere: not because it learns better, but because a 3B model fits into a
-# card of 24 GB with it, and because what was learned is a small file. `minipali finetune FOLDER
+# This is why LoRA is used so much: not because it learns better, but because a 3B model then fits
+# into a card of 24 GB, and because what was learned is a small file. `minipali finetune FOLDER
 # --output learned` does it from a folder of labelled pictures, for this model and the published ones.
 #
 # ## Your turn
@@ -456,8 +472,8 @@ for name in ("small", "paligemma-3b-224"):
 # <details><summary>A's numbers are all zero, B's are random. Does the model start as it was? Does it
 # learn?</summary>
 #
-# Yes, B A is zero. And yes: A gets a gradient through B from the first step on. It is the same with
-# exchanged roles. One must be zero, and everybody's files have B as that one.
+# Yes, B A is zero. And yes: A gets a gradient through B from the first step on. It works as well with
+# the roles exchanged. By convention it is B that is zero.
 # </details>
 #
 # <details><summary>Somebody doubles the rank and leaves alpha as it is. How does the scale
