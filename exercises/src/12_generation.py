@@ -175,7 +175,7 @@ def allowed_next(told, is_place, names, between, eos):
     """Which tokens may come next in an answer that is boxes with names.
 
     told: list of the tokens so far, the beginning of a right answer, without eos
-    is_place: bool (v,), True for tokens that are places, at least one (with gaps, it may be)
+    is_place: bool (v,), True for tokens that are places, at least one (there may be gaps between)
     names: list of one name or more, each a list of one token or more; between: list of tokens; eos:
     one token
     returns: bool (v,), a new tensor
