@@ -37,6 +37,8 @@ def geglu(
     up_weight: Tensor,
     down_weight: Tensor,
     *,
+    read: Callable[[Tensor], Tensor] = lambda x: x,
+    gate_reads: Callable[[Tensor], Tensor] = lambda x: x,
     bend: Callable[[Tensor], Tensor] = _gelu,
     swapped: bool = False,
     up: Callable[[Tensor], Tensor] = lambda up: up,
@@ -51,7 +53,7 @@ def geglu(
     if swapped:
         gate_weight, up_weight = up_weight, gate_weight
     gate_weight, up_weight, down_weight = map(turn, (gate_weight, up_weight, down_weight))
-    halves = bend(x @ gate_weight), up(x @ up_weight)
+    halves = bend(gate_reads(read(x)) @ gate_weight), up(read(x) @ up_weight)
     if down_first:
         return last(combine(*(after(half) @ down_weight for half in halves)) + plus(x))
     hidden = combine(*halves)
@@ -238,7 +240,8 @@ def _logits_cases() -> list[tuple]:
             v, shape[-1], generator=random
         )
 
-    return [case(7, 2, 3, 5), case(9, 3, 4, 6), case(11, 3, 5)]
+    # the last: one row and one token, as a step with a cache has it
+    return [case(7, 2, 3, 5), case(9, 3, 4, 6), case(11, 3, 5), case(8, 1, 1, 4)]
 
 
 def _of_length_one(table: Tensor) -> Tensor:
@@ -310,6 +313,12 @@ EMBED = Exercise(
             partial(embed, factor=lambda ids, table: ids.shape[1] ** 0.5),
             "The factor is the square root of the number of tokens. A token's vector must not"
             " depend on how many others there are: take the width, d = table.shape[1].",
+        ),
+        Mistake(
+            "square root of all numbers",
+            partial(embed, factor=lambda ids, table: table.numel() ** 0.5),
+            "The factor is the square root of all numbers of the table. Take that of its width: d ="
+            " table.shape[1].",
         ),
         Mistake(
             "square root of the batch",
@@ -573,6 +582,24 @@ GEGLU = Exercise(
             partial(geglu, bend=_as_it_is, after=_gelu),
             "The GELU comes after the product. It belongs on the gate alone: bend the gate, then"
             " multiply by up.",
+        ),
+        *(
+            Mistake(
+                f"bend before {before}",
+                partial(geglu, bend=_as_it_is, **edit),
+                "The GELU is on x, before a matrix. It belongs on the gate: bend what gate_weight"
+                " makes of x, then multiply by up.",
+            )
+            for before, edit in {
+                "the gate's matrix": {"gate_reads": _gelu},
+                "both matrices": {"read": _gelu},
+            }.items()
+        ),
+        Mistake(
+            "normed inside",
+            partial(geglu, read=lambda x: x / x.square().mean(dim=-1, keepdim=True).sqrt()),
+            "x is normed here. That is done in the layer (`decoder_layer`), with norm2, before it"
+            " comes in.",
         ),
         Mistake(
             "bend once more after the product",
@@ -1099,8 +1126,8 @@ LOGITS = Exercise(
     cases=_logits_cases,
     axes="b t v|b v",
     checked=(
-        "shape, dtype and every value on batches of 2 x 3 and 3 x 4 tokens and on one token a row,"
-        " with tables of 7, 9 and 11 rows; inputs unchanged"
+        "shape, dtype and every value on batches of 2 x 3, 3 x 4 and 1 x 1 tokens and on one token"
+        " a row, with tables of 7 to 11 rows; inputs unchanged"
     ),
     mistakes=(
         Mistake("head not tied", _head_of_its_own, NOT_TIED),
@@ -1108,6 +1135,12 @@ LOGITS = Exercise(
             "reshaped",
             partial(logits, turn=lambda table: table.reshape(table.shape[::-1])),
             RESHAPED,
+        ),
+        Mistake(
+            "axes of length 1 lost",
+            partial(logits, after=torch.squeeze),
+            "An axis of length 1 is lost: .squeeze() removes all of them, and b or t may be 1. Keep"
+            " every axis in front, whatever its length.",
         ),
         *(
             Mistake(
@@ -1262,6 +1295,8 @@ LOGITS = Exercise(
             "einsum": lambda x, table: torch.einsum("btd,vd->btv", x, table),
             "bmm": lambda x, table: torch.bmm(x, table.T.expand(len(x), -1, -1)),
             "three sizes": _by_three_sizes,
+            "axes by number": lambda x, table: (table @ x.transpose(1, 2)).transpose(1, 2),
+            "three indices": lambda x, table: x[:, :, :] @ table.T,
         }.items()
     ),
     hints=(
@@ -1363,6 +1398,11 @@ NOT_A_READER = (
     " as they are."
 )
 
+SQUARE_ROOTS = (
+    "Matrices have taken up the square root of the factor. What they give is multiplied together"
+    " (query with key, gate with up), but each reads the whole normed token by itself, and takes"
+    " the whole factor."
+)
 KEPT = (
     "The matrices have taken up the factors, but a norm has kept its own, too: they would work"
     " twice. Return weights of 0 for both norms."
@@ -1441,11 +1481,24 @@ FOLD_NORMS = Exercise(
         ),
         *(
             Mistake(
+                f"square roots, query and key, {name}",
+                lambda *weights, root=root: (
+                    weights[0] * 0,
+                    *fold_norms(*weights, put=root)[1:3],
+                    *fold_norms(*weights)[3:],
+                ),
+                SQUARE_ROOTS,
+            )
+            for name, root in {
+                "roots": lambda matrix, factor: matrix * factor.sqrt(),
+                "sizes": lambda matrix, factor: matrix * factor.abs().sqrt(),
+            }.items()
+        ),
+        *(
+            Mistake(
                 f"square roots, {name}",
                 partial(fold_norms, **edit),
-                "Matrices have taken up the square root of the factor. What they give is multiplied"
-                " together (query with key, gate with up), but each reads the whole normed token by"
-                " itself, and takes the whole factor.",
+                SQUARE_ROOTS,
             )
             for name, edit in {
                 "gate and up": {"put_second": lambda matrix, factor: matrix * factor.sqrt()},
@@ -1550,6 +1603,12 @@ FOLD_NORMS = Exercise(
             "without its sign",
             partial(fold_norms, put=lambda matrix, factor: matrix * factor.abs()),
             "The factors have lost their sign. 1 + weight may be negative: multiply by it as it"
+            " is.",
+        ),
+        Mistake(
+            "cut off at 0",
+            partial(fold_norms, put=lambda matrix, factor: matrix * factor.clamp(min=0)),
+            "Negative factors are cut off at 0. 1 + weight may be negative: multiply by it as it"
             " is.",
         ),
         Mistake(

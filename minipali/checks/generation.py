@@ -176,6 +176,32 @@ DISTRIBUTION = Exercise(
             "The logits are multiplied by the temperature, so a high one makes the model surer."
             " Divide by it.",
         ),
+        *(
+            Mistake(
+                name,
+                partial(_distribution, heat=heat, cut=heat),
+                says,
+            )
+            for name, heat, says in (
+                (
+                    "temperature twice",
+                    lambda logits, t: logits / t / t,
+                    "The logits are divided by the temperature twice. Once, before the softmax.",
+                ),
+                (
+                    "smallest subtracted",
+                    lambda logits, t: (logits - logits.amin(dim=-1, keepdim=True)) / t,
+                    "The smallest logit is subtracted. It may be minus infinity, and minus infinity"
+                    " less itself is nan. Take torch's softmax, or subtract the largest.",
+                ),
+                (
+                    "minus infinity replaced",
+                    lambda logits, t: logits.masked_fill(logits.isinf(), 0) / t,
+                    "Logits of minus infinity are replaced by 0. These tokens were forbidden"
+                    " before, and stay so: their probability is 0.",
+                ),
+            )
+        ),
         Mistake(
             "temperature after the cuts",
             partial(_distribution, cut=lambda logits, t: logits),
