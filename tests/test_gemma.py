@@ -1,6 +1,7 @@
 """Lesson 10: the decoder, layer by layer, and whether the comparison would notice a mistake."""
 
 import copy
+import functools
 
 import matplotlib.pyplot as plt
 import pytest
@@ -228,8 +229,13 @@ def test_a_fresh_head_is_named_though_its_weights_are_random():
 
 
 def test_layers_may_be_called_in_any_honest_way_and_belong_to_the_case():
-    honest = examine(exercise("decoder"), lambda x, layers, norm: norm(nn.Sequential(*layers)(x)))
-    assert honest.status == CORRECT
+    def folded(x, layers, norm):
+        return norm(functools.reduce(lambda x, layer: layer(x), layers, x))
+
+    assert examine(exercise("decoder"), folded).status == CORRECT
+
+    outcome = examine(exercise("decoder"), lambda x, layers, norm: nn.Sequential(*layers, norm)(x))
+    assert outcome.status == CRASHED and outcome.message.startswith("nn.Sequential")
 
     def uses_them_up(x, layers, norm):
         while layers:
@@ -238,6 +244,29 @@ def test_layers_may_be_called_in_any_honest_way_and_belong_to_the_case():
 
     outcome = examine(exercise("decoder"), uses_them_up)
     assert outcome.status == CRASHED and "layers = 3 functions" in outcome.message
+
+
+def test_attention_is_called_once():
+    def twice(x, norm1, attention, norm2, mlp):
+        x, _ = x + attention(norm1(x)), attention(norm1(x))
+        return x + mlp(norm2(x))
+
+    outcome = examine(exercise("decoder_layer"), twice)
+    assert outcome.status == CRASHED and "attention was called twice" in outcome.message
+
+
+def test_the_axes_of_one_token_a_row_have_their_own_names():
+    outcome = examine(exercise("logits"), lambda x, table: x @ table.T[:, : 7 + 2 * (x.ndim > 2)])
+    assert "axis 1 (v) must be 11, found 7" in outcome.message
+
+
+def test_nine_weights_may_come_in_a_list():
+    def attempt(norm1, query, key, value, out, norm2, gate, up, down):
+        attention = [one @ torch.diag(1 + norm1) for one in (query, key, value)]
+        mlp = [one @ torch.diag(1 + norm2) for one in (gate, up)]
+        return [0 * norm1, *attention, out, 0 * norm2, *mlp, down]
+
+    assert examine(exercise("fold_norms"), attempt).status == CORRECT
 
 
 def test_the_figure_of_the_lens_tells_where_a_word_comes_up(monkeypatch):

@@ -321,7 +321,7 @@ def test_a_loop_put_on_the_model_gets_the_first_logits_and_a_step(model, monkeyp
 
 
 def through(steps):
-    """A loop as the exercise hands it to check, its steps side by side."""
+    """What a loop gives out, its steps side by side."""
     return lambda *given: torch.stack(list(steps(*given)), dim=1)
 
 
@@ -339,8 +339,11 @@ def honest_loop(logits, step, choose, eos, pad, max_new_tokens):
 def test_a_loop_may_yield_or_return_a_list():
     one = exercise("continue_tokens")
     assert examine(one, honest_loop).status == CORRECT
-    assert examine(one, lambda *given: list(honest_loop(*given))).status == CORRECT
-    assert examine(one, through(honest_loop)).status == CORRECT
+    for kind in (list, tuple):
+        assert examine(one, lambda *given, kind=kind: kind(honest_loop(*given))).status == CORRECT
+    # whoever goes through it, as `stream` does, gets rows and not steps
+    outcome = examine(one, through(honest_loop))
+    assert outcome.status == WRONG and "all steps come as one tensor" in outcome.message
 
 
 def test_a_loop_without_an_end_is_ended_and_told_so():
@@ -356,8 +359,8 @@ def test_a_loop_without_an_end_is_ended_and_told_so():
             logits = step(tokens, running)
 
     one = exercise("continue_tokens")
-    assert "end after max_new_tokens?" in examine(one, through(endless)).message
-    assert "it goes on with padding until max_new_tokens" in examine(one, through(deaf)).message
+    assert "end after max_new_tokens?" in examine(one, endless).message
+    assert "it goes on with padding until max_new_tokens" in examine(one, deaf).message
 
 
 @pytest.mark.parametrize("way", ["look again", "look and forget", "the same image again"])
@@ -401,7 +404,7 @@ def finished_answers(names, between, eos, boxes):
     return answers
 
 
-@pytest.mark.parametrize("between", [[5], [5, 6]])
+@pytest.mark.parametrize("between", [[5], [5, 6], [5, 6, 5]])
 def test_allowed_next_allows_just_what_begins_a_right_answer(between):
     names, eos = [[2], [2, 3], [3, 4, 2]], 7
     right = finished_answers(names, between, eos, boxes=2)
@@ -467,5 +470,5 @@ def test_a_useless_step_is_told():
                 return
             logits = step(tokens, running)
 
-    outcome = examine(exercise("continue_tokens"), through(one_more))
+    outcome = examine(exercise("continue_tokens"), one_more)
     assert outcome.status == CRASHED and "step was called after the last token" in outcome.message

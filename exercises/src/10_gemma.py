@@ -7,7 +7,8 @@
 # model.
 #
 # The lesson is [notebooks/10_gemma.ipynb](../notebooks/10_gemma.ipynb). Time: 60 minutes, 25 of them
-# for the sixth piece. Names inside your functions are yours; the order of the arguments is not.
+# for the sixth piece. Names inside your functions are yours; the order of the arguments is not. All
+# numbers are float32 (ids apart), in and out. What your functions are given must stay unchanged.
 
 # %%
 import torch
@@ -20,7 +21,8 @@ from minipali.checks import check, hint
 #
 # Gate and up read the same `x`. The gate is bent by GELU in its tanh form, and multiplied by up, entry
 # by entry; down brings the product back to the width d. A weight has the shape (outputs, inputs).
-# There are no biases, and `x` is not added here. Gates may be large: nothing may become nan.
+# There are no biases, and `x` is not added here. Gates may be large (up to some tens): compute them as
+# they are, and let nothing become infinite or nan.
 
 
 # %%
@@ -40,15 +42,16 @@ def geglu(x, gate_weight, up_weight, down_weight):
 check("geglu", geglu)
 
 # %% [markdown]
-# Stuck? Run `hint("embed", 1)`, then `2`, then `3` in a new cell. Each part has its own hints.
+# Stuck? Run `hint("geglu", 1)`, then `2`, then `3` in a new cell. Each part has its own hints.
 #
 # ## 2. The layer
 #
 # You get four functions that are ready to call: `norm1(x)`, `attention(x)`, `norm2(x)` and `mlp(x)`.
 # Each takes (b, t, d) and returns (b, t, d). The layer is pre-norm: a norm prepares what is *read*,
 # `norm1` for attention and `norm2` for the MLP. (In the checkpoint `norm2` is called
-# `post_attention_layernorm`, because it comes after attention. What attention gives does not pass
-# through it.) Attention and MLP each add to the stream, which itself is never normed.
+# `post_attention_layernorm`, because it comes after attention. But what attention gives is not normed
+# before it is added.) Attention and MLP each add to the stream, which itself is never normed. Call
+# `attention` once: with a cache it remembers what it has read.
 
 
 # %%
@@ -94,7 +97,7 @@ check("embed", embed)
 #
 # All layers, the first one first, each once. Each takes the stream and returns the whole new stream.
 # After the last one comes the final norm. There may be any number of layers. With none, only the norm
-# works.
+# works. A layer is a function, and need not be a module of torch.
 
 
 # %%
@@ -145,7 +148,7 @@ check("logits", logits)
 # multiplies each feature by a factor, 1 + weight. The second step needs no norm. What reads the result
 # is a matrix, and a matrix can multiply features, too. So a layer can give its norms' factors to its
 # matrices. The norms then only divide, and the layer computes the same. (Methods that keep a model in
-# few bits begin like this: QuaRot, Ashkboos et al. 2024.)
+# few bits begin like this: QuaRot, Ashkboos et al. 2024.) A factor may be negative, or 0.
 #
 # Write the nine weights of that new layer. Two results to hold yours against:
 #
@@ -164,7 +167,8 @@ def fold_norms(norm1, query, key, value, out, norm2, gate, up, down):
     norm1, norm2: (d,), as Gemma stores them: the factor is 1 + weight. The others are matrices,
     (outputs, inputs). query: (q, d); key, value: (kv, d); out: (d, q), what attention gives to the
     stream; gate, up: (hidden, d); down: (d, hidden)
-    returns: all nine, in the order of the arguments and with their shapes
+    returns: all nine, a tuple or list, in the order of the arguments and with their shapes; what does
+    not change may be the same tensor
     """
     ### BEGIN SOLUTION
     first, second = 1 + norm1, 1 + norm2  # one factor for each input: for each column of a matrix

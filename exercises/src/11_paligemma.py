@@ -26,7 +26,8 @@ from minipali.checks import check, hint
 def image_tokens(pixels, vision_tower, weight, bias):
     """Pictures as tokens for the decoder, one for each patch, not multiplied by sqrt(d).
 
-    pixels: (b, c, y, x), b may be 1; vision_tower: function (b, c, y, x) -> (b, n, width of the tower)
+    pixels: (b, c, y, x); vision_tower: function (b, c, y, x) -> (b, n, width of the tower), for any b,
+    also 1
     weight: (d, width of the tower); bias: (d,)
     returns: (b, n, d)
     """
@@ -46,8 +47,8 @@ check("image_tokens", image_tokens)
 # `is_image` is True at n places of each row, n of at least 1. All rows have the same n, but not always
 # the *same* places: with padding on the left, the picture starts later. The places need not be
 # neighbours: text may stand between them. Put the image tokens there, in their order, each row's own.
-# All else stays, and nothing moves. Both arguments have their final scale. The result has the dtype of
-# the text. Do not change `text` itself.
+# All else stays, and nothing moves. `text` and `image` have their final scale. The result has the dtype
+# of the text. Do not change `text` itself.
 
 
 # %%
@@ -76,7 +77,7 @@ check("merge", merge)
 # 2. A key must belong to the prefix, or be not later than the query. (*Not later*: earlier, or itself.)
 #
 # The rules are about keys. They hold for every query, padding too, and without exception: what padding
-# computes, nobody reads.
+# computes, nobody reads. (Each row has a prefix of at least one real token, so no query sees nothing.)
 
 
 # %%
@@ -105,14 +106,14 @@ check("prefix_lm_mask", prefix_lm_mask)
 # one sequence. Training programs do so. But now every row could read its neighbours' questions, and
 # their answers. It takes walls between them, and a mask can be the wall.
 #
-# `row` says to which row a token belongs. 0 is padding, and may stand anywhere. The other numbers only
-# tell rows apart: they come in any order, the tokens of a row stand together, and a number that comes
-# again in *another* sequence of the batch is another row. `is_suffix` is as above. Three rules:
+# `row` says to which row a token belongs. 0 is padding, and stands in front of rows, between them or
+# behind them, never inside one. The other numbers are above 0 and only tell rows apart: they come in any
+# order. The tokens of a row stand together, and no other row of the sequence has its number. In *another*
+# sequence of the batch the same number is another row. `is_suffix` is as above. Three rules:
 #
-# 1. A key must belong to the same row as the query.
-# 2. Inside a row it is as before: the key belongs to the prefix, or is not later than the query.
-# 3. Padding is seen by nobody but itself: each token of padding sees itself alone, so that its softmax
-#    is not 0 / 0.
+# 1. A token of a row sees keys of its own row alone.
+# 2. Which of these it sees, is as before: those of the prefix, and those that are not later than it.
+# 3. A token of padding sees itself and nothing else (with nothing at all, its softmax would be 0 / 0).
 #
 # Two results to hold yours against. In the sequence of the rows [5, 5, 3, 3, 0] with the suffix
 # [False, True, False, True, True] 7 of 25 places are True. (Draw them first.) And if one row fills a

@@ -22,10 +22,13 @@ from minipali.checks import check, hint
 # - The logits are divided by the temperature, before the softmax.
 # - Top-k keeps the `top_k` most likely tokens of each row. If there are not so many, it keeps all.
 # - Top-p keeps the fewest most likely tokens that have the probability `top_p` or more together. The
-#   token that crosses it stays. It counts within what top-k has left, made to sum to 1.
+#   token that crosses it stays. It counts within what top-k has left, made to sum to 1. With `top_p` = 1
+#   all stay, without a rule of its own: what rounding cuts off at the end is too small to count.
 #
 # What is cut has the probability 0. Each row of the result sums to 1, and each probability stands at
-# the place of its token. The logits may be large (some hundreds); no two of a row are equal.
+# the place of its token. Logits may be large (some hundreds), and some are minus infinity: tokens that
+# were forbidden before. No two finite ones of a row are equal, and no sum comes so near to a `top_p`
+# below 1 that rounding decides.
 
 
 # %%
@@ -33,7 +36,7 @@ def distribution(logits, temperature, top_k, top_p):
     """What the next token is drawn with.
 
     logits: (b, v), float32; temperature: a number above 0; top_k: None or 1, 2, ..., also above v;
-    top_p: None, or above 0 and at most 1, where 1 cuts nothing
+    top_p: None, or above 0 and at most 1
     returns: (b, v), float32
     """
     ### BEGIN SOLUTION
@@ -59,20 +62,20 @@ check("distribution", distribution)
 # ## 2. The loop
 #
 # You get the logits for the first token, and two functions. `choose(logits)` gives one token a row. How
-# it chooses is its own affair: it may draw, so ask it once for each token. `step(tokens, running)` passes tokens through the model and
-# returns the logits for the next ones. It wants the tokens that you have just given out, `pad` included.
-# In `running`, `(b,)`, it wants True for the rows that go on: those that have not said `eos`, neither
-# earlier nor in these tokens.
+# it chooses is its own affair: it may draw, so ask it once a step, for all rows together.
+# `step(tokens, running)` passes tokens through the model and returns the logits for the next ones. It
+# wants the tokens that you have just given out, `pad` included. In `running`, `(b,)`, it wants True for
+# the rows that go on: those that have not said `eos`, neither earlier nor in these tokens.
 #
-# - Give out the tokens of each step, `(b,)`. The `eos` is given out too. After it, the row gives `pad`,
-#   whatever is chosen for it.
+# - Give out the tokens of each step, `(b,)`, a new tensor each time. The `eos` is given out too. After
+#   it, the row gives `pad`, whatever is chosen for it.
 # - Only `eos` ends a row. A running row may choose `pad`, as any token, and goes on. `eos` and `pad` are
 #   two different numbers; which ones, the arguments say.
 # - End as soon as every row has said `eos`, and after `max_new_tokens` tokens at the latest (1 or more).
 #   No useless steps: never call `step` when no row is running, and not after the last token.
 #
-# Use `yield`, and the answer can be shown while it grows. (A list is right too, but then nobody sees
-# a word before the last one is done.)
+# Use `yield`, and the answer can be shown while it grows. (A list of the steps is right too, but then
+# nobody sees a word before the last one is done. One tensor for all steps is not.)
 
 
 # %%
@@ -107,8 +110,8 @@ check("continue_tokens", continue_tokens)
 #   it once.
 # - `read(tokens, image)` is the decoder: tokens `(b, t)` to the logits `(b, v)` after the last of them. It
 #   **remembers** all that it has read, as a model with a cache does. The first call takes the whole
-#   prompt, because its tokens see each other, and as `image` what `look` gave. From then on `image` is
-#   `None`, and `read` takes only what is new: one token a row.
+#   prompt, because its tokens see each other, and as `image` what `look` gave. From then on it takes only
+#   what is new, one token a row with an axis of its own, `(b, 1)`, and `None` as `image`.
 #
 # The table has more rows than there are tokens: only the first `usable` columns of the logits may ever be
 # chosen. `choose` can work with all columns, the others at minus infinity, or with those `usable` alone.
@@ -153,12 +156,12 @@ check("answer", answer)
 #
 # - It ends at once (`eos`, nothing is seen), or it has one or more boxes with `between` from one to the
 #   next, and then `eos`.
-# - A box is four places and a name. The places are y0, x0, y1, x1. A larger token lies further down, or
-#   further to the right, so y1 is at least y0, and x1 at least x0. (Equal is allowed.)
+# - A box is four places and a name. The places are y0, x0, y1, x1. For y a larger token lies further
+#   down, for x further to the right, so y1 is at least y0, and x1 at least x0. (Equal is allowed.)
 # - The name is one of `names`, all its tokens in order. One name may be the beginning of another: after
 #   "fire", "fire truck" is still possible, and so is the end of the name.
 # - `between` is one token or more, all of them, in order. Places, names, `between` and eos have no token
-#   in common; two names may.
+#   in common; two names may, and a token may come twice in one name or in `between`.
 #
 # Say which tokens may come next. Two results to hold yours against, with the places 4 to 11, the names
 # [12] and [12, 13], between [3] and eos 1:
@@ -172,9 +175,10 @@ def allowed_next(told, is_place, names, between, eos):
     """Which tokens may come next in an answer that is boxes with names.
 
     told: list of the tokens so far, the beginning of a right answer, without eos
-    is_place: bool (v,), True for tokens that are places (there may be gaps between them)
-    names: list of names, each a list of tokens; between: list of tokens; eos: one token
-    returns: bool (v,)
+    is_place: bool (v,), True for tokens that are places, at least one (there may be gaps between)
+    names: list of one name or more, each a list of one token or more; between: list of tokens; eos:
+    one token
+    returns: bool (v,), a new tensor
     """
     ### BEGIN SOLUTION
     number = torch.arange(len(is_place))

@@ -54,7 +54,7 @@ def same(a, b, tolerance: float) -> bool:
 def difference(result, expected, axes: str, tolerance: float) -> str:
     """What is wrong with a result that is not a tuple of parts, or "".
 
-    axes: names of the axes of the expected tensor.
+    axes: names of the axes of the expected tensor; divided by bars where their number differs.
     """
     if result is None and expected is not None and not isinstance(expected, str):
         return "your function returned None. Is a `return` missing?"
@@ -68,7 +68,9 @@ def difference(result, expected, axes: str, tolerance: float) -> str:
         more = " torch.from_numpy makes a tensor of it." if array else ""
         return f"the result must be {_a(type(expected).__name__)}, found {_a(found)}.{more}"
     if isinstance(expected, Tensor):
-        return _of_tensors(result, expected, axes.split(), tolerance)
+        kinds = [kind.split() for kind in axes.split("|")]
+        names = next((kind for kind in kinds if len(kind) == expected.ndim), kinds[0])
+        return _of_tensors(result, expected, names, tolerance)
     if same(result, expected, tolerance):
         return ""
     whole = " whole numbers (int):" if _floats_for_ints(result, expected) else ""

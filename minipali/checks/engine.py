@@ -50,10 +50,11 @@ class Exercise:
     reference: a right implementation; cases: makes the lists of arguments it is tried on, chosen so
     that every known mistake gives another result; axes: names of the result's axes, for messages;
     checked: what *correct* means, in words. If the result is a tuple, parts names its tensors, and
-    axes has theirs, divided by semicolons: "b d; d; d".
+    axes has theirs, divided by semicolons: "b d; d; d". If results have different numbers of axes,
+    axes has the names of each kind, divided by bars: "b t v|b v".
     in_place: parameters that the function shall write into; they count as last parts of the result,
-    with a name and axes of their own. steps: an attempt may also yield, or return a list of, the
-    tensors (b,) of each step; they are put side by side.
+    with a name and axes of their own. steps: an attempt yields, or returns a list of, the tensors
+    (b,) of each step; they are put side by side.
     crashes: wrong implementations that raise, known by what they raise.
     gradients: parameters that gradients must reach; each case is tried once more for them.
     banned: names of torch's functions that do the whole work, and must not run ("layer_norm";
@@ -183,7 +184,13 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
                     f"{case}: your function changed its input `{parameter}` in place. Make a"
                     " new one instead (x = x + y, not x += y).",
                 )
-        if exercise.steps and isinstance(result, list):
+        if exercise.steps and isinstance(result, Tensor):
+            return outcome(
+                WRONG,
+                f"{case}: all steps come as one tensor, {tuple(result.shape)}. Yield the tokens of"
+                " each step, (b,), or return a list of them.",
+            )
+        if exercise.steps and isinstance(result, (list, tuple)):
             found = {getattr(step, "shape", type(step).__name__) for step in result}
             if len(found) != 1 or not isinstance(result[0], Tensor):
                 return outcome(
@@ -281,8 +288,10 @@ def _compare(exercise: Exercise, result, expected, backward: bool) -> str:
 
 def _whole(exercise: Exercise, result, given: list):
     """The result, its steps side by side, followed by the tensors that were to be written into."""
-    if exercise.steps and isinstance(result, list):
-        result = torch.stack(result, dim=1)
+    if exercise.steps and isinstance(result, (list, tuple)):
+        result = torch.stack(list(result), dim=1)
+    if exercise.parts and isinstance(result, list):  # as good as a tuple
+        result = tuple(result)
     if not exercise.in_place or not isinstance(result, tuple):
         return result
     return (*result, *(given[exercise.parameters.index(name)] for name in exercise.in_place))

@@ -1,5 +1,6 @@
 """Lesson 10: the way into the decoder, its MLP, layer, stack and head; norms without numbers."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -36,6 +37,8 @@ def geglu(
     up_weight: Tensor,
     down_weight: Tensor,
     *,
+    read: Callable[[Tensor], Tensor] = lambda x: x,
+    gate_reads: Callable[[Tensor], Tensor] = lambda x: x,
     bend: Callable[[Tensor], Tensor] = _gelu,
     swapped: bool = False,
     up: Callable[[Tensor], Tensor] = lambda up: up,
@@ -50,7 +53,7 @@ def geglu(
     if swapped:
         gate_weight, up_weight = up_weight, gate_weight
     gate_weight, up_weight, down_weight = map(turn, (gate_weight, up_weight, down_weight))
-    halves = bend(x @ gate_weight), up(x @ up_weight)
+    halves = bend(gate_reads(read(x)) @ gate_weight), up(read(x) @ up_weight)
     if down_first:
         return last(combine(*(after(half) @ down_weight for half in halves)) + plus(x))
     hidden = combine(*halves)
@@ -70,20 +73,23 @@ def decoder_layer(
     add1: bool = True,
     add2: Callable[[Tensor, Tensor, Tensor], Tensor | float] = lambda start, x, read: x,
     reads: Callable[[Tensor, Tensor], Tensor] = lambda start, x: x,
+    given1: Callable[..., Tensor] = lambda given, norm1, norm2: given,
+    given2: Callable[..., Tensor] = lambda given, norm1, norm2: given,
+    sum1: Callable[[Tensor, Tensor], Tensor] = lambda new, old: new,
+    sum2: Callable[[Tensor, Tensor], Tensor] = lambda new, old: new,
 ) -> Tensor:
     """(b, t, d) -> (b, t, d). The reference, or with one thing changed.
 
-    norms: "before" attention and MLP, "after" the sums, or on the "outputs".
+    norms: "before" attention and MLP, or "after" the sums; given1, given2: what is added of what
+    each gives; sum1, sum2: the stream after each.
     """
     (norm1, norm2), (attention, mlp) = pick(norm1, norm2), halves(attention, mlp)
     first, second = (norm1, norm2) if norms == "before" else (_as_it_is, _as_it_is)
-    given = attention(first(x))
-    new = (x if add1 else 0) + (norm1(given) if norms == "outputs" else given)
-    new = norm1(new) if norms == "after" else new
+    new = (x if add1 else 0) + given1(attention(first(x)), norm1, norm2)
+    new = sum1(norm1(new) if norms == "after" else new, x)
     read = second(reads(x, new))
-    given = norm2(mlp(read)) if norms == "outputs" else mlp(read)
-    new = add2(x, new, read) + given
-    return norm2(new) if norms == "after" else new
+    last = sum2(add2(x, new, read) + given2(mlp(read), norm1, norm2), new)
+    return norm2(last) if norms == "after" else last
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -162,6 +168,22 @@ def _rms_norm(weight: Tensor) -> Callable:
     return norm
 
 
+def _once(attention: Callable) -> Callable:
+    """As with a cache, where a second call would store all keys and values again."""
+    called = []
+
+    def attention_with_memory(x: Tensor) -> Tensor:
+        if called:
+            raise RuntimeError(
+                "attention was called twice. Call it once and keep what it gives: with a cache it"
+                " remembers what it has read"
+            )
+        called.append(1)
+        return attention(x)
+
+    return attention_with_memory
+
+
 def _layer_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(5)
 
@@ -172,7 +194,7 @@ def _layer_cases() -> list[tuple]:
         return (
             torch.randn(b, t, d, generator=random) * 2 + 1,
             _rms_norm(torch.randn(d, generator=random)),
-            lambda x: attend(x @ query, x @ key, x @ value),
+            _once(lambda x: attend(x @ query, x @ key, x @ value)),
             _rms_norm(torch.randn(d, generator=random)),
             lambda x: geglu(x, gate, up, down),
         )
@@ -198,11 +220,9 @@ def _decoder_cases() -> list[tuple]:
 
     def case(b: int, t: int, d: int, number: int) -> tuple:
         def layer() -> Callable:
-            # A module of torch: calling it runs no code of this file, which would count as ours.
-            linear = nn.Linear(d, d).requires_grad_(False)
-            linear.weight.copy_(torch.randn(d, d, generator=random) * 1.5 / d**0.5)
-            linear.bias.copy_(torch.randn(d, generator=random))
-            return nn.Sequential(linear, nn.Tanh())
+            weight = torch.randn(d, d, generator=random) * 1.5 / d**0.5
+            bias = torch.randn(d, generator=random)
+            return lambda x: torch.tanh(x @ weight.T + bias)  # a plain function, and no module
 
         layers = _Layers(layer() for _ in range(number))
         x = torch.randn(b, t, d, generator=random)
@@ -220,7 +240,8 @@ def _logits_cases() -> list[tuple]:
             v, shape[-1], generator=random
         )
 
-    return [case(7, 2, 3, 5), case(9, 3, 4, 6), case(11, 3, 5)]
+    # the last: one row and one token, as a step with a cache has it
+    return [case(7, 2, 3, 5), case(9, 3, 4, 6), case(11, 3, 5), case(8, 1, 1, 4)]
 
 
 def _of_length_one(table: Tensor) -> Tensor:
@@ -231,6 +252,13 @@ def _turns(x: Tensor) -> Tensor:
     """A table of positions, as the first transformer adds it: (t, d)."""
     place = torch.arange(x.shape[1])[:, None] / 100 ** (torch.arange(x.shape[2]) / x.shape[2])
     return place.sin()
+
+
+def _one_row_divided(table: Tensor, row: int, by: float | None = None) -> Tensor:
+    """By the factor that comes later, or by another number."""
+    table = table.clone()
+    table[row] /= by or table.shape[1] ** 0.5
+    return table
 
 
 ONE_MODELS_WIDTH = (
@@ -287,6 +315,12 @@ EMBED = Exercise(
             " depend on how many others there are: take the width, d = table.shape[1].",
         ),
         Mistake(
+            "square root of all numbers",
+            partial(embed, factor=lambda ids, table: table.numel() ** 0.5),
+            "The factor is the square root of all numbers of the table. Take that of its width: d ="
+            " table.shape[1].",
+        ),
+        Mistake(
             "square root of the batch",
             partial(embed, factor=lambda ids, table: ids.shape[0] ** 0.5),
             "The factor is the square root of the number of rows in the batch. A token's vector"
@@ -302,11 +336,27 @@ EMBED = Exercise(
             partial(embed, factor=lambda ids, table: 128**0.5),
             ONE_MODELS_WIDTH,
         ),
+        *(
+            Mistake(
+                name,
+                partial(embed, factor=lambda ids, table, whole=whole: whole(table.shape[1] ** 0.5)),
+                "The factor is brought to a whole number. It is sqrt(d) itself: d ** 0.5, without"
+                " int, round or //.",
+            )
+            for name, whole in (
+                ("rounded down", int),
+                ("rounded up", math.ceil),
+                ("rounded", round),
+            )
+        ),
         Mistake(
-            "rounded down",
-            partial(embed, factor=lambda ids, table: int(table.shape[1] ** 0.5)),
-            "The factor is cut to a whole number. It is sqrt(d) itself: d ** 0.5, without int or"
-            " //.",
+            "rounded to bfloat16",
+            partial(
+                embed,
+                factor=lambda ids, table: torch.tensor(table.shape[1] ** 0.5).bfloat16().item(),
+            ),
+            "The factor is rounded to bfloat16, as in programs that run the whole model in it. Here"
+            " all numbers are float32: table.shape[1] ** 0.5, a number of Python.",
         ),
         Mistake(
             "the fourth root",
@@ -336,11 +386,18 @@ EMBED = Exercise(
         ),
         Mistake(
             "the row of id 0 emptied",
-            partial(
-                embed, rows=lambda table: torch.cat((torch.zeros_like(table[:1]), table[1:]), dim=0)
-            ),
+            partial(embed, rows=partial(_one_row_divided, row=0, by=torch.inf)),
             "The row of id 0 is replaced by zeros, as `padding_idx` does it. Id 0 is a row like any"
             " other here: padding is kept out by the mask of attention.",
+        ),
+        *(
+            Mistake(
+                f"the {which} row without the factor",
+                partial(embed, rows=partial(_one_row_divided, row=row)),
+                "One id's row comes without the factor. All ids are treated alike: what stands at"
+                " image tokens and padding is none of this function's business.",
+            )
+            for which, row in (("first", 0), ("last", -1))
         ),
         Mistake("one row early", partial(embed, which=lambda ids: ids - 1), OTHER_ROWS),
         Mistake("counted from the end", partial(embed, which=lambda ids: -1 - ids), OTHER_ROWS),
@@ -385,9 +442,36 @@ RESHAPED = (
 )
 
 
-def _gelu_of_powers(x: Tensor) -> Tensor:
-    power = (2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)).exp()
-    return 0.5 * x * (1 + (power - 1) / (power + 1))
+def _gelu_by(
+    tanh: Callable[[Tensor], Tensor] = torch.tanh,
+    inside: Callable[[Tensor], Tensor] = lambda x: (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3),
+) -> Callable[[Tensor], Tensor]:
+    return lambda x: 0.5 * x * (1 + tanh(inside(x)))
+
+
+def _tanh_of_one_power(x: Tensor) -> Tensor:
+    return ((2 * x).exp() - 1) / ((2 * x).exp() + 1)
+
+
+def _tanh_of_powers(x: Tensor) -> Tensor:
+    return (x.exp() - (-x).exp()) / (x.exp() + (-x).exp())
+
+
+ROOT = (2 / torch.pi) ** 0.5
+OTHER_INSIDES = {
+    "the cube left out": lambda x: ROOT * x,
+    "square for cube": lambda x: ROOT * (x + 0.044715 * x**2),
+    "fourth power for cube": lambda x: ROOT * (x + 0.044715 * x**4),
+    "cube of all": lambda x: ROOT * (x + 0.044715 * x) ** 3,
+    "cube alone": lambda x: ROOT * 0.044715 * x**3,
+    "cube without its number": lambda x: ROOT * (x + x**3),
+    "point in another place": lambda x: ROOT * (x + 0.44715 * x**3),
+    "cube subtracted": lambda x: ROOT * (x - 0.044715 * x**3),
+    "no root of 2 / pi": lambda x: x + 0.044715 * x**3,
+    "2 / pi": lambda x: ROOT**2 * (x + 0.044715 * x**3),
+    "root of pi / 2": lambda x: (x + 0.044715 * x**3) / ROOT,
+    "factor for x alone": lambda x: ROOT * x + 0.044715 * x**3,
+}
 
 
 GEGLU = Exercise(
@@ -405,11 +489,23 @@ GEGLU = Exercise(
             partial(geglu, turn=lambda weight: weight.reshape(weight.shape[::-1])),
             RESHAPED,
         ),
-        Mistake(
-            "overflow",
-            partial(geglu, bend=_gelu_of_powers),
-            "Your tanh is made of powers of e, and of a large gate these are infinite: infinite by"
-            f" infinite is nan. Take torch.tanh, or {TANH_FORM}.",
+        *(
+            Mistake(
+                f"overflow, {name}",
+                partial(geglu, bend=_gelu_by(tanh)),
+                "Your tanh is made of powers of e, and of a large gate these are infinite: infinite"
+                f" by infinite is nan. Take torch.tanh, or {TANH_FORM}.",
+            )
+            for name, tanh in (("one power", _tanh_of_one_power), ("two", _tanh_of_powers))
+        ),
+        *(
+            Mistake(
+                f"cut off at {most}",
+                partial(geglu, bend=lambda gate, most=most: _gelu(gate.clamp(-most, most))),
+                "Large gates are cut off. GELU of a large gate is the gate itself: torch.tanh and"
+                f" {TANH_FORM} take gates of any size.",
+            )
+            for most in (5, 6, 8, 10, 20)
         ),
         Mistake(
             "gate and up swapped",
@@ -430,11 +526,14 @@ GEGLU = Exercise(
             "This is x · sigmoid(1.702 x), a third form of GELU, which CLIP uses. Gemma uses the"
             f" tanh form: {TANH_FORM}.",
         ),
-        Mistake(
-            "the cube left out",
-            partial(geglu, bend=lambda g: 0.5 * g * (1 + torch.tanh((2 / torch.pi) ** 0.5 * g))),
-            "Your tanh form lacks its cube: it is tanh(sqrt(2 / pi) · (x + 0.044715 x³)). Or let"
-            f" torch do it: {TANH_FORM}.",
+        *(
+            Mistake(
+                name,
+                partial(geglu, bend=_gelu_by(inside=inside)),
+                "The formula of your tanh form has another inside: it is 0.5 x (1 + tanh(sqrt(2 /"
+                f" pi) · (x + 0.044715 x³))). Or let torch do it: {TANH_FORM}.",
+            )
+            for name, inside in OTHER_INSIDES.items()
         ),
         Mistake(
             "the half left out",
@@ -483,6 +582,24 @@ GEGLU = Exercise(
             partial(geglu, bend=_as_it_is, after=_gelu),
             "The GELU comes after the product. It belongs on the gate alone: bend the gate, then"
             " multiply by up.",
+        ),
+        *(
+            Mistake(
+                f"bend before {before}",
+                partial(geglu, bend=_as_it_is, **edit),
+                "The GELU is on x, before a matrix. It belongs on the gate: bend what gate_weight"
+                " makes of x, then multiply by up.",
+            )
+            for before, edit in {
+                "the gate's matrix": {"gate_reads": _gelu},
+                "both matrices": {"read": _gelu},
+            }.items()
+        ),
+        Mistake(
+            "normed inside",
+            partial(geglu, read=lambda x: x / x.square().mean(dim=-1, keepdim=True).sqrt()),
+            "x is normed here. That is done in the layer (`decoder_layer`), with norm2, before it"
+            " comes in.",
         ),
         Mistake(
             "bend once more after the product",
@@ -560,6 +677,14 @@ GEGLU = Exercise(
 )
 
 
+def _by_norm1(given: Tensor, norm1: Callable, norm2: Callable) -> Tensor:
+    return norm1(given)
+
+
+def _by_norm2(given: Tensor, norm1: Callable, norm2: Callable) -> Tensor:
+    return norm2(given)
+
+
 NORM_MISSING = (
     "A norm is missing. Both attention and the MLP read the stream through a norm of their own:"
     " attention(norm1(x)), mlp(norm2(x))."
@@ -583,7 +708,7 @@ DECODER_LAYER = Exercise(
         ),
         Mistake(
             "norms on what is added",
-            partial(decoder_layer, norms="outputs"),
+            partial(decoder_layer, norms="", given1=_by_norm1, given2=_by_norm2),
             "The norms are on what attention and the MLP give. Gemma norms what they *read*:"
             " attention(norm1(x)) and mlp(norm2(x)).",
         ),
@@ -595,6 +720,43 @@ DECODER_LAYER = Exercise(
             "The second norm is on the output of attention, as its published name"
             " (`post_attention_layernorm`) suggests. In Gemma 1 it is the norm that the MLP reads"
             " through: x + mlp(norm2(x)).",
+        ),
+        *(
+            Mistake(
+                f"what is given normed too, {name}",
+                partial(decoder_layer, **edit),
+                "What attention or the MLP gives is normed as well. Gemma 2 does so, and has norms"
+                " of their own for it. In Gemma 1 it is added as it comes: x + attention(norm1(x)),"
+                " x + mlp(norm2(x)).",
+            )
+            for name, edit in {
+                "both": {"given1": _by_norm1, "given2": _by_norm2},
+                "both by norm2": {"given1": _by_norm2, "given2": _by_norm2},
+                "attention by norm1": {"given1": _by_norm1},
+                "attention by norm2": {"given1": _by_norm2},
+                "MLP by norm1": {"given2": _by_norm1},
+                "MLP by norm2": {"given2": _by_norm2},
+            }.items()
+        ),
+        *(
+            Mistake(
+                f"doubled, {name}",
+                partial(decoder_layer, **edit),
+                "A sum is added to the same stream once more. Does `+=` change a tensor that has a"
+                " second name (residual = x)? Then both names hold the sum. Write x = x + …, and"
+                " add once.",
+            )
+            for name, edit in {
+                "first": {"sum1": lambda new, old: new + new},
+                "second": {"sum2": lambda new, old: new + new},
+                "both": {"sum1": lambda new, old: new + new, "sum2": lambda new, old: new + new},
+                "the stream to the first": {"sum1": lambda new, old: new + old},
+                "the stream to the second": {"sum2": lambda new, old: new + old},
+                "the stream to both": {
+                    "sum1": lambda new, old: new + old,
+                    "sum2": lambda new, old: new + old,
+                },
+            }.items()
         ),
         Mistake(
             "second norm on the stream",
@@ -694,17 +856,17 @@ DECODER_LAYER = Exercise(
             "Attention and MLP both read norm1 of the x that came in, side by side. Gemma's MLP"
             " reads the stream after attention has added its part, through norm2.",
         ),
-        Mistake(
-            "MLP first",
-            partial(decoder_layer, halves=lambda attention, mlp: (mlp, attention)),
-            "The MLP comes first. Attention, with norm1, is the first half of a layer; the MLP,"
-            " with norm2, is the second.",
-        ),
-        Mistake(
-            "MLP first, with its norm",
-            lambda x, norm1, attention, norm2, mlp: decoder_layer(x, norm2, mlp, norm1, attention),
-            "The MLP comes first. Attention, with norm1, is the first half of a layer; the MLP,"
-            " with norm2, is the second.",
+        *(
+            Mistake(
+                f"MLP first, {name}",
+                partial(decoder_layer, halves=lambda attention, mlp: (mlp, attention), **edit),
+                "The MLP comes first. Attention, with norm1, is the first half of a layer; the MLP,"
+                " with norm2, is the second.",
+            )
+            for name, edit in {
+                "with its norm": {"pick": lambda norm1, norm2: (norm2, norm1)},
+                "with norm1": {},
+            }.items()
         ),
         Mistake(
             "no MLP",
@@ -910,6 +1072,19 @@ DECODER = Exercise(
             " weights: each works once, in their order.",
         ),
     ),
+    crashes=tuple(
+        Mistake(
+            name,
+            in_torch,
+            "nn.Sequential and nn.ModuleList take modules alone. Here each layer, and the norm, is"
+            " a function that is ready to call. Go through the layers with a for loop.",
+        )
+        for name, in_torch in {
+            "all in nn.Sequential": lambda x, layers, norm: nn.Sequential(*layers, norm)(x),
+            "layers in nn.Sequential": lambda x, layers, norm: norm(nn.Sequential(*layers)(x)),
+            "layers in nn.ModuleList": lambda x, layers, norm: nn.ModuleList(layers),
+        }.items()
+    ),
     hints=(
         "A loop and a norm.",
         "Each layer takes the stream and returns the stream, with its own part added already.",
@@ -931,6 +1106,11 @@ def _head_with_bias(x: Tensor, table: Tensor) -> Tensor:
     return nn.Linear(table.shape[1], table.shape[0])(x).detach()
 
 
+def _by_three_sizes(x: Tensor, table: Tensor) -> Tensor:
+    b, t, d = x.shape
+    return (x.reshape(b * t, d) @ table.T).reshape(b, t, -1)
+
+
 NOT_TIED = (
     "The head is not tied: this is a new matrix with random start values. The checkpoint has no"
     " weights for it. The head is the embedding table that you are given."
@@ -944,10 +1124,10 @@ LOGITS = Exercise(
     name="logits",
     reference=logits,
     cases=_logits_cases,
-    axes="b t v",
+    axes="b t v|b v",
     checked=(
-        "shape, dtype and every value on batches of 2 x 3 and 3 x 4 tokens and on one token a row,"
-        " with tables of 7, 9 and 11 rows; inputs unchanged"
+        "shape, dtype and every value on batches of 2 x 3, 3 x 4 and 1 x 1 tokens and on one token"
+        " a row, with tables of 7 to 11 rows; inputs unchanged"
     ),
     mistakes=(
         Mistake("head not tied", _head_of_its_own, NOT_TIED),
@@ -957,10 +1137,19 @@ LOGITS = Exercise(
             RESHAPED,
         ),
         Mistake(
-            "always three axes",
-            lambda x, table: (x[:, None] if x.ndim == 2 else x) @ table.T,
-            "(b, d) comes back as (b, 1, v). One token a row gives (b, v): `@` leaves the axes in"
-            " front as they are.",
+            "axes of length 1 lost",
+            partial(logits, after=torch.squeeze),
+            "An axis of length 1 is lost: .squeeze() removes all of them, and b or t may be 1. Keep"
+            " every axis in front, whatever its length.",
+        ),
+        *(
+            Mistake(
+                f"always three axes, {place}",
+                lambda x, table, place=place: (x.unsqueeze(place) if x.ndim == 2 else x) @ table.T,
+                "(b, d) comes back with three axes. One token a row gives (b, v): `@` leaves the"
+                " axes in front as they are.",
+            )
+            for place in (0, 1)
         ),
         Mistake("head not tied, with a bias", _head_with_bias, NOT_TIED),
         Mistake(
@@ -1095,6 +1284,21 @@ LOGITS = Exercise(
             " the choice comes in lesson 12.",
         ),
     ),
+    crashes=tuple(
+        Mistake(
+            name,
+            three_axes,
+            "Your function takes (b, t, d) alone. (b, d), one token a row, must work, too: x @"
+            " table.T works for any axes in front.",
+        )
+        for name, three_axes in {
+            "einsum": lambda x, table: torch.einsum("btd,vd->btv", x, table),
+            "bmm": lambda x, table: torch.bmm(x, table.T.expand(len(x), -1, -1)),
+            "three sizes": _by_three_sizes,
+            "axes by number": lambda x, table: (table @ x.transpose(1, 2)).transpose(1, 2),
+            "three indices": lambda x, table: x[:, :, :] @ table.T,
+        }.items()
+    ),
     hints=(
         "One logit for each row of the table: how much does the vector agree with that row?",
         "The dot product of a vector (d,) with every row of (v, d) gives (v,).",
@@ -1116,8 +1320,10 @@ def _fold_cases() -> list[tuple]:
         attention = made(q, d), made(kv, d), made(kv, d), made(d, q)
         return (made(d), *attention, made(d), made(hidden, d), made(hidden, d), made(d, hidden))
 
-    # The first: all matrices square, so that no wrong axis crashes.
-    return [case(5, 5, 5, 5), case(4, 6, 2, 7)]
+    # The first: all matrices square, so that no wrong axis crashes. The second: a factor of 0.
+    square, other = case(5, 5, 5, 5), case(4, 6, 2, 7)
+    other[5][1] = -1
+    return [square, other]
 
 
 def fold_norms(
@@ -1138,18 +1344,25 @@ def fold_norms(
     swapped: bool = False,
     by_first: str = "query key value",
     by_second: str = "gate up",
+    put_second: Callable[[Tensor, Tensor], Tensor] | None = None,
+    written: dict[str, str] | None = None,
+    write: Callable[[Tensor, Tensor], Tensor] = lambda matrix, factor: matrix * factor[:, None],
 ) -> tuple[Tensor, ...]:
     """Nine weights of one layer -> nine weights. The reference, or with one thing changed.
 
-    by_first, by_second: the matrices that take up each norm's factor; kept: a norm that keeps it.
+    by_first, by_second: the matrices that take up each norm's factor; put_second: how the second's
+    do; kept: a norm that keeps it; written: the norms that "out" and "down" take up, on their rows.
     """
     names = ("query", "key", "value", "out", "gate", "up", "down")
     matrices = dict(zip(names, (query, key, value, out, gate, up, down), strict=True))
     norms = (norm2, norm1) if swapped else (norm1, norm2)
-    for norm, readers in zip(norms, (by_first, by_second), strict=True):
+    ways = (by_first, put), (by_second, put_second or put)
+    for norm, (readers, way) in zip(norms, ways, strict=True):
         for name in readers.split():
             if matrices[name].shape[1] == len(norm):  # else it could not be done
-                matrices[name] = put(matrices[name], plus + norm)
+                matrices[name] = way(matrices[name], plus + norm)
+    for name, norm in (written or {}).items():
+        matrices[name] = write(matrices[name], 1 + {"norm1": norm1, "norm2": norm2}[norm])
     folded = list(matrices.values())
     new1 = left(norm1) if by_first and kept != "norm1" else norm1
     new2 = left(norm2) if by_second and kept != "norm2" else norm2
@@ -1161,25 +1374,6 @@ def _written(*weights: Tensor) -> tuple[Tensor, ...]:
     norm1, query, key, value, out, norm2, gate, up, down = weights
     out, down = (matrix * (1 + norm)[:, None] for matrix, norm in ((out, norm1), (down, norm2)))
     return 0 * norm1, query, key, value, out, 0 * norm2, gate, up, down
-
-
-def _and_written(
-    weights: tuple[Tensor, ...], out: int | None, down: int | None
-) -> tuple[Tensor, ...]:
-    """Right, and out and down take up the norm of that number on their rows."""
-    folded = list(fold_norms(*weights))
-    for place, norm in ((4, out), (8, down)):
-        if norm is not None:
-            folded[place] = folded[place] * (1 + weights[norm])[:, None]
-    return tuple(folded)
-
-
-def _made_up_for(*weights: Tensor) -> tuple[Tensor, ...]:
-    """Right, and then out and down are divided by the factors."""
-    folded = list(fold_norms(*weights))
-    folded[4] = folded[4] / (1 + weights[0])[:, None]
-    folded[8] = folded[8] / (1 + weights[5])[:, None]
-    return tuple(folded)
 
 
 def _by_one_norm(*weights: Tensor, which: int) -> tuple[Tensor, ...]:
@@ -1204,6 +1398,11 @@ NOT_A_READER = (
     " as they are."
 )
 
+SQUARE_ROOTS = (
+    "Matrices have taken up the square root of the factor. What they give is multiplied together"
+    " (query with key, gate with up), but each reads the whole normed token by itself, and takes"
+    " the whole factor."
+)
 KEPT = (
     "The matrices have taken up the factors, but a norm has kept its own, too: they would work"
     " twice. Return weights of 0 for both norms."
@@ -1266,11 +1465,49 @@ FOLD_NORMS = Exercise(
             " stands before what is *read*: its factors go to query, key and value, or to gate and"
             " up.",
         ),
-        Mistake(
-            "out and down divided",
-            _made_up_for,
-            "`out` and `down` are divided by the factors, as if something had to be made up for."
-            " The matrices that read give the same as before, so all that follows stays as it is.",
+        *(
+            Mistake(
+                f"divided on the way out, {written}",
+                partial(
+                    fold_norms,
+                    written=written,
+                    write=lambda matrix, factor: matrix / factor[:, None],
+                ),
+                "`out` or `down` is divided by the factors, as if something had to be made up for."
+                " The matrices that read give the same as before, so all that follows stays as it"
+                " is.",
+            )
+            for written in ({"out": "norm1", "down": "norm2"}, {"out": "norm1"}, {"down": "norm2"})
+        ),
+        *(
+            Mistake(
+                f"square roots, query and key, {name}",
+                lambda *weights, root=root: (
+                    weights[0] * 0,
+                    *fold_norms(*weights, put=root)[1:3],
+                    *fold_norms(*weights)[3:],
+                ),
+                SQUARE_ROOTS,
+            )
+            for name, root in {
+                "roots": lambda matrix, factor: matrix * factor.sqrt(),
+                "sizes": lambda matrix, factor: matrix * factor.abs().sqrt(),
+            }.items()
+        ),
+        *(
+            Mistake(
+                f"square roots, {name}",
+                partial(fold_norms, **edit),
+                SQUARE_ROOTS,
+            )
+            for name, edit in {
+                "gate and up": {"put_second": lambda matrix, factor: matrix * factor.sqrt()},
+                "gate and up, sizes": {
+                    "put_second": lambda matrix, factor: matrix * factor.abs().sqrt()
+                },
+                "all": {"put": lambda matrix, factor: matrix * factor.sqrt()},
+                "all, sizes": {"put": lambda matrix, factor: matrix * factor.abs().sqrt()},
+            }.items()
         ),
         *(
             Mistake(
@@ -1349,23 +1586,29 @@ FOLD_NORMS = Exercise(
         ),
         *(
             Mistake(
-                f"{readers} on what is given, too",
-                lambda *weights, out=out, down=down: _and_written(weights, out, down),
+                f"on what is given, too, {written}",
+                partial(fold_norms, written=written),
                 "`out` or `down` has taken up a norm's numbers on its rows, as well as the matrices"
                 " that read through the norm. What they give passes through no norm: leave both as"
                 " they are.",
             )
-            for readers, out, down in (
-                ("norm1 in out", 0, None),
-                ("norm2 in out", 5, None),
-                ("norm2 in down", None, 5),
-                ("both", 0, 5),
+            for written in (
+                {"out": "norm1"},
+                {"out": "norm2"},
+                {"down": "norm2"},
+                {"out": "norm1", "down": "norm2"},
             )
         ),
         Mistake(
             "without its sign",
             partial(fold_norms, put=lambda matrix, factor: matrix * factor.abs()),
             "The factors have lost their sign. 1 + weight may be negative: multiply by it as it"
+            " is.",
+        ),
+        Mistake(
+            "cut off at 0",
+            partial(fold_norms, put=lambda matrix, factor: matrix * factor.clamp(min=0)),
+            "Negative factors are cut off at 0. 1 + weight may be negative: multiply by it as it"
             " is.",
         ),
         Mistake(

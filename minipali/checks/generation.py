@@ -20,6 +20,8 @@ def _distribution_cases() -> list[tuple]:
 
     sure = given(2, 6)
     sure[:, 4] += 9  # one token alone has more than top_p
+    hidden = given(2, 8)
+    hidden[:, 2] = hidden[1, 6] = float("-inf")  # forbidden before
     return [
         (given(3, 7), 0.6, None, None),
         (given(4, 11), 1.7, 4, None),
@@ -30,6 +32,7 @@ def _distribution_cases() -> list[tuple]:
         (given(2, 9), 1.5, 1, 0.3),
         (40 * given(2, 8), 0.3, 4, 0.8),  # e to the power of these overflows
         (given(1, 9), 2.0, 6, 0.8),
+        (hidden, 1.4, 7, 0.8),
     ]
 
 
@@ -143,9 +146,10 @@ DISTRIBUTION = Exercise(
     cases=_distribution_cases,
     axes="b v",
     checked=(
-        "shape, dtype and every value on 9 batches: temperature alone, with top-k, with top-p, with"
-        " both; with a model so sure that one token has more than top_p, with logits up to some"
-        " hundreds, with top-k above v and top-p 1, and one row alone; inputs unchanged"
+        "shape, dtype and every value on 10 batches: temperature alone, with top-k, with top-p,"
+        " with both; with a model so sure that one token has more than top_p, with logits up to"
+        " some hundreds or minus infinity, with top-k above v and top-p 1, and one row alone;"
+        " inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -171,6 +175,32 @@ DISTRIBUTION = Exercise(
             ),
             "The logits are multiplied by the temperature, so a high one makes the model surer."
             " Divide by it.",
+        ),
+        *(
+            Mistake(
+                name,
+                partial(_distribution, heat=heat, cut=heat),
+                says,
+            )
+            for name, heat, says in (
+                (
+                    "temperature twice",
+                    lambda logits, t: logits / t / t,
+                    "The logits are divided by the temperature twice. Once, before the softmax.",
+                ),
+                (
+                    "smallest subtracted",
+                    lambda logits, t: (logits - logits.amin(dim=-1, keepdim=True)) / t,
+                    "The smallest logit is subtracted. It may be minus infinity, and minus infinity"
+                    " less itself is nan. Take torch's softmax, or subtract the largest.",
+                ),
+                (
+                    "minus infinity replaced",
+                    lambda logits, t: logits.masked_fill(logits.isinf(), 0) / t,
+                    "Logits of minus infinity are replaced by 0. These tokens were forbidden"
+                    " before, and stay so: their probability is 0.",
+                ),
+            )
         ),
         Mistake(
             "temperature after the cuts",
@@ -366,6 +396,30 @@ DISTRIBUTION = Exercise(
             " token that is kept.",
         ),
     ),
+    crashes=tuple(
+        Mistake(
+            name,
+            too_many,
+            "top_k may be above v, and then nothing is cut: take min(top_k, v), or a slice,"
+            " [:, :top_k], which ends where the row ends.",
+        )
+        for name, too_many in {
+            "topk": lambda z, t, k, p: distribution(
+                z if k is None else z.masked_fill(z < z.topk(k).values[:, -1:], -torch.inf),
+                t,
+                None,
+                p,
+            ),
+            "the smallest of k": lambda z, t, k, p: distribution(
+                z
+                if k is None
+                else z.masked_fill(z < z.sort(-1, True).values[:, k - 1, None], -torch.inf),
+                t,
+                None,
+                p,
+            ),
+        }.items()
+    ),
     hints=(
         "Sort the logits / temperature from the largest down (sort gives the values and the"
         " tokens). Then top-k and top-p are both: keep the first so many of the row.",
@@ -396,7 +450,8 @@ def _continue_tokens(
     eos_shown: bool = True,
     eos_told: bool = True,
     late: bool = False,
-    choose_again: bool = False,
+    choose_again: str = "",
+    buffer: bool = False,
     last_shown: bool = True,
     more: int = 0,
     begin: str = "choose",
@@ -404,12 +459,13 @@ def _continue_tokens(
     told_running: Callable[[Tensor, Tensor], Tensor] = lambda before, running: running,
     told_tokens: Callable[[Tensor, Tensor], Tensor] = lambda chosen, tokens: tokens,
     new_logits: bool = True,
-) -> Tensor:
-    """continue_tokens, its steps side by side (b, t), with one thing changed.
+) -> list[Tensor]:
+    """continue_tokens with one thing changed.
 
     stop: when "all" rows have ended, "any", the "first", "together" (in one step), "late" (one step
     later), at the "limit", or "never", when no row ever ends; told_running, told_tokens: what step
-    gets; late: padding begins one token late.
+    gets; late: padding begins one token late; choose_again: another choice is what "step" gets, or
+    what is "given out"; buffer: one tensor for all steps.
     """
 
     def stepped(tokens: Tensor, running: Tensor) -> Tensor | None:
@@ -427,8 +483,14 @@ def _continue_tokens(
         chosen, fill = pick(choose, logits), filler(eos, pad)
         talking = before if late and number else running
         before = running
-        tokens = chosen if fill is None else torch.where(talking, chosen, fill)
+
+        def padded(chosen: Tensor, talking=talking, fill=fill) -> Tensor:
+            return chosen if fill is None else torch.where(talking, chosen, fill)
+
+        tokens = padded(chosen)
         ended = ends(tokens, eos, pad)
+        if choose_again == "given out":
+            tokens = padded(pick(choose, logits))
         running = ~ended if not once else running & ~ended
         if stop == "never":
             running = torch.ones_like(running)
@@ -446,14 +508,14 @@ def _continue_tokens(
             if done and not last_shown and number:
                 told.pop()
             break
-        if choose_again:
+        if choose_again == "step":
             chosen = pick(choose, logits)
-            tokens = torch.where(talking, chosen, pad)
+            tokens = padded(chosen)
         new = stepped(told_tokens(chosen, tokens), told_running(before, running))
         if new is None:
             break
         logits = new if new_logits else logits
-    return torch.stack(told, dim=1)
+    return told[-1:] * len(told) if buffer else told
 
 
 class UselessStep(RuntimeError):
@@ -604,12 +666,6 @@ CONTINUE_TOKENS = Exercise(
             " step are padded for all rows that said eos in *any* step before.",
         ),
         Mistake(
-            "steps in front",
-            lambda *given: _continue_tokens(*given).T,
-            "The steps are in front, (t, b). Yield the tokens of each step, (b,), or return a list"
-            " of them.",
-        ),
-        Mistake(
             "all in one step",
             partial(_continue_tokens, stop="together"),
             "The loop ends only when all rows say eos in the same step. They end at different"
@@ -644,6 +700,18 @@ CONTINUE_TOKENS = Exercise(
             ),
             "A running row that chooses pad is taken for ended. Only eos ends a row: a model may"
             " say anything.",
+        ),
+        Mistake(
+            "running changed before the tokens are given out",
+            partial(_continue_tokens, eos_told=False, last_shown=False),
+            "running is changed before the tokens are given out, so eos becomes pad, and the last"
+            " step is missing. Give out first, then take out the rows that have said eos.",
+        ),
+        Mistake(
+            "one tensor for all steps",
+            partial(_continue_tokens, buffer=True),
+            "All steps are one and the same tensor, which is written over: what was given out"
+            " before changes, too. Give out a new tensor at each step, as torch.where makes it.",
         ),
         Mistake("eos becomes padding", partial(_continue_tokens, eos_shown=False), NO_EOS),
         Mistake("step gets padding for eos", partial(_continue_tokens, eos_told=False), NO_EOS),
@@ -688,11 +756,15 @@ CONTINUE_TOKENS = Exercise(
             "You draw the token yourself. How a token is chosen is for `choose` to say. Call"
             " choose(logits).",
         ),
-        Mistake(
-            "chosen twice",
-            partial(_continue_tokens, choose_again=True),
-            "choose is called twice for one token: what step reads is not what you gave out. It may"
-            " draw, and then says something else each time. Keep its tokens in a variable.",
+        *(
+            Mistake(
+                f"chosen twice, another {where}",
+                partial(_continue_tokens, choose_again=where),
+                "choose is called twice for one step: what you give out, what step reads and what"
+                " says eos must be the same tokens. choose may draw, and then says something else"
+                " each time. Keep its tokens in a variable.",
+            )
+            for where in ("step", "given out")
         ),
         Mistake(
             "ended rows start again",
@@ -763,11 +835,12 @@ def answer(
     once_more: Callable[[Tensor], Tensor | None] = lambda prompt: None,
     pick: Callable[[Callable, Tensor], Tensor] = lambda choose, logits: choose(logits),
     signs: Callable[[int, int], tuple[int, int]] = lambda eos, pad: (eos, pad),
+    shown: Callable[[Tensor, int, int], Tensor] = lambda told, eos, pad: told,
     last: Callable[[Tensor, Tensor], Tensor] = lambda prompt, told: told,
 ) -> Tensor:
     """(b, c, y, x), (b, s) -> (b, t) tokens. The reference, or with one thing changed.
 
-    seen: the picture "once", "never", "again" at each step, or looked at "in vain" at each step.
+    seen: the picture "once", "never", "again" at each step, "twice" before the first.
     """
 
     def mask(logits: Tensor, on: bool) -> Tensor:
@@ -783,10 +856,11 @@ def answer(
     def step(tokens: Tensor, running: Tensor) -> Tensor:
         so_far.append(tokens[:, None])
         new = torch.cat(so_far, dim=1) if all_again else tokens[:, None]
-        image = look(pixels) if seen in ("again", "in vain") else None
-        return mask(read(new, image if seen == "again" else None), later)
+        return mask(read(new, look(pixels) if seen == "again" else None), later)
 
     image = None if seen == "never" else look(pixels)
+    if seen == "twice":
+        look(pixels)
     if whole:
         logits = read(begin(prompt), image)
     else:
@@ -796,7 +870,7 @@ def answer(
         logits = read(again, None)
     logits = mask(logits, at_first)
     told = _continue_tokens(logits, step, choice, *signs(eos, pad), max_new_tokens)
-    return last(prompt, told)
+    return last(prompt, shown(torch.stack(told, dim=1), eos, pad))
 
 
 def _reader(seed: int, rows: int, vocabulary: int, numbers: list[float]) -> list[Callable]:
@@ -960,6 +1034,12 @@ ANSWER = Exercise(
         ),
         Mistake("looks at every step", partial(answer, seen="again"), ONCE),
         Mistake(
+            "looks twice before the first step",
+            partial(answer, seen="twice"),
+            "look is called twice before the first logits. It is expensive: call it once, and keep"
+            " what it gives in a variable.",
+        ),
+        Mistake(
             "the picture not shown",
             partial(answer, seen="never"),
             "The model never sees the picture. Give read what look made of it, with the prompt:"
@@ -1034,6 +1114,20 @@ ANSWER = Exercise(
             partial(answer, signs=lambda eos, pad: (1, 0)),
             "eos is 1 and pad is 0, whatever you are given. These are the small model's; hand on"
             " the arguments `eos` and `pad`.",
+        ),
+        *(
+            Mistake(
+                f"eos taken out, {name}",
+                partial(answer, shown=shown),
+                "eos is taken out of the answers. All that your loop gives out belongs to the"
+                " result, eos and padding too.",
+            )
+            for name, shown in {
+                "pad in its place": lambda told, eos, pad: told.masked_fill(told == eos, pad),
+                "the last step, too": lambda told, eos, pad: told.masked_fill(told == eos, pad)[
+                    :, : int((told != eos).any(dim=0).sum())
+                ],
+            }.items()
         ),
         Mistake(
             "the prompt in the answer",
@@ -1149,7 +1243,12 @@ def _allowed_cases() -> list[tuple]:
     # Other numbers, one token between two boxes, and a gap in the places.
     second = places(2, 6, 12) & (torch.arange(12) != 6), [[9]], [11], 8
     others = [[], [5, 4], [5, 4, 5], [5, 4, 5, 4], [5, 4, 5, 4, 9], [5, 4, 5, 4, 9, 11]]
-    return [*((told, *first) for told in beginnings), *((told, *second) for told in others)]
+    # A token twice, in a name and between two boxes.
+    third = places(3, 4, 12), [[8], [8, 9, 8], [9, 10, 9, 8]], [7, 2, 7], 11
+    box, name = [3, 4, 5, 6], [9, 10, 9]
+    again = [[*box, 8, 9], [*box, *name], [*box, 8, 7], [*box, 8, 7, 2], [*box, 8, 7, 2, 7]]
+    groups = (beginnings, first), (others, second), (again, third)
+    return [(told, *given) for group, given in groups for told in group]
 
 
 def _only(is_place: Tensor, token: int) -> Tensor:
@@ -1206,6 +1305,42 @@ def _without_gaps(is_place: Tensor) -> Tensor:
     return (number >= at[0]) & (number <= at[-1])
 
 
+def _since_places(told: list[int], is_place: Tensor) -> list[int]:
+    """What follows the last place."""
+    return told[max([-1, *(i for i, token in enumerate(told) if is_place[token])]) + 1 :]
+
+
+def _by_number(told, is_place, names, between, eos):
+    """The name's next token told from how many there are."""
+    allowed = allowed_next(told, is_place, names, between, eos)
+    tail = _since_places(told, is_place)
+    if tail and any(tail == name[: len(tail)] for name in names):
+        allowed[[name[len(tail)] for name in names if len(tail) < len(name)]] = True
+    return allowed
+
+
+def _between_by_last_token(told, is_place, names, between, eos, which=-1):
+    """The next token between two boxes told from the last one alone; which: of equal ones."""
+    places = [place for place, token in enumerate(between) if told[-1:] == [token]]
+    if not places:
+        return allowed_next(told, is_place, names, between, eos)
+    following = between[places[which] + 1 :]
+    return _only(is_place, following[0]) if following else is_place.clone()
+
+
+def _by_fixed_length(told, is_place, names, between, eos):
+    """As if each name had one token."""
+    at = len(told) % (5 + len(between))
+    if at < 4:
+        least = told[-2] if at > 1 else 0
+        return is_place & (torch.arange(len(is_place)) >= least) | (
+            _only(is_place, eos) & (not told)
+        )
+    if at == 4:
+        return sum(_only(is_place, name[0]) for name in names) > 0
+    return _only(is_place, between[at - 5]) | (_only(is_place, eos) & (at == 5))
+
+
 def _by_last_token(told, is_place, names, between, eos):
     """The name's next token told from its last one alone."""
     allowed = allowed_next(told, is_place, names, between, eos)
@@ -1247,9 +1382,9 @@ ALLOWED_NEXT = Exercise(
     cases=_allowed_cases,
     axes="v",
     checked=(
-        "which tokens may follow 26 beginnings of answers, with up to two boxes, names of one to"
-        " three tokens of which one begins another, one and two tokens between boxes, and other"
-        " numbers for places and eos; inputs unchanged"
+        "which tokens may follow 31 beginnings of answers, with up to two boxes, names of one to"
+        " four tokens of which one begins another, one to three tokens between boxes, a token that"
+        " comes twice, and other numbers for places and eos; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -1430,6 +1565,27 @@ ALLOWED_NEXT = Exercise(
             _by_last_token,
             "A name's next token is told from its last one alone. Two names may have a token in"
             " common and go on in different ways: compare all that was told since the four places.",
+        ),
+        Mistake(
+            "by the number of tokens alone",
+            _by_number,
+            "A name's next token is told from the number of those before it alone. It must go on"
+            " with what was told: compare all that was told since the four places.",
+        ),
+        *(
+            Mistake(
+                f"between by its last token, {which}",
+                lambda *given, which=which: _between_by_last_token(*given, which=which),
+                "What comes next between two boxes is told from the last token alone. A token may"
+                " come twice in `between`: compare all that was told since the name.",
+            )
+            for which in (0, -1)
+        ),
+        Mistake(
+            "a fixed length",
+            _by_fixed_length,
+            "The place in a box is told from the length of the answer, as if each name had one"
+            " token. Names have one or more: count from the last place on.",
         ),
         Mistake(
             "a finished name does not go on",

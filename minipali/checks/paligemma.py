@@ -37,14 +37,14 @@ def image_tokens(
     see: Callable[[Tensor], Tensor] = lambda pixels: pixels,
     before: Callable[[Tensor], Tensor] = lambda x: x,
     matrix: Callable[[Tensor], Tensor] = lambda weight: weight,
-    with_bias: float = 1.0,
+    plus: Callable[[Tensor], Tensor] = lambda bias: bias,
     between: Callable[[Tensor], Tensor] = lambda x: x,
     after: Callable[[Tensor], Tensor] = lambda x: x,
     last: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:
     """(b, c, y, x) -> (b, n, d). The reference, or with one thing changed."""
     x = before(vision_tower(see(pixels)))
-    return last(after(between(x @ matrix(weight).T) + with_bias * bias))
+    return last(after(between(x @ matrix(weight).T) + plus(bias)))
 
 
 def _turned(weight: Tensor) -> Tensor:
@@ -126,18 +126,34 @@ IMAGE_TOKENS = Exercise(
         ),
         Mistake(
             "bias missing",
-            partial(image_tokens, with_bias=0.0),
+            partial(image_tokens, plus=torch.zeros_like),
             "The bias is missing: x @ weight.T + bias, or F.linear(x, weight, bias).",
         ),
         Mistake(
             "bias twice",
-            partial(image_tokens, with_bias=2.0),
+            partial(image_tokens, plus=lambda bias: 2 * bias),
             "The bias is added twice. F.linear(x, weight, bias) adds it already.",
         ),
         Mistake(
             "bias subtracted",
-            partial(image_tokens, with_bias=-1.0),
+            partial(image_tokens, plus=torch.neg),
             "The bias is subtracted. It is added: x @ weight.T + bias.",
+        ),
+        *(
+            Mistake(
+                name,
+                partial(image_tokens, plus=lambda bias, power=power: bias * len(bias) ** power),
+                "The bias alone is multiplied, or divided, by sqrt(d). It is used as it is stored,"
+                " like the weight: F.linear(x, weight, bias).",
+            )
+            for name, power in (("bias scaled", 0.5), ("bias divided", -0.5))
+        ),
+        Mistake(
+            "weight reshaped",
+            partial(image_tokens, matrix=lambda weight: weight.reshape(weight.shape[::-1]).T),
+            "The weight is brought into the other shape with reshape or view. That leaves its"
+            " numbers in a row and mixes them. Turn the matrix: weight.T, or F.linear(x, weight,"
+            " bias).",
         ),
         Mistake(
             "weight turned",
@@ -189,12 +205,12 @@ IMAGE_TOKENS = Exercise(
             " apply the map to the last axis and leave the others alone.",
         ),
         Mistake(
-            "one vector a picture", partial(image_tokens, before=lambda x: x.mean(dim=1)), POOLED
-        ),
-        Mistake(
             "one vector a picture, with its axis",
             partial(image_tokens, before=lambda x: x.mean(dim=1, keepdim=True)),
             POOLED,
+        ),
+        Mistake(
+            "one vector a picture", partial(image_tokens, before=lambda x: x.mean(dim=1)), POOLED
         ),
         Mistake(
             "first patch dropped",
@@ -693,6 +709,12 @@ PREFIX_LM_MASK = Exercise(
             " nothing: a key of the prefix is visible to everybody.",
         ),
         Mistake(
+            "prefix visible to the prefix",
+            partial(_mask, prefix=lambda key, query: ~key & ~query),
+            "You also ask whether the *query* belongs to the prefix, and padding in front that is"
+            " marked as suffix sees too little. Rule 2 is about the key: ~is_suffix[:, None, :].",
+        ),
+        Mistake(
             "suffix sees the prefix alone",
             partial(_mask, order=_never),
             "The suffix sees the prefix alone, and not what it has said itself. Two ways make a key"
@@ -814,6 +836,20 @@ PREFIX_LM_MASK = Exercise(
             lambda is_real, is_suffix, queries: _mask(is_real, is_suffix, is_real.shape[1]),
             "All s tokens ask. Only the last `queries` do: the mask has t = queries rows.",
         ),
+        *(
+            Mistake(
+                f"the {which} keys alone",
+                lambda is_real, is_suffix, queries, cut=cut: _mask(
+                    cut(is_real, queries), cut(is_suffix, queries), queries
+                ),
+                "The mask has as many keys as queries. With a cache the last `queries` tokens ask,"
+                " and all s are keys: (b, 1, t, s).",
+            )
+            for which, cut in {
+                "last": lambda given, t: given[:, -t:],
+                "first": lambda given, t: given[:, :t],
+            }.items()
+        ),
         Mistake(
             "prefix counted from the first place",
             _prefix_by_number(whole_row=False),
@@ -911,8 +947,11 @@ def packed_mask(
 
 def _packed_cases() -> list[tuple]:
     def case(*rows: tuple[str, str]) -> tuple:
-        """Of each sequence the rows' numbers, a letter a token (a is 1), and the kinds."""
-        numbers = torch.tensor([["0abcdefghi".index(one) for one in n] for n, _ in rows])
+        """Of each sequence the rows' numbers, a letter a token, and the kinds.
+
+        a is 1, b 4, c 9: some numbers are larger than there are rows.
+        """
+        numbers = torch.tensor([["0abcdefghi".index(one) ** 2 for one in n] for n, _ in rows])
         return numbers, _rows_of([kinds for _, kinds in rows])[1]
 
     return [
@@ -935,12 +974,37 @@ def _nothing(padding: Tensor, itself: Tensor) -> Tensor:
     return padding & ~padding
 
 
-def _rows_counted(row: Tensor, is_suffix: Tensor, others: int, alone: bool) -> Tensor:
+def _rows_counted(row: Tensor, is_suffix: Tensor, count: Callable, alone: bool) -> Tensor:
     """Only the numbers from 1 to the count of rows; alone: the others see themselves."""
-    count = torch.tensor([len(one[one != 0].unique()) for one in row]) + others
-    known = (row <= count[:, None])[:, None, :, None]
+    known = (row <= count(row))[:, None, :, None]
     itself = torch.eye(row.shape[1], dtype=torch.bool) & alone
     return torch.where(known, packed_mask(row, is_suffix), itself)
+
+
+def _each_counted(row: Tensor) -> Tensor:
+    """How many rows each sequence has: (b, 1)."""
+    return torch.tensor([len(one[one != 0].unique()) for one in row])[:, None]
+
+
+ROWS_COUNTED = {
+    "in each sequence": _each_counted,
+    "in each sequence and one": lambda row: _each_counted(row) + 1,
+    "in all": lambda row: len(row[row != 0].unique()),
+}
+
+
+def _rows_in_front(row: Tensor, is_suffix: Tensor, real: Callable) -> Tensor:
+    """The first places taken for the rows, as many as are no padding; the others see themselves."""
+    front = torch.arange(row.shape[1]) < (row != 0).sum(dim=1, keepdim=True)  # (b, s)
+    known = front[:, None, :, None] & front[:, None, None, :]
+    itself = torch.eye(row.shape[1], dtype=torch.bool)
+    return torch.where(known, packed_mask(row, is_suffix, real=real), False) | itself
+
+
+def _some_blind(row: Tensor, is_suffix: Tensor, suffix: bool) -> Tensor:
+    """Padding that is marked as suffix, or as prefix, sees nothing."""
+    blind = (row == 0) & (is_suffix if suffix else ~is_suffix)
+    return packed_mask(row, is_suffix) & ~blind[:, None, :, None]
 
 
 PADDING_SEEN = (
@@ -1084,19 +1148,42 @@ PACKED_MASK = Exercise(
         Mistake(
             "padding only at the end",
             partial(packed_mask, numbers=lambda row: row * ((row == 0).cumsum(dim=1) == 0)),
-            "From the first padding on, everything is taken for padding. It may stand anywhere,"
-            " also in front and between rows: ask row != 0 about each token.",
+            "From the first padding on, everything is taken for padding. It may also stand in front"
+            " and between rows: ask row != 0 about each token.",
         ),
         *(
             Mistake(
-                f"rows counted, {others} {alone}",
-                lambda row, is_suffix, others=others, alone=alone: _rows_counted(
-                    row, is_suffix, others, alone
+                f"rows in front, {name}",
+                lambda row, is_suffix, real=real: _rows_in_front(row, is_suffix, real),
+                "The first places are taken for the rows, as many as are not padding, and the rest"
+                " for padding. It may also stand in front and between rows: ask row != 0 about each"
+                " token.",
+            )
+            for name, real in (
+                ("padding as a row", _everyone),
+                ("no padding as key", lambda key, query: key != 0),
+            )
+        ),
+        *(
+            Mistake(
+                f"padding marked as {name} sees nothing",
+                lambda row, is_suffix, suffix=suffix: _some_blind(row, is_suffix, suffix),
+                "Some padding sees nothing: that which is marked in one way in is_suffix. There it"
+                " may be either. Each token of padding sees itself.",
+            )
+            for name, suffix in (("suffix", True), ("prefix", False))
+        ),
+        *(
+            Mistake(
+                f"rows counted {where}, {alone}",
+                lambda row, is_suffix, count=count, alone=alone: _rows_counted(
+                    row, is_suffix, count, alone
                 ),
                 "Some rows are left out: you go through the numbers 1, 2, ... The numbers only tell"
-                " rows apart and may be any. Compare them: row[:, :, None] == row[:, None, :].",
+                " rows apart and may be any above 0. Compare them: row[:, :, None] == row[:, None,"
+                " :].",
             )
-            for others in (0, 1)
+            for where, count in ROWS_COUNTED.items()
             for alone in (True, False)
         ),
         *(
