@@ -318,7 +318,7 @@ LORA_FORWARD = Exercise(
     name="lora_forward",
     reference=lora_forward,
     cases=_layers,
-    axes="b t n",
+    axes="b t n|b n",
     gradients=("x", "weight", "A", "B"),
     checked=(
         "the outputs of 3 layers with ranks 2, 3 and 1, for inputs of 2 and 3 axes; that gradients"
