@@ -367,8 +367,8 @@ def _grouped_cases() -> list[tuple]:
 
 _OWN_WIDTH = (
     "Your heads have k = d // heads numbers. The width of the heads has nothing to do with the"
-    " width d of the model: k = q_weight.shape[0] // heads, and o_weight maps heads * k numbers back"
-    " to d."
+    " width d of the model: k = q_weight.shape[0] // heads, and o_weight maps heads * k numbers"
+    " back to d."
 )
 
 GROUPED_QUERY_ATTENTION = Exercise(
