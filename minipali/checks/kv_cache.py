@@ -487,6 +487,23 @@ TOKEN_POSITIONS = Exercise(
             " number of real tokens so far, those of `earlier` included.",
         ),
         Mistake(
+            "1 in front of this call's tokens",
+            lambda is_real, earlier: torch.where(
+                is_real.cumsum(1) == 0, 1, is_real.cumsum(1) + earlier
+            ),
+            "Padding in front of the tokens of this call gets 1, also in rows that had tokens"
+            " before. `earlier` counts there, too: 1 is only for rows without a real token so far.",
+        ),
+        Mistake(
+            "counted through all rows",
+            partial(
+                _token_positions,
+                count=lambda is_real: is_real.flatten().cumsum(0).view(is_real.shape),
+            ),
+            "The count goes on from row to row. Rows are different texts: count in each alone,"
+            " along axis 1.",
+        ),
+        Mistake(
             "counted along the batch",
             partial(_token_positions, count=lambda is_real: is_real.cumsum(0)),
             "Tokens are counted along the batch. Rows are different texts: count along the tokens,"
@@ -743,6 +760,16 @@ def _hide(part: str) -> Callable[[Tensor, int], Tensor]:
     return visible
 
 
+_AGAIN = (
+    "The keys of the cache are rotated once more in each call. A key is rotated once, by the"
+    " position of its own token, and stored so."
+)
+_UNDONE = (
+    "In later calls the rotation of the query has no effect: either the query is not rotated there,"
+    " or all keys of the cache are rotated once more by its position. Rotate every query and every"
+    " key once, by the position of its own token."
+)
+
 _ALONE = (
     Mistake(
         "new token does not see itself",
@@ -779,6 +806,18 @@ _ALONE = (
         " positions differ: (b, t).",
     ),
     Mistake(
+        "padding counted in the prompt",
+        _alone(
+            of_a_row=lambda positions: (
+                torch.arange(1, positions.shape[1] + 1).expand_as(positions)
+                if positions.shape[1] > 1
+                else positions
+            )
+        ),
+        "In the prompt, padding takes positions, and later it does not, so new tokens stand too"
+        " near. Count real tokens alone in every call, as token_positions does.",
+    ),
+    Mistake(
         "all keys by the newest position",
         _alone(rotate_late=True, newest=True),
         "The cache holds keys that are not rotated, and each call rotates all of them by the"
@@ -789,8 +828,7 @@ _ALONE = (
         Mistake(
             f"rotated again: {which}, {how}",
             _alone(again=f"{which} {how}"),
-            "The keys of the cache are rotated once more in each call. A key is rotated once, by"
-            " the position of its own token, and stored so.",
+            _UNDONE if (which, how) == ("all new", "read") else _AGAIN,
         )
         for which, how in itertools.product(("all new", "all own", "old own"), ("read", "kept"))
     ),
@@ -1090,6 +1128,7 @@ def ring_update(
     cut: bool = False,
     parts: Callable[[Tensor, Tensor, int], tuple] = lambda old, new, window: (old, new),
     rolled: bool = False,
+    cleared: bool = False,
     order: Callable[[tuple], tuple] = lambda both: both,
 ) -> tuple[Tensor, Tensor]:
     """All keys and values that this call's tokens may see, and its own stored in the ring.
@@ -1106,6 +1145,8 @@ def ring_update(
         kept = stay(torch.arange(start, start + t), window)
         if name in stored:
             buffer[:, :, number(to(kept, start, window), window)] = new[:, :, kept - start]
+            if cleared:
+                buffer[:, :, start + t :] = 0
             if rolled:  # what is oldest at the front
                 buffer[...] = buffer.roll(-((start + t) % window) * (start + t >= window), 2)
         if name in written_first:
@@ -1156,6 +1197,19 @@ def _start_as_a_place(keys, values, start, key, value):
     """As in an ordinary cache; where torch would refuse, the rest is dropped."""
     room = max(0, keys.shape[2] - start)
     return cache_update(keys, values, start, key[:, :, :room], value[:, :, :room])
+
+
+def _by_a_slice(place: Callable[[int, int], int]) -> Callable:
+    """Stored by a slice, which torch refuses where the ring goes round."""
+
+    def update(keys, values, start, key, value):
+        seen = ring_update(keys.clone(), values.clone(), start, key, value)
+        first, t = place(start, keys.shape[2]), key.shape[2]
+        keys[:, :, first : first + t] = key[:, :, -keys.shape[2] :]
+        values[:, :, first : first + t] = value[:, :, -keys.shape[2] :]
+        return seen
+
+    return update
 
 
 def _ring_returned(keys, values, start, key, value):
@@ -1288,6 +1342,34 @@ RING_UPDATE = Exercise(
             " end, and nothing is stored." + _NOT_IN_THE_RING,
         ),
         Mistake(
+            "start as a place, for reading",
+            partial(
+                ring_update,
+                old_order=lambda places, window, start: torch.arange(
+                    min(window, max(0, start - window + 1)), min(window, start)
+                ),
+            ),
+            "Old tokens are read at the places of their own numbers, as in an ordinary cache. After"
+            " `window` tokens these lie behind the end." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "start ignored",
+            partial(ring_update, to=lambda stay, start, window: stay - start),
+            "The new tokens are stored from place 0 on, whatever `start` is." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "one token older",
+            partial(ring_update, known=lambda start, window: max(0, start - 1)),
+            "The token just before this call is missing in what is returned: all old ones are one"
+            " too old. They are numbers start - window + 1 to start - 1, and that one is the last.",
+        ),
+        Mistake(
+            "the rest cleared",
+            partial(ring_update, cleared=True),
+            "Places that hold no token yet are overwritten with zeros. Leave them as they are:"
+            " write to the places of the new tokens alone.",
+        ),
+        Mistake(
             "ring returned",
             _ring_returned,
             "You return the ring as it is after writing: its places are not in the order of the"
@@ -1371,6 +1453,12 @@ RING_UPDATE = Exercise(
             " still sees the last window - 1 of them.",
         ),
         Mistake(
+            "new tokens cut to the window",
+            partial(ring_update, parts=lambda old, new, window: (old, new[:, :, -window:])),
+            "Of the new tokens only the last `window` are returned. Only so many are stored, but"
+            " this call's tokens need all t new ones.",
+        ),
+        Mistake(
             "a window of one",
             partial(ring_update, back=lambda window: window - (window > 1)),
             "With a window of 1 an old token is returned, and a token should see itself alone."
@@ -1400,6 +1488,18 @@ RING_UPDATE = Exercise(
             partial(ring_update, order=lambda both: both[::-1]),
             "Keys and values have changed places in what you return: keys first.",
         ),
+    ),
+    crashes=tuple(
+        Mistake(
+            f"stored by a slice: {name}",
+            _by_a_slice(place),
+            "The new tokens are stored by one slice, and a slice does not go round the end of the"
+            " ring. Each token has a place of its own, (start + j) % window.",
+        )
+        for name, place in (
+            ("start % window", lambda start, window: start % window),
+            ("start", lambda start, window: start),
+        )
     ),
     hints=(
         "Name tokens by their numbers in the row, not by their places: the old ones that are seen"

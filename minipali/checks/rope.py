@@ -510,10 +510,22 @@ APPLY_ROPE = Exercise(
             " an axis b too: make them (b, 1, t, k / 2) with cos[:, None].",
         ),
         Mistake(
-            "one token's angles for all",
-            partial(_apply_rope, rows=lambda y: y[:, :1].expand_as(y)),
-            "All tokens were turned by the angles of the first one. Each token has its own, on the"
-            " axis t of cos and sin.",
+            "last row's angles for all",
+            partial(_apply_rope, rows=_last_row),
+            "Every row of the batch was turned by the angles of the last row. cos and sin have"
+            " an axis b too: make them (b, 1, t, k / 2) with cos[:, None].",
+        ),
+        *(
+            Mistake(
+                f"{which} token's angles for all",
+                partial(_apply_rope, rows=rows),
+                f"All tokens were turned by the angles of the {which} one. Each token has its own,"
+                " on the axis t of cos and sin.",
+            )
+            for which, rows in (
+                ("first", lambda y: y[:, :1].expand_as(y)),
+                ("last", lambda y: y[:, -1:].expand_as(y)),
+            )
         ),
         Mistake(
             "cosine and sine exchanged",
@@ -863,6 +875,15 @@ def _cut_off(
     return angles.cos(), angles.sin()
 
 
+def _not_yet_round(
+    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = positions[..., None].float() * speeds
+    angles = torch.where(angles < 2 * math.pi, angles / factor, angles)
+    return angles.cos(), angles.sin()
+
+
 def _theta_of_the_slow(
     positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
 ) -> tuple[Tensor, Tensor]:
@@ -1150,6 +1171,12 @@ STRETCHED_ANGLES = Exercise(
             "sine before cosine",
             partial(stretched_angles, order=lambda both: both[::-1]),
             "Sine and cosine have changed places. The contract is (cos, sin).",
+        ),
+        Mistake(
+            "only tokens that have not been round",
+            _not_yet_round,
+            "It is decided for each token whether it has come round yet. A pair turns by one speed"
+            " for all tokens, or distances are lost." + _RIGHT_PAIRS,
         ),
         Mistake(
             "attention made sharper",
