@@ -337,3 +337,18 @@ def test_a_ring_gives_the_end_of_what_an_ordinary_cache_gives(model, capsys):
         start += t
     swap(model, cache_update=ring_update)
     assert "correct" in capsys.readouterr().out
+
+
+def test_a_part_of_another_shape_than_what_is_written_into_it_is_told_by_axes():
+    def half(keys, values, start, key, value):
+        """key: (b, g, t, k)"""
+        keys[:, :, start : start + 4] = key
+
+    def by_places(keys, values, start, key, value):
+        """key: (b, g, t, k)"""
+        keys[:, :, [0, 1]] = key
+
+    for attempt, part in ((half, "(3, 2, 4, 5)"), (by_places, "(3, 2, 2, 5)")):
+        outcome = examine(exercise("cache_update"), attempt)
+        assert outcome.status == CRASHED
+        assert f"Here (b (3), g (2), t (7), k (5)) is to fill {part}: only an" in outcome.message

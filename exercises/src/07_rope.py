@@ -22,10 +22,10 @@ from minipali.checks import check, hint
 # ## 1. The angles
 #
 # Pair `i` of a head turns by `theta ** (-2 * i / k)` radians a step, for i = 0, 1, ..., k/2 - 1, where
-# k is `head_dim`. The angle is the position times that speed. `positions` are whole numbers (int64 or
-# int32), and each row of the batch has its own. Take them as they are, wherever they begin. `theta` is
-# an argument: 10,000 in Gemma, and something else in the check. Compute in float32 or better (float64),
-# and return float32.
+# k is `head_dim`. The angle is the position times that speed. `positions` are whole numbers from 0 on
+# (int64 or int32), as large as you like, and each row of the batch has its own. Take them as they are,
+# wherever they begin. `theta` is an argument: 10,000 in Gemma, and something else in the check. Compute in
+# float32 or better (float64), and return float32.
 
 
 # %%
@@ -53,8 +53,9 @@ check("rope_angles", rope_angles)
 #
 # Number `i` of the first half of a head and number `i` of its second half are a pair (x, y), and it
 # becomes (x cos - y sin, y cos + x sin). `cos` and `sin` have no axis for the heads: all heads turn
-# alike. They are float32. In a large model `x` is bfloat16, and then so must the result be: it has the
-# dtype of `x`.
+# alike. They are float32. `x` may be bfloat16 or float16, as in large models. The result has the dtype of
+# `x`. Multiply in float32 and convert the result, or convert `cos` and `sin` first, as many models do: the
+# first is more exact, and the check takes both.
 
 
 # %%
@@ -79,9 +80,10 @@ check("apply_rope", apply_rope)
 # ## 3. In a layer
 #
 # The matrices of a layer give you flat queries, keys and values. Split them into heads: queries have
-# `heads` heads, keys and values `kv_heads`, and all heads have the same width k. The numbers of a head
-# stand side by side. Then turn those of the three that are compared with one another, with your two
-# functions; what is not compared stays as it is. (Lesson 09 explains why there are fewer heads of keys.)
+# `heads` heads, keys and values `kv_heads`, and all heads have the same width k, which the shapes tell
+# you. The numbers of a head stand side by side. Then turn those of the three that are compared with one
+# another; what is not compared stays as it is. Use your two functions: if they are wrong, this is, too.
+# (Lesson 09 explains why there are fewer heads of keys.)
 
 
 # %%
@@ -127,8 +129,9 @@ def stretched_angles(positions, head_dim, theta, trained, factor):
     """Cosine and sine of every pair's angle, the slow pairs slowed by factor.
 
     positions: (b, t), whole numbers; head_dim: k, even; theta: a number
-    trained: how many tokens the longest text in training had; factor: a number, at least 1
-    returns: cos, sin, each (b, t, k/2) in float32
+    trained: how many tokens the longest text in training had, a whole number
+    factor: a number, at least 1, not always a whole one
+    returns: cos, sin, each (b, t, k/2) in float32, computed in float32 or better
     """
     ### BEGIN SOLUTION
     speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
@@ -170,26 +173,22 @@ for prompt in prompts:
 # %% [markdown]
 # Stretching must not spoil what the model can do. Our model reads about 60 tokens. We stretch it for texts
 # 8 times as long, and ask the same short questions: once with your angles, and once with *all* pairs
-# slowed, as if every position were divided by 8. (`put` is `swap` without the comparison.) Which answers
-# will suffer?
+# slowed. (With `trained` = 1 they are: no pair needs less than 6 tokens for a turn. `put` is `swap` without
+# the comparison.) Which answers will suffer?
 
 
 # %%
-def all_slowed(positions, k, theta):
-    return rope_angles(positions / 8, k, theta)
+def stretched(trained):
+    return lambda positions, k, theta: stretched_angles(positions, k, theta, trained, 8)
 
 
-ways = {
-    "slow pairs": lambda positions, k, theta: stretched_angles(positions, k, theta, 60, 8),
-    "all pairs": all_slowed,
-}
 try:
-    for name, angles in ways.items():
-        other = put(model, rope_angles=angles)
+    for name, trained in (("slow pairs", 60), ("all pairs", 1)):
+        other = put(model, rope_angles=stretched(trained))
         for prompt in prompts:
             print(f"{name:10} {prompt:32} {generate(other, processor, picture, prompt)}")
 except NotImplementedError:
-    print("stretched_angles or rope_angles is not written yet")
+    print("stretched_angles is not written yet")
 
 # %% [markdown]
 # A place is told by neighbours: the patch to the left is one position away, the one above is six. With

@@ -8,7 +8,8 @@
 #
 # The lesson is [notebooks/08_kv_cache.ipynb](../notebooks/08_kv_cache.ipynb). Time: 95 minutes, 35 of
 # them for the loop and 25 for the fourth piece. Names inside your functions are yours; the order of the
-# arguments is not. But for the buffers of a memory, no function may change what it gets.
+# arguments is not. `cache_update` and `ring_update` write into the buffers that they get; besides that, no
+# function may change what it gets.
 
 # %%
 import torch
@@ -52,16 +53,16 @@ check("cache_update", cache_update)
 #
 # The position of a token is the number of real tokens in its row up to and including it: the first has
 # position 1. `earlier` says how many real tokens of each row came in earlier calls. A place with
-# padding, before or behind real tokens, gets the number of real tokens so far, and 1 where there are none
-# yet.
+# padding, in front of real tokens, between or behind them, gets the number of real tokens so far, those
+# of earlier calls included, and 1 where there are none yet.
 
 
 # %%
 def token_positions(is_real, earlier):
     """The positions of this call's tokens.
 
-    is_real: (b, t), booleans, False at padding; earlier: (b, 1), whole numbers
-    returns: (b, t), whole numbers (int64)
+    is_real: (b, t), booleans, False at padding; earlier: (b, 1), int64
+    returns: (b, t), int64
     """
     ### BEGIN SOLUTION
     return (is_real.cumsum(dim=1) + earlier).clamp(min=1)
@@ -75,7 +76,7 @@ check("token_positions", token_positions)
 # ## 3. The decoding loop
 #
 # Now the whole loop. You get the parts of a small decoder as functions, and the prompt. Make `steps`
-# calls, at least one: the first with the whole prompt, each later one with the one token chosen before.
+# calls (1 or more): the first with the whole prompt, each later one with the one token chosen before.
 # In each call, the last place gives the logits, and each row chooses the token with the largest one. (No
 # two are equally large.) A loop without a cache is noticed: `project` never takes more tokens than the
 # prompt has.
@@ -90,8 +91,9 @@ check("token_positions", token_positions)
 # | `head(x)` | (b, d) -> logits (b, v) |
 #
 # The prompts are padded on the left, and each has at least one real token. As in PaliGemma, the prompt
-# sees itself whole: every token sees every real token of everything so far. So one row of booleans for
-# each text is all the mask you need, and it grows with each call.
+# sees itself whole: every token sees every real token of everything so far. (What a place with padding
+# sees does not matter, because nobody sees that place.) So one row of booleans for each text is all the
+# mask you need, and it grows with each call.
 #
 # Positions are counted as your `token_positions` does. (`rotate` lets only distances count, so the check
 # cannot see where you begin. It sees where you do not go on.) A key is kept as it was rotated.
@@ -150,8 +152,13 @@ check("decode", decode)
 #
 # A call brings t tokens, and `start` tokens came before. Return what its tokens need: the last
 # `window - 1` tokens before this call (fewer, if there were not so many), the oldest first, and then all
-# t new ones. (Which of the new ones may look at which is the mask's business.) And store the new ones **in
-# place**. If there are more than `window`, only the last `window` of them can stay.
+# t new ones. Return copies, because the ring is written next. (Which of the new ones may look at which is
+# the mask's business.)
+#
+# And store the new ones **in place**: of more than `window`, the last `window`. Places that hold no token
+# yet are garbage, and stay as they are. (Do not store more than `window` tokens by one line with a list of
+# places, `keys[:, :, places] = key`: some places are in it twice, and torch does not say which token stays.
+# The check may not notice.)
 #
 # By hand first, with a window of 4. Six tokens came before, 0 to 5. Which lies where? Token 6 comes alone:
 # which keys are returned, and which place is written? (Places: 4 5 2 3. Returned: 3 4 5 6. Place 2, where
@@ -163,8 +170,8 @@ check("decode", decode)
 def ring_update(keys, values, start, key, value):
     """Return what this call's tokens may see, and store them in the ring.
 
-    keys, values: (b, g, window, k), the ring, written in place; start: how many tokens came before
-    key, value: (b, g, t, k), of this call's tokens, any t from 1
+    keys, values: (b, g, window, k), the ring, written in place, window from 1 on
+    start: how many tokens came before; key, value: (b, g, t, k), of this call's tokens, t from 1 on
     returns: keys and values, (b, g, s, k) each, with s = min(start, window - 1) + t
     """
     ### BEGIN SOLUTION

@@ -7,7 +7,7 @@
 #
 # The lesson is [notebooks/09_gqa.ipynb](../notebooks/09_gqa.ipynb). Time: 65 minutes, 30 of them for the
 # third piece. Names inside your functions are yours; the order of the arguments is not. No function may
-# change what it gets.
+# change the tensors and lists that it gets.
 
 # %%
 import torch
@@ -52,13 +52,13 @@ check("repeat_kv", repeat_kv)
 # - `rotate(y)` turns (b, heads, t, k) by the positions of this call's `t` tokens. Queries and keys
 #   need it, values do not.
 # - `remember(key, value)` takes this call's keys and values, (b, kv_heads, t, k), and returns those
-#   of everything so far, (b, kv_heads, s, k), these included. Here `s` may be larger than `t`. It keeps
-#   keys as they will be compared, that is rotated, and not yet repeated. Call it once, because it stores
-#   at each call.
+#   of everything so far, (b, kv_heads, s, k), these included. Here `s` may be larger than `t`. Give it
+#   keys that are rotated, and not yet repeated. Call it once, because it stores at each call.
 #
 # For the weighted average you may use `attend(query, key, value, mask)`, which is imported above. It
-# is the function of lesson 03. `mask` is the one that you get, for all heads alike. It may be `None`: then
-# every query sees everything so far. If there is one, every query sees at least one token.
+# is the function of lesson 03, and divides the scores by the root of k, as you do if you write your own.
+# `mask` is the one that you get, for all heads alike. It may be `None`: then every query sees everything
+# so far. If there is one, every query sees at least one token.
 #
 # The width `k` of a head is not among the arguments. The weights tell you.
 
@@ -94,13 +94,15 @@ check("grouped_query_attention", grouped_query_attention)
 #
 # A layer was trained as multi-head attention: every query head has keys and values of its own. Now some
 # heads are to share, so that the cache gets smaller. `groups` says which: `[[2, 0], [3, 1]]` means that
-# heads 2 and 0 share, and heads 3 and 1. All groups are equally long, and each head is in one of them.
+# heads 2 and 0 share, and heads 3 and 1. All groups are equally long, and each head is in one of them. There
+# may be one single group, or groups of one head. How many heads there are, and with that k, you find from
+# `groups`.
 #
 # Return the four weights of the grouped layer. Its keys and values have one head for each group: the
-# **mean** of the group's heads, in the order of `groups`. The query heads all stay. But a grouped layer
-# lets *neighbours* share, so they must be reordered: the heads of the first group, as it lists them, then
-# those of the second, and so on. What a query head found goes out through its own part of `o_weight`,
-# which must follow.
+# **mean** of the group's heads, in the order of `groups`. No query head is lost, but they
+# change places, because a grouped layer lets *neighbours* share: first the heads of the first group, as it
+# lists them, then those of the second, and so on. What a query head found goes out through its own part of
+# `o_weight`, which must follow.
 #
 # A head is k rows of `q_weight`, `k_weight` and `v_weight`, one after the other: head 0 the first k, head
 # 1 the next k. In `o_weight` it is k *columns*.
@@ -118,7 +120,7 @@ def share_heads(q_weight, k_weight, v_weight, o_weight, groups):
 
     q_weight, k_weight, v_weight: (w, d), w = heads * k; o_weight: (d, w)
     groups: lists of head numbers, equally long; each head is in one of them
-    returns: the new q_weight (w, d), k_weight and v_weight (groups * k, d), o_weight (d, w)
+    returns: the new q_weight (w, d), k_weight and v_weight (len(groups) * k, d), o_weight (d, w)
     """
     ### BEGIN SOLUTION
     order = [head for group in groups for head in group]

@@ -46,6 +46,12 @@ def _averaged(x: Tensor, times: int) -> Tensor:
     return x.mean(dim=1, keepdim=True).expand(-1, x.shape[1] * times, -1, -1)
 
 
+_EXPANDED = (
+    "You stretch the axis of the heads itself, and expand does that only with an axis of length 1:"
+    " it works for one head. Give the copies an axis of their own, x[:, :, None], expand that, and"
+    " reshape."
+)
+
 REPEAT_KV = Exercise(
     name="repeat_kv",
     reference=repeat_kv,
@@ -173,6 +179,18 @@ REPEAT_KV = Exercise(
             " one for each query head.",
         ),
     ),
+    crashes=(
+        Mistake(
+            "expanded",
+            lambda x, times: x.expand(len(x), x.shape[1] * times, *x.shape[2:]),
+            _EXPANDED,
+        ),
+        Mistake(
+            "expanded, by -1",
+            lambda x, times: x.expand(-1, x.shape[1] * times, -1, -1),
+            _EXPANDED,
+        ),
+    ),
     hints=(
         "There are g heads and times * g query heads. Write down, for g = 2 and times = 2, which"
         " head stands at places 0, 1, 2, 3 of the result.",
@@ -245,6 +263,25 @@ def grouped_query_attention(
 def _zeros_for_hidden(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     scores = query @ key.mT * query.shape[-1] ** -0.5
     return (scores if mask is None else scores * mask).softmax(dim=-1)
+
+
+def _mask_added(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    return (scores if mask is None else scores + mask).softmax(dim=-1)
+
+
+def _masked_afterwards(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    weights = (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+    return weights if mask is None else weights * mask
+
+
+def _width_of_the_model(cut: Callable[[Tensor, int, int], Tensor]) -> Callable:
+    """Heads of d // heads numbers, which torch refuses."""
+
+    def attention(x, q_weight, k_weight, v_weight, o_weight, heads, *others):
+        return cut(F.linear(x, q_weight), heads, x.shape[-1] // heads)
+
+    return attention
 
 
 def _over_the_queries(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -328,6 +365,12 @@ def _grouped_cases() -> list[tuple]:
     ]
 
 
+_OWN_WIDTH = (
+    "Your heads have k = d // heads numbers. The width of the heads has nothing to do with the"
+    " width d of the model: k = q_weight.shape[0] // heads, and o_weight maps heads * k numbers"
+    " back to d."
+)
+
 GROUPED_QUERY_ATTENTION = Exercise(
     name="grouped_query_attention",
     reference=grouped_query_attention,
@@ -359,6 +402,19 @@ GROUPED_QUERY_ATTENTION = Exercise(
             partial(grouped_query_attention, weights=_zeros_for_hidden),
             "Hidden scores are set to 0, and the softmax still gives them weight: exp(0) is 1. Set"
             " them to minus infinity, or hand the mask to attend.",
+        ),
+        Mistake(
+            "mask added",
+            partial(grouped_query_attention, weights=_mask_added),
+            "The mask is added to the scores as a number. True counts 1 and False 0, so hidden keys"
+            " keep nearly all their weight. Set hidden scores to minus infinity, or hand the mask"
+            " to attend.",
+        ),
+        Mistake(
+            "mask after the softmax",
+            partial(grouped_query_attention, weights=_masked_afterwards),
+            "The mask comes after the softmax, so the weights of a query no longer add up to 1."
+            " Hide scores before the softmax (minus infinity), or hand the mask to attend.",
         ),
         Mistake(
             "softmax over the queries",
@@ -408,9 +464,7 @@ GROUPED_QUERY_ATTENTION = Exercise(
         Mistake(
             "heads as wide as the model allows",
             partial(grouped_query_attention, width_of_model=True),
-            "Your heads have k = d // heads numbers. The width of the heads has nothing to do with"
-            " the width d of the model: k = q_weight.shape[0] // heads, and o_weight maps heads * k"
-            " numbers back to d.",
+            _OWN_WIDTH,
         ),
         Mistake(
             "split without transpose",
@@ -555,6 +609,13 @@ GROUPED_QUERY_ATTENTION = Exercise(
             " mixes them and brings them back to d.",
         ),
     ),
+    crashes=tuple(
+        Mistake(f"heads as wide as the model allows: {name}", _width_of_the_model(cut), _OWN_WIDTH)
+        for name, cut in (
+            ("view", lambda y, heads, k: y.view(*y.shape[:2], heads, k)),
+            ("unflatten", lambda y, heads, k: y.unflatten(-1, (heads, k))),
+        )
+    ),
     hints=(
         "Seven steps: three linear maps, split into heads (query heads and key/value heads), rotate"
         " queries and keys, remember keys and values, repeat them for their groups, attend with"
@@ -595,6 +656,7 @@ def share_heads(
     *,
     read: Callable[[list[list[int]]], list[list[int]]] = lambda groups: groups,
     cut: str = "(h k) d -> h k d",
+    merge: str | None = None,
     joined: Callable[[Tensor], Tensor] = lambda heads: heads.mean(dim=0),
     joined_values: Callable[[Tensor], Tensor] | None = None,
     queries: Callable[[list[int]], list[int]] = lambda order: order,
@@ -610,7 +672,7 @@ def share_heads(
     """
     heads, groups = sum(map(len, groups)), read(groups)
     order = [head for group in groups for head in group]
-    back = " -> ".join(reversed(cut.split(" -> ")))
+    back = merge or " -> ".join(reversed(cut.split(" -> ")))
 
     def heads_of(weight: Tensor) -> Tensor:
         return rearrange(weight, cut, h=heads)
@@ -667,6 +729,11 @@ _KEEP_TOGETHER = (
     " A grouped layer gives neighbouring query heads one key/value head, so the heads of a group"
     " must become neighbours: in the rows of q_weight and, in the same order, in the columns of"
     " o_weight."
+)
+
+_SIDE_BY_SIDE = (
+    "The heads are cut as (k h): each got every h-th row. The rows of a head lie one after the"
+    " other: (h k), the head as the slow axis."
 )
 
 SHARE_HEADS = Exercise(
@@ -745,6 +812,19 @@ SHARE_HEADS = Exercise(
             partial(share_heads, joined=lambda heads: heads[-1]),
             "Keys and values are those of the last head of a group; the others are thrown away."
             " Take the mean of the group's heads.",
+        ),
+        *(
+            Mistake(
+                f"two heads: {name}",
+                partial(share_heads, joined=joined),
+                "Keys and values are made as if each group had two heads. It has as many as"
+                " `groups` lists: take the mean of them all.",
+            )
+            for name, joined in (
+                ("first and last", lambda heads: (heads[0] + heads[-1]) / 2),
+                ("first and second", lambda heads: heads[:2].mean(dim=0)),
+                ("half of the sum", lambda heads: heads.sum(dim=0) / 2),
+            )
         ),
         Mistake(
             "values of the first head",
@@ -825,8 +905,18 @@ SHARE_HEADS = Exercise(
         Mistake(
             "heads cut as (k h)",
             partial(share_heads, cut="(k h) d -> h k d"),
-            "The heads are cut as (k h): each got every h-th row. The rows of a head lie one after"
-            " the other: (h k), the head as the slow axis.",
+            _SIDE_BY_SIDE,
+        ),
+        Mistake(
+            "heads cut as (k h), joined as (h k)",
+            partial(share_heads, cut="(k h) d -> h k d", merge="h k d -> (h k) d"),
+            _SIDE_BY_SIDE,
+        ),
+        Mistake(
+            "heads joined as (k h)",
+            partial(share_heads, merge="h k d -> (k h) d"),
+            "The heads are cut rightly and put together as (k h), row by row. The rows of a head"
+            " lie one after the other again: (h k), the head as the slow axis.",
         ),
         Mistake(
             "single rows for heads",

@@ -1,5 +1,6 @@
 """Lesson 08: one layer's cache, positions of new tokens, a decoding loop, a window as a ring."""
 
+import itertools
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -27,8 +28,9 @@ def _cache_cases() -> list[tuple]:
         return (*buffers, start, key, value)
 
     return [
-        case(3, 2, 9, 5, 0, 4),  # the prompt
-        case(3, 2, 9, 5, 4, 1),  # one new token
+        # The prompt. All sizes differ, also by more than 1: who takes one for another is known.
+        case(3, 2, 9, 5, 0, 7),
+        case(3, 2, 9, 5, 7, 1),  # one new token
         case(2, 3, 8, 4, 3, 2),  # two
         case(2, 1, 6, 7, 5, 1),  # the last place
     ]
@@ -47,6 +49,7 @@ def _cache_update(
     tokens: Callable[[Tensor], Tensor] = lambda new: new,
     rows: Callable[[Tensor], Tensor] = lambda new: new,
     onto: Callable[[Tensor, Tensor], Tensor] = lambda old, new: new,
+    within: Callable[[Tensor], Tensor] = lambda part: part,
     behind: Callable[[Tensor], Tensor] = lambda rest: rest,
     read: Callable[[int, int, int], tuple[int, int]] = lambda start, end, longest: (0, end),
     from_the_buffer: bool = True,
@@ -60,8 +63,8 @@ def _cache_update(
         written = tokens(rows(new))
         if name in stored:
             first = min(place(start, t, longest), longest - written.shape[2])
-            part = buffer[:, :, first : first + written.shape[2]]
-            part[...] = onto(part, written)
+            part = within(buffer[:, :, first : first + written.shape[2]])
+            part[...] = onto(part, within(written))
             rest = buffer[:, :, start + t :]
             rest[...] = behind(rest)
         first, last = read(start, start + t, longest)
@@ -78,6 +81,19 @@ def _in_front(keys, values, start, key, value):
     return keys[:, :, :end], values[:, :, :end]
 
 
+def _so_many(number: Callable[[Tensor], int]) -> Callable:
+    """What is written goes to `number` places, which torch refuses."""
+
+    def update(keys, values, start, key, value):
+        keys[:, :, start : start + number(key)] = key
+
+    return update
+
+
+def _in_one_place(keys, values, start, key, value):
+    keys[:, :, start] = key
+
+
 def _behind_the_buffer(keys, values, start, key, value):
     return torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
 
@@ -85,6 +101,10 @@ def _behind_the_buffer(keys, values, start, key, value):
 _NOT_STORED = (
     "What you return is right, but nothing is stored: the buffers are as they were. The next call"
     " would find garbage. Write into them: keys[:, :, a:b] = key."
+)
+_LAST_TOKEN = (
+    "Only the last token of this call is stored, in the first free place. The first call brings the"
+    " whole prompt: write all t = key.shape[2] tokens."
 )
 _ONE_TOKEN = (
     "Only the first token of this call is stored. The first call brings the whole prompt: write all"
@@ -209,8 +229,28 @@ CACHE_UPDATE = Exercise(
         Mistake(
             "last token alone",
             partial(_cache_update, tokens=lambda new: new[:, :, -1:]),
-            "Only the last token of this call is stored, in the first free place. The first call"
-            " brings the whole prompt: write all t = key.shape[2] tokens.",
+            _LAST_TOKEN,
+        ),
+        Mistake(
+            "last token alone, and one place returned",
+            partial(
+                _cache_update,
+                tokens=lambda new: new[:, :, -1:],
+                read=lambda start, end, longest: (0, start + 1),
+            ),
+            _LAST_TOKEN,
+        ),
+        Mistake(
+            "one row written",
+            partial(_cache_update, within=lambda part: part[:1]),
+            "Only the first row of the buffers is written, keys[0]. Each text of the batch has its"
+            " own row: keys[:, :, a:b] = key writes them all.",
+        ),
+        Mistake(
+            "one head written",
+            partial(_cache_update, within=lambda part: part[:, :1]),
+            "Only the first head of the buffers is written, keys[:, 0]. Each has keys and values of"
+            " its own: keys[:, :, a:b] = key writes them all.",
         ),
         Mistake(
             "first row alone",
@@ -260,6 +300,32 @@ CACHE_UPDATE = Exercise(
             " nothing is stored. The buffer is long enough: write into it, from place `start` on.",
         ),
     ),
+    crashes=(
+        *(
+            Mistake(
+                f"number of {what} for tokens",
+                _so_many(lambda key, axis=axis: key.shape[axis]),
+                f"You write as many places as there are {what}: key.shape[{axis}]. The tokens of"
+                " this call are the third axis of key, (b, g, t, k): t = key.shape[2].",
+            )
+            for axis, what in ((0, "texts"), (1, "heads"), (3, "numbers in a head"))
+        ),
+        *(
+            Mistake(
+                f"{more:+d} place",
+                _so_many(lambda key, more=more: key.shape[2] + more),
+                f"The part that you write into is one place too {long}. A slice ends before its"
+                " second number: keys[:, :, start : start + t] has t places.",
+            )
+            for more, long in ((-1, "short"), (1, "long"))
+        ),
+        Mistake(
+            "one place for all",
+            _in_one_place,
+            "keys[:, :, start] is a single place, and this call brings t tokens: write to places"
+            " start to start + t, keys[:, :, start : start + t] = key.",
+        ),
+    ),
     hints=(
         "The buffers are longer than what is in them. `start` says how many places are filled, and"
         " key.shape[2] how many tokens are new.",
@@ -279,7 +345,8 @@ def _positions_cases() -> list[tuple]:
     return [
         case(["#####", "..###", ".####", "....."], [0, 0, 0, 0]),  # prompts, padded on the left
         case(["#", "#", "#"], [3, 5, 4]),  # one new token each
-        case(["###", "##."], [7, 2]),  # more tokens; the second row is padded at the end
+        # More tokens, with padding behind them, in front of them, and between them.
+        case(["####", "##..", "..##", "#..#"], [7, 2, 5, 3]),
         case(["#", "."], [9, 4]),  # the second row has ended
         case(["#" * 300, "." * 7 + "#" * 293], [0, 0]),  # more than a byte can count
     ]
@@ -316,8 +383,8 @@ TOKEN_POSITIONS = Exercise(
     axes="b t",
     checked=(
         "every position in 5 calls: padded prompts and a row of nothing but padding, one new token"
-        " after prompts of different lengths, three new tokens, a row that has ended, and 300"
-        " tokens at once; inputs unchanged"
+        " after prompts of different lengths, more of them with padding in front, between and"
+        " behind, a row that has ended, and 300 tokens at once; inputs unchanged"
     ),
     mistakes=(
         Mistake("positions restart", partial(_token_positions, go_on=torch.zeros_like), _RESTART),
@@ -398,6 +465,45 @@ TOKEN_POSITIONS = Exercise(
             " the number of real tokens so far.",
         ),
         Mistake(
+            "padding counted after the first token",
+            lambda is_real, earlier: (
+                earlier + ((is_real.cumsum(1) + earlier) > 0).cumsum(1)
+            ).clamp(min=1),
+            "Padding counts as soon as a row has had a real token. It never does: a place with"
+            " padding gets the number of real tokens so far, those of `earlier` included.",
+        ),
+        Mistake(
+            "padding counted after the first token of this call",
+            lambda is_real, earlier: (earlier + (is_real.cumsum(1) > 0).cumsum(1)).clamp(min=1),
+            "Padding behind the first real token of a call is counted. It never is: a place with"
+            " padding gets the number of real tokens so far, those of `earlier` included.",
+        ),
+        Mistake(
+            "padding gets its own call's count",
+            lambda is_real, earlier: torch.where(
+                is_real, is_real.cumsum(1) + earlier, is_real.cumsum(1)
+            ).clamp(min=1),
+            "At padding the tokens of this call alone are counted. A place with padding gets the"
+            " number of real tokens so far, those of `earlier` included.",
+        ),
+        Mistake(
+            "1 in front of this call's tokens",
+            lambda is_real, earlier: torch.where(
+                is_real.cumsum(1) == 0, 1, is_real.cumsum(1) + earlier
+            ),
+            "Padding in front of the tokens of this call gets 1, also in rows that had tokens"
+            " before. `earlier` counts there, too: 1 is only for rows without a real token so far.",
+        ),
+        Mistake(
+            "counted through all rows",
+            partial(
+                _token_positions,
+                count=lambda is_real: is_real.flatten().cumsum(0).view(is_real.shape),
+            ),
+            "The count goes on from row to row. Rows are different texts: count in each alone,"
+            " along axis 1.",
+        ),
+        Mistake(
             "counted along the batch",
             partial(_token_positions, count=lambda is_real: is_real.cumsum(0)),
             "Tokens are counted along the batch. Rows are different texts: count along the tokens,"
@@ -466,7 +572,7 @@ def decode(
     head: Callable,
     *,
     go_on: bool = True,
-    count_padding: bool = False,
+    counted: Callable[[Tensor], Tensor] = lambda real: real.sum(dim=1, keepdim=True),
     later: int = 0,
     advance: bool = True,
     turned: str = "qk",
@@ -508,9 +614,8 @@ def decode(
             positions = torch.full_like(positions, len(all_logits))
         positions = of_a_row(positions + later * (start > 0))
         everywhere = torch.cat((everywhere, positions), dim=1) if start else positions
-        counted = torch.ones_like(real) if count_padding else real
         if advance or not start:
-            earlier = earlier + counted.sum(dim=1, keepdim=True)
+            earlier = earlier + counted(real)
         hidden_tokens = torch.zeros_like(real) if start and not grow_mask else real
         seen = torch.cat((seen[:, :0] if forget else seen, hidden_tokens), dim=1)
         hide = hide_padding[0 if start == 0 else 1]
@@ -535,8 +640,10 @@ def decode(
             if rotate_late:
                 keys = rotate(keys, positions[:, -1:] if newest else positions)
             if again and start:
-                old = rotate(keys, everywhere if again == "own" else positions)
-                keys = keys.copy_(old) if again == "kept" else old
+                turned_again = rotate(keys, everywhere if "own" in again else positions)
+                if "old" in again:
+                    turned_again[:, :, start:] = key
+                keys = keys.copy_(turned_again) if "kept" in again else turned_again
             if exchanged:
                 keys, values = values, keys
             x = finish(i, x if chained else embedded, attend(query, keys, values, mask))
@@ -618,15 +725,15 @@ def _tiny_model(
 def _decode_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(9)
 
-    def case(rows: list[str], steps: int, layers: int, h: int, g: int, k: int) -> tuple:
+    def case(rows: list[str], steps: int, layers: int, h: int, g: int, k: int, seed: int) -> tuple:
         is_real = torch.tensor([[place == "#" for place in row] for row in rows])
         prompt = torch.randint(1, 11, is_real.shape, generator=random) * is_real  # 0 is padding
-        # Of the seeds tried, 315 gives the most varied tokens, none of them close to a tie.
-        return prompt, is_real, steps, layers, *_tiny_model(315, len(rows[0]), layers, h, g, k)
+        return prompt, is_real, steps, layers, *_tiny_model(seed, len(rows[0]), layers, h, g, k)
 
+    # Of the seeds tried, these give the most varied tokens, none of them close to a tie.
     return [
-        case(["..###", "#####", ".####"], 4, 2, 4, 2, 6),
-        case([".###", "####"], 3, 3, 2, 2, 4),
+        case(["..###", "#####", ".####"], 4, 2, 4, 2, 6, seed=315),
+        case(["..##", ".###"], 3, 3, 2, 2, 4, seed=300),  # no row is without padding
     ]
 
 
@@ -652,6 +759,16 @@ def _hide(part: str) -> Callable[[Tensor, int], Tensor]:
 
     return visible
 
+
+_AGAIN = (
+    "The keys of the cache are rotated once more in each call. A key is rotated once, by the"
+    " position of its own token, and stored so."
+)
+_UNDONE = (
+    "In later calls the rotation of the query has no effect: either the query is not rotated there,"
+    " or all keys of the cache are rotated once more by its position. Rotate every query and every"
+    " key once, by the position of its own token."
+)
 
 _ALONE = (
     Mistake(
@@ -689,6 +806,18 @@ _ALONE = (
         " positions differ: (b, t).",
     ),
     Mistake(
+        "padding counted in the prompt",
+        _alone(
+            of_a_row=lambda positions: (
+                torch.arange(1, positions.shape[1] + 1).expand_as(positions)
+                if positions.shape[1] > 1
+                else positions
+            )
+        ),
+        "In the prompt, padding takes positions, and later it does not, so new tokens stand too"
+        " near. Count real tokens alone in every call, as token_positions does.",
+    ),
+    Mistake(
         "all keys by the newest position",
         _alone(rotate_late=True, newest=True),
         "The cache holds keys that are not rotated, and each call rotates all of them by the"
@@ -697,12 +826,11 @@ _ALONE = (
     ),
     *(
         Mistake(
-            f"rotated again: {how}",
-            _alone(again=how),
-            "All keys of the cache are rotated once more in each call. A key is rotated once, by"
-            " the position of its own token, and stored so.",
+            f"rotated again: {which}, {how}",
+            _alone(again=f"{which} {how}"),
+            _UNDONE if (which, how) == ("all new", "read") else _AGAIN,
         )
-        for how in ("read", "kept", "own")
+        for which, how in itertools.product(("all new", "all own", "old own"), ("read", "kept"))
     ),
     Mistake(
         "position stays",
@@ -774,10 +902,16 @@ DECODE = Exercise(
         ),
         Mistake(
             "positions jump over the padding",
-            partial(decode, count_padding=True),
+            partial(decode, counted=lambda real: real.shape[1]),
             "In padded rows the position jumps between the prompt and the first new token, by as"
             " many places as there is padding. `earlier` counts the real tokens of each row, not"
             " the places in the cache.",
+        ),
+        Mistake(
+            "positions of the longest row",
+            _alone(counted=lambda real: real.sum(dim=1).max()),
+            "All rows go on from the number of real tokens of the longest one. `earlier` has a"
+            " number for each row, (b, 1): its own real tokens.",
         ),
         Mistake(
             "un-rotated keys, new positions",
@@ -971,6 +1105,7 @@ def _ring_cases() -> list[tuple]:
         case(2, 3, 5, 4, 8, 3),  # three, of which the last begins the ring anew
         case(2, 1, 5, 6, 0, 8),  # a prompt that is longer than the window
         case(2, 2, 4, 3, 7, 6),  # and more of it later
+        case(2, 1, 1, 3, 5, 2),  # a window of one: each token sees itself alone
     ]
 
 
@@ -984,15 +1119,16 @@ def ring_update(
     back: Callable[[int], int] = lambda window: window - 1,
     known: Callable[[int, int], int] = lambda start, window: start,
     number: Callable[[Tensor, int], Tensor] = lambda places, window: places % window,
-    keep_first: bool = False,
-    tokens: Callable[[int, int, int], int] = lambda start, t, window: t,
-    write_first: bool = False,
+    stay: Callable[[Tensor, int], Tensor] = lambda fresh, window: fresh[-window:],
+    to: Callable[[Tensor, int, int], Tensor] = lambda stay, start, window: stay,
+    written_first: str = "",
     stored: str = "kv",
     value_of: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
-    old_order: Callable[[Tensor, int], Tensor] = lambda places, window: places,
+    old_order: Callable[[Tensor, int, int], Tensor] = lambda places, window, start: places,
     cut: bool = False,
-    parts: Callable[[Tensor, Tensor], tuple] = lambda old, new: (old, new),
+    parts: Callable[[Tensor, Tensor, int], tuple] = lambda old, new, window: (old, new),
     rolled: bool = False,
+    cleared: bool = False,
     order: Callable[[tuple], tuple] = lambda both: both,
 ) -> tuple[Tensor, Tensor]:
     """All keys and values that this call's tokens may see, and its own stored in the ring.
@@ -1001,19 +1137,21 @@ def ring_update(
     k). The reference, or with one thing changed.
     """
     window, t, both = keys.shape[2], key.shape[2], []
-    before = torch.arange(max(0, known(start, window) - back(window)), known(start, window))
-    before = old_order(number(before, window), window)
+    last = known(start, window)
+    before = torch.arange(max(0, last - max(0, back(window))), last)
+    before = old_order(number(before, window), window, start)
     for name, buffer, new in zip("kv", (keys, values), (key, value_of(key, value)), strict=True):
         old = buffer[:, :, before]
-        fresh = torch.arange(start, start + t)[: tokens(start, t, window)]
-        fresh = fresh[:window] if keep_first else fresh[-window:]
+        kept = stay(torch.arange(start, start + t), window)
         if name in stored:
-            buffer[:, :, number(fresh, window)] = new[:, :, fresh - start]
+            buffer[:, :, number(to(kept, start, window), window)] = new[:, :, kept - start]
+            if cleared:
+                buffer[:, :, start + t :] = 0
             if rolled:  # what is oldest at the front
                 buffer[...] = buffer.roll(-((start + t) % window) * (start + t >= window), 2)
-        if write_first:
+        if name in written_first:
             old = buffer[:, :, before]
-        whole = torch.cat(parts(old, new), dim=2)
+        whole = torch.cat(parts(old, new, window), dim=2)
         both.append(whole[:, :, -window:] if cut else whole)
     return order(tuple(both))
 
@@ -1021,9 +1159,17 @@ def ring_update(
 _NOT_IN_THE_RING = " Token number n of a row, counted from 0, lies at place n % window."
 
 _PUSHED = (
-    "The buffer is pushed along, so that the oldest token lies in front. That moves every key in"
+    "The buffer is pushed along, so that its tokens lie in their order. That moves every key in"
     " each step. In a ring nothing moves: the new token takes the place of the oldest."
     + _NOT_IN_THE_RING
+)
+_ONE_STORED = (
+    "Only one token of this call is stored. A call may bring several: store all t, or the last"
+    " `window` of them, each at its own place."
+)
+_SEVERAL_IN_A_ROW = (
+    "Of a call with more than `window` tokens the last ones are stored, but at the places of other"
+    " tokens: the first of those that stay lies where its own number says." + _NOT_IN_THE_RING
 )
 
 
@@ -1031,9 +1177,19 @@ def _pushed_through(keys, values, start, key, value):
     window, both = keys.shape[2], []
     for buffer, new in ((keys, key), (values, value)):
         old = buffer[:, :, : min(start, window)].clone()
-        both.append(torch.cat((old[:, :, -(window - 1) :], new), dim=2))
+        both.append(torch.cat((old[:, :, int(start >= window) :], new), dim=2))
         kept = torch.cat((old, new), dim=2)[:, :, -window:]
         buffer[:, :, : kept.shape[2]] = kept
+    return tuple(both)
+
+
+def _queue(keys, values, start, key, value):
+    """The newest lies at the end from the first token on, and garbage in front."""
+    window, both = keys.shape[2], []
+    for buffer, new in ((keys, key), (values, value)):
+        whole = torch.cat((buffer, new), dim=2)
+        both.append(whole[:, :, window - min(start, window - 1) :])
+        buffer[...] = whole[:, :, -window:]
     return tuple(both)
 
 
@@ -1043,11 +1199,17 @@ def _start_as_a_place(keys, values, start, key, value):
     return cache_update(keys, values, start, key[:, :, :room], value[:, :, :room])
 
 
-def _last_at_first(keys, values, start, key, value):
-    seen = ring_update(keys.clone(), values.clone(), start, key, value)
-    keys[:, :, start % keys.shape[2]] = key[:, :, -1]
-    values[:, :, start % keys.shape[2]] = value[:, :, -1]
-    return seen
+def _by_a_slice(place: Callable[[int, int], int]) -> Callable:
+    """Stored by a slice, which torch refuses where the ring goes round."""
+
+    def update(keys, values, start, key, value):
+        seen = ring_update(keys.clone(), values.clone(), start, key, value)
+        first, t = place(start, keys.shape[2]), key.shape[2]
+        keys[:, :, first : first + t] = key[:, :, -keys.shape[2] :]
+        values[:, :, first : first + t] = value[:, :, -keys.shape[2] :]
+        return seen
+
+    return update
 
 
 def _ring_returned(keys, values, start, key, value):
@@ -1065,9 +1227,10 @@ RING_UPDATE = Exercise(
     parts=("seen_keys", "seen_values", "keys", "values"),
     in_place=("keys", "values"),
     checked=(
-        "what is returned and what is stored, every value, in 6 calls: a short prompt, one token"
+        "what is returned and what is stored, every value, in 7 calls: a short prompt, one token"
         " before and one after the ring is full, three that run over its end, a prompt longer than"
-        " the window, and many tokens later; places that are not filled hold garbage"
+        " the window, many tokens later, and a window of one; places that are not filled hold"
+        " garbage"
     ),
     mistakes=(
         Mistake(
@@ -1084,36 +1247,91 @@ RING_UPDATE = Exercise(
         ),
         Mistake(
             "written before read",
-            partial(ring_update, write_first=True),
+            partial(ring_update, written_first="kv"),
             "The ring is written before it is read. The new tokens lie where old ones lay that the"
             " first of the new ones still sees: read first, then write.",
         ),
+        *(
+            Mistake(
+                f"written before read: {one}",
+                partial(ring_update, written_first=one[0]),
+                f"The ring of the {one} is written before it is read; the other one is right. Read"
+                " both first, then write.",
+            )
+            for one in ("keys", "values")
+        ),
         Mistake(
             "ordered by place",
-            partial(ring_update, old_order=lambda places, window: places.sort().values),
+            partial(ring_update, old_order=lambda places, window, start: places.sort().values),
             "The old tokens come in the order of their places. In a ring the oldest does not lie at"
             " place 0: tokens start - window + 1 to start - 1 lie at these numbers % window.",
         ),
         Mistake(
             "newest first",
-            partial(ring_update, old_order=lambda places, window: places.flip(0)),
+            partial(ring_update, old_order=lambda places, window, start: places.flip(0)),
             "The old tokens come with the newest first. Return the oldest first.",
         ),
         Mistake(
+            "rolled the other way",
+            partial(
+                ring_update,
+                old_order=lambda places, window, start: (
+                    (torch.arange(1, window) - start) % window if start >= window else places
+                ),
+            ),
+            "The ring is turned the wrong way round before it is read. Its oldest token lies at"
+            " place start % window: it comes to the front by roll(-start), or read tokens by their"
+            " numbers.",
+        ),
+        Mistake(
             "first tokens of a long prompt kept",
-            partial(ring_update, keep_first=True),
+            partial(ring_update, stay=lambda fresh, window: fresh[:window]),
             "Of more tokens than the window holds, the first are kept. Later tokens see the last"
             " ones: store the last `window` tokens." + _NOT_IN_THE_RING,
         ),
         Mistake(
-            "one token stored",
-            partial(ring_update, tokens=lambda start, t, window: 1),
-            "Only the first token of this call is stored. A call may bring several: store all t, or"
-            " the last `window` of them.",
+            "last tokens of a long prompt at the first one's place",
+            partial(
+                ring_update,
+                to=lambda stay, start, window: start + torch.arange(len(stay)),
+            ),
+            _SEVERAL_IN_A_ROW,
+        ),
+        Mistake(
+            "last tokens of a long prompt from place 0",
+            partial(
+                ring_update,
+                to=lambda stay, start, window: torch.arange(window) if stay[0] > start else stay,
+            ),
+            _SEVERAL_IN_A_ROW,
+        ),
+        Mistake(
+            "one less stored of a long prompt",
+            partial(
+                ring_update,
+                stay=lambda fresh, window: (
+                    fresh[len(fresh) - window + 1 :] if len(fresh) > window else fresh
+                ),
+            ),
+            "Of more tokens than the window holds, only the last window - 1 are stored. The next"
+            " token will not read more, but the contract says: the last `window`.",
+        ),
+        Mistake(
+            "first token stored",
+            partial(ring_update, stay=lambda fresh, window: fresh[:1]),
+            _ONE_STORED,
+        ),
+        Mistake(
+            "last token stored",
+            partial(ring_update, stay=lambda fresh, window: fresh[-1:]),
+            _ONE_STORED,
         ),
         Mistake(
             "cut off at the end of the ring",
-            partial(ring_update, tokens=lambda start, t, window: window - start % window),
+            partial(
+                ring_update,
+                stay=lambda fresh, window: fresh[: window - int(fresh[0]) % window],
+            ),
             "Tokens that no longer fit behind place start % window are lost. The ring goes on at"
             " place 0: each token has a place of its own, (start + j) % window.",
         ),
@@ -1124,6 +1342,34 @@ RING_UPDATE = Exercise(
             " end, and nothing is stored." + _NOT_IN_THE_RING,
         ),
         Mistake(
+            "start as a place, for reading",
+            partial(
+                ring_update,
+                old_order=lambda places, window, start: torch.arange(
+                    min(window, max(0, start - window + 1)), min(window, start)
+                ),
+            ),
+            "Old tokens are read at the places of their own numbers, as in an ordinary cache. After"
+            " `window` tokens these lie behind the end." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "start ignored",
+            partial(ring_update, to=lambda stay, start, window: stay - start),
+            "The new tokens are stored from place 0 on, whatever `start` is." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
+            "one token older",
+            partial(ring_update, known=lambda start, window: max(0, start - 1)),
+            "The token just before this call is missing in what is returned: all old ones are one"
+            " too old. They are numbers start - window + 1 to start - 1, and that one is the last.",
+        ),
+        Mistake(
+            "the rest cleared",
+            partial(ring_update, cleared=True),
+            "Places that hold no token yet are overwritten with zeros. Leave them as they are:"
+            " write to the places of the new tokens alone.",
+        ),
+        Mistake(
             "ring returned",
             _ring_returned,
             "You return the ring as it is after writing: its places are not in the order of the"
@@ -1132,9 +1378,12 @@ RING_UPDATE = Exercise(
         ),
         Mistake(
             "last token stored at the place of the first",
-            _last_at_first,
-            "Only one token of this call is stored. A call may bring several: store all t, or the"
-            " last `window` of them, each at its own place.",
+            partial(
+                ring_update,
+                stay=lambda fresh, window: fresh[-1:],
+                to=lambda stay, start, window: stay * 0 + start,
+            ),
+            _ONE_STORED,
         ),
         Mistake(
             "no ring",
@@ -1143,12 +1392,19 @@ RING_UPDATE = Exercise(
             " place." + _NOT_IN_THE_RING,
         ),
         Mistake(
+            "a ring of window - 1 places",
+            partial(ring_update, number=lambda places, window: places % max(1, window - 1)),
+            "The ring goes round one place too soon: the numbers are taken % (window - 1)."
+            " window - 1 old tokens are read, but `window` are kept." + _NOT_IN_THE_RING,
+        ),
+        Mistake(
             "ring one place further",
             partial(ring_update, number=lambda places, window: (places + 1) % window),
             "All tokens lie one place too far, as if they were counted from 1." + _NOT_IN_THE_RING,
         ),
         Mistake("pushed through", _pushed_through, _PUSHED),
         Mistake("pushed through, read from the ring", partial(ring_update, rolled=True), _PUSHED),
+        Mistake("pushed through, newest at the end", _queue, _PUSHED),
         Mistake(
             "not stored",
             partial(ring_update, stored=""),
@@ -1169,20 +1425,44 @@ RING_UPDATE = Exercise(
         ),
         Mistake(
             "only the new returned",
-            partial(ring_update, parts=lambda old, new: (new,)),
+            partial(ring_update, parts=lambda old, new, window: (new,)),
             "Only the tokens of this call are returned. They see the earlier ones too: up to window"
             " - 1 from the ring, then the new ones.",
         ),
         Mistake(
             "only the old returned",
-            partial(ring_update, parts=lambda old, new: (old,)),
+            partial(ring_update, parts=lambda old, new, window: (old,)),
             "The tokens of this call are missing in what is returned. Each sees itself: the old"
             " ones first, then all new ones.",
         ),
         Mistake(
             "new before old",
-            partial(ring_update, parts=lambda old, new: (new, old)),
+            partial(ring_update, parts=lambda old, new, window: (new, old)),
             "What you return begins with the new tokens. The oldest come first.",
+        ),
+        Mistake(
+            "old tokens left out of a long call",
+            partial(
+                ring_update,
+                parts=lambda old, new, window: (
+                    old[:, :, : old.shape[2] * (new.shape[2] < window)],
+                    new,
+                ),
+            ),
+            "When a call brings `window` tokens or more, the old ones are left out. Its first token"
+            " still sees the last window - 1 of them.",
+        ),
+        Mistake(
+            "new tokens cut to the window",
+            partial(ring_update, parts=lambda old, new, window: (old, new[:, :, -window:])),
+            "Of the new tokens only the last `window` are returned. Only so many are stored, but"
+            " this call's tokens need all t new ones.",
+        ),
+        Mistake(
+            "a window of one",
+            partial(ring_update, back=lambda window: window - (window > 1)),
+            "With a window of 1 an old token is returned, and a token should see itself alone."
+            " window - 1 is 0 then, and a slice [-0:] takes everything.",
         ),
         Mistake(
             "cut to the window",
@@ -1208,6 +1488,18 @@ RING_UPDATE = Exercise(
             partial(ring_update, order=lambda both: both[::-1]),
             "Keys and values have changed places in what you return: keys first.",
         ),
+    ),
+    crashes=tuple(
+        Mistake(
+            f"stored by a slice: {name}",
+            _by_a_slice(place),
+            "The new tokens are stored by one slice, and a slice does not go round the end of the"
+            " ring. Each token has a place of its own, (start + j) % window.",
+        )
+        for name, place in (
+            ("start % window", lambda start, window: start % window),
+            ("start", lambda start, window: start),
+        )
     ),
     hints=(
         "Name tokens by their numbers in the row, not by their places: the old ones that are seen"

@@ -17,12 +17,13 @@ from minipali.checks.engine import Exercise, Mistake
 NEAR = torch.tensor([[3, 4, 5, 6, 7], [20, 21, 23, 24, 25], [9, 10, 11, 12, 13]])
 LONG = torch.tensor([[5, 6, 7, 8], [301, 302, 303, 304], [41, 42, 44, 45]])
 ONE = torch.tensor([[37], [1100], [6]])  # one new token a row
+FAR = torch.tensor([[37], [200_000], [6]])  # behind the end of any table
 
 
 def _angles_cases() -> list[tuple]:
     # The first case keeps all angles small, also those of the wrong exponents: huge angles differ
     # with the way they are computed, and then no mistake could be recognised.
-    return [(NEAR, 10, 100.0), (ONE, 6, 10000.0), (LONG.int(), 10, 500)]
+    return [(NEAR, 10, 100.0), (FAR, 4, 500_000.0), (LONG.int(), 10, 500)]
 
 
 def _rope_angles(
@@ -30,6 +31,7 @@ def _rope_angles(
     head_dim: int,
     theta: float,
     *,
+    pairs: Callable[[int], int] = lambda k: k // 2,
     exponent: Callable[[Tensor, int], Tensor] = lambda i, k: 2 * i / k,
     sign: int = -1,
     base: Callable[[float], float] = lambda theta: theta,
@@ -42,7 +44,7 @@ def _rope_angles(
     of_speeds: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """rope_angles with one thing changed."""
-    speeds = base(theta) ** (sign * exponent(torch.arange(head_dim // 2), head_dim))
+    speeds = base(theta) ** (sign * exponent(torch.arange(pairs(head_dim)), head_dim))
     speeds = speeds_of(speeds).to(of_speeds).to(dtype)
     where = places(positions)[..., None].to(of_positions).to(dtype)
     return order(tuple(one.float() for one in finish(where * speeds)))
@@ -91,12 +93,13 @@ ROPE_ANGLES = Exercise(
     cases=_angles_cases,
     axes="b t pair; b t pair",
     parts=("cos", "sin"),
-    # In float32 the angle of position 1100 is known to about 0.00006, whichever way it is computed.
+    # In float32 the second angle of position 200,000, which is 283, is known to about 0.00006,
+    # whichever way it is computed.
     tolerance=3e-4,
     checked=(
         "shape, dtype and every value of cos and sin for 3 batches: rows that start at different"
-        " positions, one new token a row, positions above 256, head widths 6 and 10, three values"
-        " of theta, positions in int64 and int32; inputs unchanged"
+        " positions, one new token a row, positions above 256 and one of 200,000, head widths 4 and"
+        " 10, three values of theta, positions in int64 and int32; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -142,7 +145,35 @@ ROPE_ANGLES = Exercise(
             "all pairs alike",
             partial(_rope_angles, speeds_of=torch.ones_like),
             "All pairs turn by 1 radian a step. Each has a speed of its own: theta ** (-2 * i /"
-            " k).",
+            " k). (Do you divide with //? It cuts the exponent to a whole number.)",
+        ),
+        Mistake(
+            "exponent cut to a whole number",
+            partial(_rope_angles, exponent=lambda i, k: -(-2 * i // k)),
+            "The exponent is cut to a whole number, as // does it: 0 for the first pair and -1 for"
+            " all others. Divide with /: -2 * i / k is a fraction.",
+        ),
+        *(
+            Mistake(
+                f"k speeds: {name}",
+                partial(_rope_angles, pairs=lambda k: k, exponent=exponent),
+                "There are k speeds, one for each number of a head. Two numbers turn together, as"
+                " a pair: k / 2 speeds, for i = 0, 1, ..., k / 2 - 1.",
+            )
+            for name, exponent in (
+                ("2 i / k", lambda i, k: 2 * i / k),
+                ("i / k", lambda i, k: i / k),
+            )
+        ),
+        *(
+            Mistake(
+                f"table of {size}",
+                partial(_rope_angles, places=lambda p, size=size: p.clamp(max=size - 1)),
+                "Far-off positions get the angles of a nearer one, as if the angles came from a"
+                " table that ends there. No position is the last: compute the angles from the"
+                " positions that are given.",
+            )
+            for size in (512, 1024, 2048, 4096, 8192, 32768, 131072)
         ),
         Mistake(
             "whole turns",
@@ -275,11 +306,13 @@ def _apply_cases() -> list[tuple]:
         angles = rope.rope_angles(positions, head_dim, 100.0)
         return (torch.randn(shape, generator=random), *angles)
 
-    # In bfloat16 only quarter turns, which are exact in whatever dtype they are computed.
+    # In bfloat16 and float16 only quarter turns, which are exact in whatever dtype they are
+    # computed: it is free.
     quarters = torch.randint(0, 4, (2, 5, 3), generator=random)
     cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[quarters]
     sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[quarters]
     coarse = torch.randn(2, 4, 5, 6, generator=random).bfloat16()
+    half = torch.randn(2, 1, 5, 6, generator=random).half()
     return [
         # As many rows as heads as tokens: who takes one for another gets numbers, and no error.
         case(NEAR[:, :3], 3, 6),
@@ -287,6 +320,7 @@ def _apply_cases() -> list[tuple]:
         case(ONE, 4, 10),
         case(LONG[:2, :3], 5, 8),
         (coarse, cos, sin),
+        (half, cos, sin),
     ]
 
 
@@ -357,8 +391,8 @@ APPLY_ROPE = Exercise(
     cases=_apply_cases,
     axes="b h t k",
     checked=(
-        "shape, dtype and every value on 5 batches: each row has its own positions, once there are"
-        " as many rows as heads as tokens, and once x is bfloat16; inputs unchanged"
+        "shape, dtype and every value on 6 batches: each row has its own positions, once there are"
+        " as many rows as heads as tokens, x is once bfloat16 and once float16; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -474,6 +508,24 @@ APPLY_ROPE = Exercise(
             partial(_apply_rope, rows=_first_row),
             "Every row of the batch was turned by the angles of the first row. cos and sin have"
             " an axis b too: make them (b, 1, t, k / 2) with cos[:, None].",
+        ),
+        Mistake(
+            "last row's angles for all",
+            partial(_apply_rope, rows=_last_row),
+            "Every row of the batch was turned by the angles of the last row. cos and sin have"
+            " an axis b too: make them (b, 1, t, k / 2) with cos[:, None].",
+        ),
+        *(
+            Mistake(
+                f"{which} token's angles for all",
+                partial(_apply_rope, rows=rows),
+                f"All tokens were turned by the angles of the {which} one. Each token has its own,"
+                " on the axis t of cos and sin.",
+            )
+            for which, rows in (
+                ("first", lambda y: y[:, :1].expand_as(y)),
+                ("last", lambda y: y[:, -1:].expand_as(y)),
+            )
         ),
         Mistake(
             "cosine and sine exchanged",
@@ -602,7 +654,7 @@ def _heads_cases() -> list[tuple]:
         return (*flat, positions, heads, kv_heads, theta)
 
     # All widths can be cut into `heads` heads, too: who cuts keys so gets numbers, and no error.
-    return [case(NEAR, 4, 2, 8, 100.0), case(ONE % 50, 6, 3, 12, 30)]
+    return [case(NEAR, 4, 2, 8, 100.0), case(ONE % 50, 6, 1, 12, 30)]
 
 
 ROTATE_HEADS = Exercise(
@@ -614,7 +666,7 @@ ROTATE_HEADS = Exercise(
     tolerance=1e-4,
     checked=(
         "shape, dtype and every value of query, key and value on 2 batches: 4 and 2 heads of width"
-        " 8, 6 and 3 heads of width 12, rows with different positions; inputs unchanged"
+        " 8, 6 heads and 1 of width 12, rows with different positions; inputs unchanged"
     ),
     mistakes=(
         *(
@@ -760,12 +812,14 @@ ROTATE_HEADS = Exercise(
 
 
 def _stretch_cases() -> list[tuple]:
-    # The wavelengths are 6, 29, 135, 628, 2916, 13537; then 6, 20, 63, 199; then 6, 50, 396. What
-    # is compared with what changes the answer for some pair in the first two cases.
+    # The wavelengths are 6, 29.2, 135, 628, 2916, 13537; then 6, 20, 63, 199; then 6, 49.9, 396.
+    # What is compared with what changes the answer for some pair in one case or another: `trained`
+    # is just below 29.2, and just above 49.9.
+    rows = torch.tensor([[37], [1100]]) + torch.arange(10)
     return [
-        (LONG, 12, 10000.0, 120, 4.0),
+        (LONG, 12, 10000.0, 29, 4.0),
         (NEAR.int(), 8, 100.0, 40, 2.5),
-        (ONE, 6, 500.0, 64, 8),
+        (rows, 6, 500.0, 50, 8),
         (NEAR, 8, 100.0, 40, 1.0),
     ]
 
@@ -777,21 +831,28 @@ def stretched_angles(
     trained: int,
     factor: float,
     *,
+    exponent: Callable[[Tensor, int], Tensor] = lambda i, k: 2 * i / k,
+    border: Callable[[Tensor, Tensor], Tensor] = lambda speeds, exponents: speeds,
     wavelength: Callable[[Tensor], Tensor] = lambda speeds: 2 * math.pi / speeds,
     limit: Callable[[float, float], float] = lambda trained, factor: trained,
     slow: Callable[[Tensor, float], Tensor] = lambda wavelengths, limit: wavelengths > limit,
     changed: Callable[[Tensor, float], Tensor] = lambda speeds, factor: speeds / factor,
     base: Callable[[float, float, int], float] = lambda theta, factor, k: theta,
     places: Callable[[Tensor, int, float], Tensor] = lambda positions, trained, factor: positions,
+    places_of_slow: Callable[[Tensor, float], Tensor] = lambda positions, factor: positions,
+    dtype: torch.dtype = torch.float32,
+    finish: Callable[[Tensor], tuple[Tensor, Tensor]] = lambda a: (a.cos(), a.sin()),
+    size: Callable[[float], float] = lambda factor: 1.0,
     order: Callable[[tuple], tuple] = lambda both: both,
 ) -> tuple[Tensor, Tensor]:
     """cos and sin, (b, t, k/2) each, in float32. The reference, or with one thing changed."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    exponents = exponent(torch.arange(head_dim // 2), head_dim)
     speeds = base(theta, factor, head_dim) ** -exponents
-    chosen = slow(wavelength(speeds), limit(trained, factor))
-    speeds = torch.where(chosen, changed(speeds, factor), speeds)
-    angles = places(positions, trained, factor)[..., None].float() * speeds
-    return order((angles.cos(), angles.sin()))
+    chosen = slow(wavelength(border(speeds, exponents)), limit(trained, factor))
+    speeds = torch.where(chosen, changed(speeds, factor), speeds).to(dtype)
+    positions = places(positions, trained, factor)[..., None].to(dtype)
+    positions = torch.where(chosen, places_of_slow(positions, factor), positions)
+    return order(tuple(one.float() * size(factor) for one in finish(positions * speeds)))
 
 
 def _soft_border(
@@ -811,6 +872,15 @@ def _cut_off(
     angles = positions[..., None].float() * speeds
     slow = 2 * math.pi / speeds > trained
     angles = torch.where(slow, torch.minimum(angles, trained * speeds), angles)
+    return angles.cos(), angles.sin()
+
+
+def _not_yet_round(
+    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
+) -> tuple[Tensor, Tensor]:
+    speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = positions[..., None].float() * speeds
+    angles = torch.where(angles < 2 * math.pi, angles / factor, angles)
     return angles.cos(), angles.sin()
 
 
@@ -837,6 +907,11 @@ _RIGHT_PAIRS = (
     " no others."
 )
 
+_OF_THIS_BATCH = (
+    "You compare with the length or the largest position of this batch. `trained` says how long"
+    " texts were in training." + _RIGHT_PAIRS
+)
+
 STRETCHED_ANGLES = Exercise(
     name="stretched_angles",
     transfer=True,
@@ -846,9 +921,9 @@ STRETCHED_ANGLES = Exercise(
     parts=("cos", "sin"),
     tolerance=3e-4,
     checked=(
-        "shape, dtype and every value of cos and sin in 4 cases: trained lengths of 40, 64 and 120,"
-        " factors 1, 2.5, 4 and 8, some pairs slow and some fast, positions in int64 and int32;"
-        " inputs unchanged"
+        "shape, dtype and every value of cos and sin in 4 cases: trained lengths of 29, 40 and 50,"
+        " factors 1, 2.5, 4 and 8, some pairs slow and some fast, two of them by little, positions"
+        " in int64 and int32; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -880,6 +955,24 @@ STRETCHED_ANGLES = Exercise(
             partial(stretched_angles, wavelength=lambda speeds: math.pi / speeds),
             "You compare half a turn with `trained`: pi / speed. A whole turn is 2 pi radians: 2 pi"
             " / speed tokens.",
+        ),
+        Mistake(
+            "rounded wavelengths",
+            partial(stretched_angles, wavelength=lambda speeds: (2 * math.pi / speeds).floor()),
+            "You compare whole numbers of tokens, rounded down. A pair that needs 29.2 tokens for a"
+            " turn needs more than 29: compare 2 pi / speed as it is.",
+        ),
+        Mistake(
+            "compared with one less",
+            partial(stretched_angles, limit=lambda trained, factor: trained - 1),
+            "You compare with trained - 1. A pair that comes round within `trained` tokens keeps"
+            " its speed." + _RIGHT_PAIRS,
+        ),
+        Mistake(
+            "border of another theta",
+            partial(stretched_angles, border=lambda speeds, exponents: 10000.0**-exponents),
+            "Which pairs are slow is found with theta = 10,000, whatever theta is. Use the theta"
+            " that is given for that, too.",
         ),
         Mistake(
             "compared with the longer text",
@@ -923,6 +1016,37 @@ STRETCHED_ANGLES = Exercise(
             " and to the position?",
         ),
         Mistake(
+            "factor cut to a whole number",
+            partial(stretched_angles, changed=lambda speeds, factor: speeds / int(factor)),
+            "The slow pairs are slowed by a whole number. factor may be a fraction, as 2.5: divide"
+            " by it as it is.",
+        ),
+        Mistake(
+            "root of factor",
+            partial(stretched_angles, changed=lambda speeds, factor: speeds / factor**0.5),
+            "The slow pairs are slowed by the root of factor. Divide their speed by factor itself.",
+        ),
+        Mistake(
+            "positions of slow pairs cut to whole numbers",
+            partial(
+                stretched_angles,
+                changed=lambda speeds, factor: speeds,
+                places_of_slow=lambda positions, factor: positions // factor,
+            ),
+            "For the slow pairs, positions are divided by factor and cut to whole numbers (//), so"
+            " several tokens get one angle. Divide the speed by factor, and leave positions whole.",
+        ),
+        Mistake(
+            "positions cut to whole numbers, all of them",
+            partial(
+                stretched_angles,
+                slow=lambda wavelengths, limit: wavelengths < 0,
+                places=lambda positions, trained, factor: positions // factor,
+            ),
+            "All positions are divided by factor and cut to whole numbers (//), so several tokens"
+            " get one angle. Positions stay as they are." + _RIGHT_PAIRS,
+        ),
+        Mistake(
             "positions divided, too",
             partial(stretched_angles, places=lambda positions, trained, factor: positions / factor),
             "The positions are divided by factor, and the slow pairs are slowed besides. Leave the"
@@ -956,8 +1080,12 @@ STRETCHED_ANGLES = Exercise(
         Mistake(
             "longest position for trained",
             lambda *given: stretched_angles(*given[:3], int(given[0].max()), given[4]),
-            "You compare with the largest position of this batch. `trained` says how long texts"
-            " were in training." + _RIGHT_PAIRS,
+            _OF_THIS_BATCH,
+        ),
+        Mistake(
+            "length for trained",
+            lambda *given: stretched_angles(*given[:3], given[0].shape[1], given[4]),
+            _OF_THIS_BATCH,
         ),
         Mistake(
             "only in long texts",
@@ -1044,6 +1172,34 @@ STRETCHED_ANGLES = Exercise(
             partial(stretched_angles, order=lambda both: both[::-1]),
             "Sine and cosine have changed places. The contract is (cos, sin).",
         ),
+        Mistake(
+            "only tokens that have not been round",
+            _not_yet_round,
+            "It is decided for each token whether it has come round yet. A pair turns by one speed"
+            " for all tokens, or distances are lost." + _RIGHT_PAIRS,
+        ),
+        Mistake(
+            "attention made sharper",
+            partial(stretched_angles, size=lambda factor: 0.1 * math.log(factor) + 1),
+            "cos and sin are multiplied by a number that grows with factor, as YaRN does it. Then"
+            " cos squared plus sin squared is no longer 1, and vectors become longer. Here only"
+            " speeds change.",
+        ),
+        Mistake(
+            "step of one",
+            partial(stretched_angles, exponent=lambda i, k: i / k),
+            "The exponent grows in steps of 1 / k. It is -2 * i / k for i = 0, 1, ..., as in"
+            " rope_angles.",
+        ),
+        *(
+            Mistake(
+                f"an angle for each number: {name}",
+                partial(stretched_angles, finish=finish),
+                _TWICE,
+            )
+            for name, finish in (("halves", _twice), ("in turns", _twice_in_turns))
+        ),
+        Mistake("angles in bfloat16", partial(stretched_angles, dtype=torch.bfloat16), _COARSE),
     ),
     hints=(
         "Begin as in rope_angles, with the k / 2 speeds. Only some of them change; positions do"

@@ -6,6 +6,11 @@ from torch import Tensor
 
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "linear", "addmm", "mv"}
 CUTS = {"reshape", "view", "unflatten"}
+# What torch says when it cannot stretch a tensor to a shape, or write it into a part of another.
+STRETCHED = re.compile(
+    r"Target sizes: \[(?P<into>[-\d, ]+)\]\.  Tensor sizes: \[(?P<given>[-\d, ]+)\]"
+    r"|tensor of shape \[(?P<written>[-\d, ]+)\] .* result of shape \[(?P<part>[-\d, ]+)\]"
+)
 
 
 def axis_names(text: str | None, parameters: list[str], arguments: tuple) -> dict[int, str]:
@@ -46,8 +51,16 @@ def of_shapes(error: BaseException, names: dict[int, str]) -> str:
             f". Here `{function}` must keep all numbers: {whole(shapes[0])} cannot become"
             f" ({cut[1]})."
         )
+    if fit := STRETCHED.search(str(error)):
+        given = tuple(map(int, (fit["given"] or fit["written"]).split(", ")))
+        return (
+            f". Here {whole(given)} is to fill ({fit['into'] or fit['part']}): only an axis of"
+            " length 1 can be stretched, and all others must be equal."
+        )
     if len(shapes) < 2 or not isinstance(error, RuntimeError) or function == "einsum":
         return ""  # einsum's own text names the axes, and it stretches by letters, not places
+    if function == "__setitem__":
+        return ""  # it writes into a part, whose shape is not known here
     a, b = shapes[:2]
     start = f". Here `{function.strip('_')}` met {whole(a)} and {whole(b)}"
     if function in PRODUCTS and a and b:
