@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minipali.config import TextConfig
-from minipali.gqa import GroupedQueryAttention
+from minipali.gqa import GroupedQueryAttention, soft_cap
 from minipali.kv_cache import KVCache
 from minipali.norms import RMSNorm
 from minipali.rope import rope_angles
@@ -26,7 +26,11 @@ class GeGLU(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A pre-norm block. `post_attention_layernorm` is the published name of the MLP's norm."""
+    """A pre-norm block. `post_attention_layernorm` is the published name of the MLP's norm.
+
+    With `post_norms`, as in Gemma 2, what attention and MLP return is normed too, and that name
+    means the norm behind attention.
+    """
 
     def __init__(self, config: TextConfig, layer: int):
         super().__init__()
@@ -34,6 +38,10 @@ class DecoderLayer(nn.Module):
         self.self_attn = GroupedQueryAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GeGLU(config.hidden_size, config.intermediate_size)
+        self.post_norms = config.post_norms
+        if config.post_norms:
+            self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
@@ -43,7 +51,11 @@ class DecoderLayer(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """(b, t, d) -> (b, t, d)."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, mask, cache)
+        mixed = self.self_attn(self.input_layernorm(x), angles, mask, cache)
+        if self.post_norms:
+            x = x + self.post_attention_layernorm(mixed)
+            return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -76,13 +88,19 @@ class Gemma(nn.Module):
         positions: Tensor,
         mask: Tensor | None,
         cache: KVCache | None = None,
+        near: Tensor | None = None,
     ) -> Tensor:
-        """x: embedded tokens (b, t, d); positions: (b, t); mask: bool (b, 1, t, s) -> (b, t, d)."""
+        """x: embedded tokens (b, t, d); positions: (b, t); mask: bool (b, 1, t, s) -> (b, t, d).
+
+        near: the mask of the layers with a sliding window, where the config has some.
+        """
         angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
-        for layer in self.layers:
-            x = layer(x, angles, mask, cache)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, angles, near if self.config.slides(i) else mask, cache)
         return self.norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., v): the dot product with every row of the embedding table."""
-        return self.head(x, self.embed_tokens.weight)
+        logits = self.head(x, self.embed_tokens.weight)
+        cap = self.config.final_logit_softcapping
+        return logits if cap is None else soft_cap(logits, cap)
