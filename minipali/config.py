@@ -3,7 +3,7 @@
 Field names are those of the published files, so that a config can be compared with one on disk
 key by key. The defaults are PaliGemma 1 3B at 224 px; the real files leave several of them out
 (head_dim, rope_theta, rms_norm_eps, and image_size at 224), so the defaults matter. KINDS says
-what is otherwise in PaliGemma 2.
+what is otherwise in PaliGemma 2, and in other language models.
 """
 
 import json
@@ -46,7 +46,7 @@ class VisionConfig:
 class TextConfig:
     """The decoder (Gemma 1 2B by default).
 
-    The fields from model_type on are where Gemma 2 computes otherwise; without them it is Gemma 1.
+    In the fields from model_type on other decoders differ; their defaults are Gemma 1.
     """
 
     vocab_size: int = 257216
@@ -67,6 +67,11 @@ class TextConfig:
     sliding_window: int | None = None  # tokens that a suffix token sees, where the layer slides
     sliding_window_pattern: int = 1  # each so manieth layer does not slide, but sees everything
     post_norms: bool = False  # norms also behind attention and MLP
+    qk_norm: bool = False  # norms on queries and keys, before RoPE
+    rope_local_base_freq: float | None = None  # in layers that slide, in place of rope_theta
+    hidden_activation: str = "gelu_pytorch_tanh"  # or "silu"
+    norm_offset: float = 1.0  # what a norm adds to its weight
+    scale_embeddings: bool = True  # by the root of the width
 
     def slides(self, layer: int) -> bool:
         """Whether a layer, counted from 0, has a sliding window."""
@@ -88,11 +93,41 @@ KINDS = {
         "sliding_window_pattern": 2,
         "post_norms": True,
     },
+    # Language models alone; the sizes are those of Gemma 3 270M and of SmolLM2 135M.
+    "gemma3_text": {
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "post_norms": True,
+        "qk_norm": True,
+    },
+    "llama": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "rope_theta": 1e5,
+        "rms_norm_eps": 1e-5,
+        "hidden_activation": "silu",
+        "norm_offset": 0.0,
+        "scale_embeddings": False,
+    },
 }
+PALIGEMMAS = ("gemma", "gemma2")  # those that a published PaliGemma has
 
 
 def text_config(kind: str, **sizes) -> TextConfig:
-    """The decoder of a kind, "gemma" or "gemma2": its own values where `sizes` names none."""
+    """The decoder of a kind, one of KINDS: its own values where `sizes` names none."""
     return TextConfig(model_type=kind, **(KINDS[kind] | sizes))
 
 
@@ -120,6 +155,7 @@ FRACTIONS = {
     "query_pre_attn_scalar": 1e6,
     "attn_logit_softcapping": 1e6,
     "final_logit_softcapping": 1e6,
+    "rope_local_base_freq": 1e12,
 }
 LIMITS = {
     "hidden_size": 32768,
@@ -267,9 +303,11 @@ NULLS = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
 
 def in_files(cls, kind: str) -> list[str]:
     """The fields of a part that stand in `config.json` where its decoder is of this kind."""
-    follow = {"model_type", "sliding_window_pattern", "post_norms"}  # from the kind
-    others = {"query_pre_attn_scalar", *NULLS} - KINDS[kind].keys()
-    return [f.name for f in fields(cls) if f.name not in follow | others]
+    names = [f.name for f in fields(cls)]
+    if cls is TextConfig:  # what follows from the kind is not in there
+        names = names[: names.index("model_type")]
+        names += [name for name in ("query_pre_attn_scalar", *NULLS) if name in KINDS[kind]]
+    return names
 
 
 def _kept(cls, kind: str, found: dict) -> dict:
@@ -299,7 +337,7 @@ def from_dict(found: dict) -> PaliGemmaConfig:
         if not isinstance(part, dict):
             raise ConfigError(f"{name} must be an object, found {short(part)}")
     kind = text.get("model_type", "gemma")
-    if not isinstance(kind, str) or kind not in KINDS:
+    if kind not in PALIGEMMAS:
         raise ConfigError(
             "text_config.model_type must be 'gemma' (PaliGemma 1) or 'gemma2' (PaliGemma 2), found"
             f" a {short(kind)} decoder, which has other layers: use a PaliGemma checkpoint"
@@ -390,8 +428,16 @@ def _check_values(part: dict, settings: dict[str, tuple], where: str) -> None:
 
 
 def to_dict(config: PaliGemmaConfig, dtype: str = "float32") -> dict:
-    """The content of a `config.json` that transformers opens too."""
+    """The content of a `config.json` that transformers opens too.
+
+    Raises ConfigError for a decoder that no published PaliGemma has: nothing could open it.
+    """
     v, t = config.vision, config.text
+    if t.model_type not in PALIGEMMAS:
+        raise ConfigError(
+            f"to be saved, a model must have a decoder of kind {' or '.join(PALIGEMMAS)}, found"
+            f" {t.model_type}: nothing could open its folder"
+        )
     return {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "model_type": "paligemma",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from minipali.attention import attend
 from minipali.config import TextConfig
 from minipali.kv_cache import KVCache
+from minipali.norms import RMSNorm
 from minipali.rope import apply_rope
 
 
@@ -43,7 +44,8 @@ class GroupedQueryAttention(nn.Module):
     """Gemma's attention: RoPE on queries and keys, a cache, few key/value heads, no biases.
 
     The queries are heads * head_dim wide, which need not be the model's width. Gemma 2 caps the
-    scores, and of one size (27B) divides them by another root than that of head_dim.
+    scores, and of one size (27B) divides them by another root than that of head_dim; Gemma 3 norms
+    queries and keys instead.
     """
 
     def __init__(self, config: TextConfig, layer: int):
@@ -57,6 +59,10 @@ class GroupedQueryAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * head_dim, width, bias=False)
         self.scale = (head_dim / (config.query_pre_attn_scalar or head_dim)) ** 0.5
         self.cap = config.attn_logit_softcapping
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -72,6 +78,8 @@ class GroupedQueryAttention(nn.Module):
         query = self.q_proj(x).view(b, t, self.heads, -1).transpose(1, 2)  # (b, h, t, k)
         key = self.k_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2)  # (b, g, t, k)
         value = self.v_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2)
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = apply_rope(query, *angles), apply_rope(key, *angles)
         if self.scale != 1:
             query = self.scale * query
