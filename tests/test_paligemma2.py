@@ -26,6 +26,7 @@ from test_weights import LAYOUTS, in_layout
 from minipali import asking, cli, load, save
 from minipali import config as configs
 from minipali.checkpoints import read_log
+from minipali.comparison import compare_layers
 from minipali.config import PRESETS, ConfigError, PaliGemmaConfig, VisionConfig, replace
 from minipali.config import text_config as text_of
 from minipali.generation import token_steps
@@ -143,6 +144,14 @@ def test_logits_equal_transformers_at_all_real_places(both, side):
     batch = make_batch(RAGGED, side, config=ours.config)
     is_real = batch["attention_mask"].bool()
     close(ours(**batch)[is_real], theirs(**batch).logits[is_real])
+
+
+@torch.no_grad()
+def test_the_output_of_every_layer_equals_transformers():
+    found = compare_layers(*pair("28b"), make_batch([(5, 9)], config=tiny("28b")))
+    for name in ("self_attn", "post_attention_layernorm", "post_feedforward_layernorm", "mlp"):
+        assert f"language_model.layers.3.{name}" in found
+    assert {name: far for name, far in found.items() if far > 1e-5} == {}
 
 
 @pytest.mark.parametrize("steps", [[1] * 12, [5, 1, 6]], ids=["single tokens", "chunks"])
