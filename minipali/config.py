@@ -65,7 +65,7 @@ class TextConfig:
     attn_logit_softcapping: float | None = None  # no score is beyond plus or minus this
     final_logit_softcapping: float | None = None  # and no logit beyond this
     sliding_window: int | None = None  # tokens that a suffix token sees, where the layer slides
-    sliding_window_pattern: int = 1  # each so manieth layer does not slide, but sees everything
+    sliding_window_pattern: int = 1  # every n-th layer sees everything; 1 means all layers
     post_norms: bool = False  # norms also behind attention and MLP
     qk_norm: bool = False  # norms on queries and keys, before RoPE
     rope_local_base_freq: float | None = None  # in layers that slide, in place of rope_theta
@@ -433,10 +433,11 @@ def to_dict(config: PaliGemmaConfig, dtype: str = "float32") -> dict:
     Raises ConfigError for a decoder that no published PaliGemma has: nothing could open it.
     """
     v, t = config.vision, config.text
-    if t.model_type not in PALIGEMMAS:
+    text = {name: getattr(t, name) for name in in_files(TextConfig, t.model_type)}
+    if t.model_type not in PALIGEMMAS or text_config(t.model_type, **text) != t:
         raise ConfigError(
-            f"to be saved, a model must have a decoder of kind {' or '.join(PALIGEMMAS)}, found"
-            f" {t.model_type}: nothing could open its folder"
+            "to be saved, a model must have the decoder of PaliGemma 1 or 2 in all but its sizes,"
+            f" found one of kind {t.model_type} that computes otherwise: no file could say so"
         )
     return {
         "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -466,7 +467,7 @@ def to_dict(config: PaliGemmaConfig, dtype: str = "float32") -> dict:
             "pad_token_id": config.pad_token_id,
             "eos_token_id": config.eos_token_id,
             "bos_token_id": config.bos_token_id,
-            **{name: getattr(t, name) for name in in_files(TextConfig, t.model_type)},
+            **text,
         },
     }
 

@@ -44,9 +44,9 @@ def sliding_mask(mask: Tensor, is_real: Tensor, is_suffix: Tensor, window: int) 
 
     mask: bool (b, 1, t, s); is_real, is_suffix: bool (b, s), as there -> bool (b, 1, t, s). A
     suffix token sees itself and the window - 1 real tokens before it; the prefix sees itself whole.
-    So transformers has it for PaliGemma 2. big_vision, in which it was trained, has no window at
-    all: the two differ where picture, prompt and answer have more tokens than the window (4096),
-    which means pictures of 896 px.
+    So transformers has it for PaliGemma 2. big_vision, whose code Google published for it, has no
+    window at all: the two differ where picture, prompt and answer have more tokens than the window
+    of 4096, which means pictures of 896 px.
     """
     place, t = is_real.cumsum(dim=1), mask.shape[2]
     near = place[:, None, :] > place[:, -t:, None] - window  # (b, t, s)

@@ -173,7 +173,15 @@ def test_drawn_text_repeats_with_its_seed_and_needs_room():
             next(continue_text(ours, ids, -1, new))
 
 
-def test_a_paligemma_of_another_decoder_is_not_saved():
-    config = PaliGemmaConfig(text=text_config("llama"), image_token_id=49000)
-    with pytest.raises(ConfigError, match="of kind gemma or gemma2, found llama"):
-        configs.to_dict(config)
+@pytest.mark.parametrize(
+    "text",
+    [
+        text_config("llama"),
+        text_config("gemma2", sliding_window_pattern=3),
+        text_config("gemma", qk_norm=True),
+    ],
+    ids=lambda text: text.model_type,
+)
+def test_what_no_config_file_says_is_not_saved(text):
+    with pytest.raises(ConfigError, match=f"found one of kind {text.model_type} that computes"):
+        configs.to_dict(PaliGemmaConfig(text=text, image_token_id=49000))
