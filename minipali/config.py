@@ -2,7 +2,8 @@
 
 Field names are those of the published files, so that a config can be compared with one on disk
 key by key. The defaults are PaliGemma 1 3B at 224 px; the real files leave several of them out
-(head_dim, rope_theta, rms_norm_eps, and image_size at 224), so the defaults matter.
+(head_dim, rope_theta, rms_norm_eps, and image_size at 224), so the defaults matter. KINDS says
+what is otherwise in PaliGemma 2, and in other language models.
 """
 
 import json
@@ -15,7 +16,7 @@ MOST = 100_000_000  # bytes of a file beside the weights: more is damaged
 
 
 class ConfigError(ValueError):
-    """A config that cannot describe a PaliGemma 1 model."""
+    """A config that cannot describe a PaliGemma."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The Gemma 1 decoder (2B by default)."""
+    """The decoder (Gemma 1 2B by default).
+
+    In the fields from model_type on other decoders differ; their defaults are Gemma 1.
+    """
 
     vocab_size: int = 257216
     hidden_size: int = 2048
@@ -55,6 +59,76 @@ class TextConfig:
     max_position_embeddings: int = 8192
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
+
+    model_type: str = "gemma"
+    query_pre_attn_scalar: float | None = None  # scores are divided by its root; None is head_dim
+    attn_logit_softcapping: float | None = None  # no score is beyond plus or minus this
+    final_logit_softcapping: float | None = None  # and no logit beyond this
+    sliding_window: int | None = None  # tokens that a suffix token sees, where the layer slides
+    sliding_window_pattern: int = 1  # every n-th layer sees everything; 1 means all layers
+    post_norms: bool = False  # norms also behind attention and MLP
+    qk_norm: bool = False  # norms on queries and keys, before RoPE
+    rope_local_base_freq: float | None = None  # in layers that slide, in place of rope_theta
+    hidden_activation: str = "gelu_pytorch_tanh"  # or "silu"
+    norm_offset: float = 1.0  # what a norm adds to its weight
+    scale_embeddings: bool = True  # by the root of the width
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, has a sliding window."""
+        return self.sliding_window is not None and (layer + 1) % self.sliding_window_pattern != 0
+
+
+# What each kind of decoder has in place of TextConfig's defaults. Published files leave out some.
+KINDS = {
+    "gemma": {},
+    "gemma2": {
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+        "post_norms": True,
+    },
+    # Language models alone; the sizes are those of Gemma 3 270M and of SmolLM2 135M.
+    "gemma3_text": {
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "post_norms": True,
+        "qk_norm": True,
+    },
+    "llama": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "rope_theta": 1e5,
+        "rms_norm_eps": 1e-5,
+        "hidden_activation": "silu",
+        "norm_offset": 0.0,
+        "scale_embeddings": False,
+    },
+}
+PALIGEMMAS = ("gemma", "gemma2")  # those that a published PaliGemma has
+
+
+def text_config(kind: str, **sizes) -> TextConfig:
+    """The decoder of a kind, one of KINDS: its own values where `sizes` names none."""
+    return TextConfig(model_type=kind, **(KINDS[kind] | sizes))
 
 
 @dataclass(frozen=True)
@@ -74,7 +148,15 @@ class PaliGemmaConfig:
 
 # Upper limits far beyond any published model: a number above them is a damaged file, and building
 # the model from it would only exhaust the memory, or overflow.
-FRACTIONS = {"rope_theta": 1e12, "rms_norm_eps": 1.0, "layer_norm_eps": 1.0}
+FRACTIONS = {
+    "rope_theta": 1e12,
+    "rms_norm_eps": 1.0,
+    "layer_norm_eps": 1.0,
+    "query_pre_attn_scalar": 1e6,
+    "attn_logit_softcapping": 1e6,
+    "final_logit_softcapping": 1e6,
+    "rope_local_base_freq": 1e12,
+}
 LIMITS = {
     "hidden_size": 32768,
     "intermediate_size": 262144,
@@ -87,6 +169,8 @@ LIMITS = {
     "num_channels": 16,
     "vocab_size": 2**22,
     "max_position_embeddings": 2**24,
+    "sliding_window": 2**24,
+    "sliding_window_pattern": 512,
 }
 
 
@@ -96,6 +180,8 @@ def check(config: PaliGemmaConfig) -> None:
         where = "vision_config" if part is config.vision else "text_config"
         for f in fields(part):
             value, name = getattr(part, f.name), f"{where}.{f.name}"
+            if isinstance(f.default, (bool, str)) or (value is None and f.default is None):
+                continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"{name} must be a number, found {short(value)}")
             if f.name in LIMITS and not (isinstance(value, int) and 1 <= value <= LIMITS[f.name]):
@@ -110,6 +196,10 @@ def check(config: PaliGemmaConfig) -> None:
                     f" {short(value)}"
                 )
     v, t = config.vision, config.text
+    if t.model_type not in KINDS:
+        raise ConfigError(
+            f"text_config.model_type must be one of {', '.join(KINDS)}, found {short(t.model_type)}"
+        )
     if v.hidden_size % v.num_attention_heads:
         raise ConfigError(
             f"vision_config.hidden_size ({v.hidden_size}) must be a multiple of "
@@ -145,10 +235,35 @@ def short(found) -> str:
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text):,} characters)"
 
 
+# The decoders of the published models, by the models' names.
+DECODERS = {
+    "paligemma-3b": TextConfig(),
+    "paligemma2-3b": text_config("gemma2"),
+    "paligemma2-10b": text_config(
+        "gemma2",
+        hidden_size=3584,
+        intermediate_size=14336,
+        num_hidden_layers=42,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+    ),
+    "paligemma2-28b": text_config(
+        "gemma2",
+        hidden_size=4608,
+        intermediate_size=36864,
+        num_hidden_layers=46,
+        num_attention_heads=32,
+        num_key_value_heads=16,
+        head_dim=128,
+        query_pre_attn_scalar=144,  # width / heads, not head_dim
+    ),
+}
 PRESETS = {
-    "paligemma-3b-224": PaliGemmaConfig(),
-    "paligemma-3b-448": PaliGemmaConfig(vision=VisionConfig(image_size=448)),
-    "paligemma-3b-896": PaliGemmaConfig(vision=VisionConfig(image_size=896)),
+    **{
+        f"{name}-{side}": PaliGemmaConfig(vision=VisionConfig(image_size=side), text=text)
+        for name, text in DECODERS.items()
+        for side in (224, 448, 896)
+    },
     # The model that comes with this package. Heads x head_dim (4 x 48) differs from the width, and
     # two key/value heads serve four query heads, so that mistakes in either are visible.
     "small": PaliGemmaConfig(
@@ -176,26 +291,39 @@ PRESETS = {
 
 
 def preset(name: str) -> PaliGemmaConfig:
-    """The config of that name: "small", "paligemma-3b-224", "paligemma-3b-448" or "...-896"."""
+    """The config of that name: "small", or such as "paligemma-3b-224", "paligemma2-10b-448"."""
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"no preset {short(name)}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
-def _part(cls, found: dict):
-    names = {f.name for f in fields(cls)}
-    kept = {k: v for k, v in found.items() if k in names and v is not None}
+# In these null is a value, "none at all"; elsewhere it means the default.
+NULLS = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window")
+
+
+def in_files(cls, kind: str) -> list[str]:
+    """The fields of a part that stand in `config.json` where its decoder is of this kind."""
+    names = [f.name for f in fields(cls)]
+    if cls is TextConfig:  # what follows from the kind is not in there
+        names = names[: names.index("model_type")]
+        names += [name for name in ("query_pre_attn_scalar", *NULLS) if name in KINDS[kind]]
+    return names
+
+
+def _kept(cls, kind: str, found: dict) -> dict:
+    names = in_files(cls, kind)
+    kept = {k: v for k, v in found.items() if k in names and (v is not None or k in NULLS)}
     # Newer files keep rope_theta in here, and there it counts first.
     for rope in (found.get("rope_scaling"), found.get("rope_parameters")):
         if "rope_theta" in names and rope and rope.get("rope_theta") is not None:
             kept["rope_theta"] = rope["rope_theta"]
-    return cls(**kept)
+    return kept
 
 
 def from_dict(found: dict) -> PaliGemmaConfig:
     """Read the content of a published `config.json`.
 
-    Raises ConfigError for another model's file (PaliGemma 2 too) and for impossible sizes.
+    Raises ConfigError for another model's file and for impossible sizes.
     """
     if not isinstance(found, dict):
         raise ConfigError(f"a config must be a JSON object, found {type(found).__name__}")
@@ -209,11 +337,10 @@ def from_dict(found: dict) -> PaliGemmaConfig:
         if not isinstance(part, dict):
             raise ConfigError(f"{name} must be an object, found {short(part)}")
     kind = text.get("model_type", "gemma")
-    if kind != "gemma":
-        name = "PaliGemma 2" if kind in ("gemma2", "gemma2_text") else f"a {short(kind)} decoder"
+    if kind not in PALIGEMMAS:
         raise ConfigError(
-            f"text_config.model_type must be 'gemma' (PaliGemma 1), found {short(kind)}: this is "
-            f"{name}, which has other layers; use a PaliGemma 1 checkpoint"
+            "text_config.model_type must be 'gemma' (PaliGemma 1) or 'gemma2' (PaliGemma 2), found"
+            f" a {short(kind)} decoder, which has other layers: use a PaliGemma checkpoint"
         )
     _check_settings(found)
     special = {
@@ -225,8 +352,8 @@ def from_dict(found: dict) -> PaliGemmaConfig:
     if image_token is not None:
         special["image_token_id"] = image_token
     return PaliGemmaConfig(
-        vision=_part(VisionConfig, vision),
-        text=_part(TextConfig, text),
+        vision=VisionConfig(**_kept(VisionConfig, kind, vision)),
+        text=text_config(kind, **_kept(TextConfig, kind, text)),
         **special,
     )
 
@@ -241,9 +368,6 @@ SETTINGS = {
         "hidden_activation": TANH,
         "attention_bias": (False,),
         "mlp_bias": (False,),
-        "attn_logit_softcapping": (),
-        "final_logit_softcapping": (),
-        "sliding_window": (),
         "partial_rotary_factor": (1,),
         "rope_local_base_freq": (),
         "use_bidirectional_attention": (True,),  # over the prefix, that is
@@ -267,8 +391,11 @@ def _check_settings(found: dict) -> None:
     text = found.get("text_config", {})
     for part, settings in SETTINGS.items():
         _check_values(found.get(part, {}) if part else found, settings, part)
-    width = text.get("head_dim") or TextConfig.head_dim
-    _check_values(text, {"query_pre_attn_scalar": (width,)}, "text_config")
+    kind = text.get("model_type", "gemma")
+    if kind == "gemma":
+        width = text.get("head_dim") or TextConfig.head_dim
+        _check_values(text, dict.fromkeys(NULLS, ()), "text_config")
+        _check_values(text, {"query_pre_attn_scalar": (width,)}, "text_config")
     for name in ("rope_scaling", "rope_parameters"):
         rope = {} if text.get(name) is None else text[name]
         if not isinstance(rope, dict):
@@ -276,11 +403,16 @@ def _check_settings(found: dict) -> None:
         # Gemma 3 has an object for each kind of layer in here.
         nested = {key: () for key, value in rope.items() if isinstance(value, dict)}
         _check_values(rope, ROPE | nested, f"text_config.{name}")
-    kinds = text.get("layer_types") or []
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        raise ConfigError(
-            f"text_config.layer_types must be 'full_attention' for all, found {short(kinds)}"
-        )
+    # "sliding_attention", of Gemma 2 every layer but the second, fourth and so on.
+    pattern = KINDS[kind].get("sliding_window_pattern", 1)
+    types = text.get("layer_types") or []
+    if not isinstance(types, list) or any(
+        found != ("sliding_attention" if (i + 1) % pattern else "full_attention")
+        for i, found in enumerate(types)
+    ):
+        turns = "'sliding_attention' and 'full_attention' in turn"
+        wanted = "'full_attention' for all" if pattern == 1 else turns
+        raise ConfigError(f"text_config.layer_types must be {wanted}, found {short(types)}")
 
 
 def _check_values(part: dict, settings: dict[str, tuple], where: str) -> None:
@@ -291,13 +423,22 @@ def _check_values(part: dict, settings: dict[str, tuple], where: str) -> None:
             wanted = " or ".join(map(json.dumps, allowed)) or "absent or null"
             raise ConfigError(
                 f"{place} must be {wanted}, found {short(value)}: this model computes otherwise"
-                " than PaliGemma 1, its weights would give wrong answers here"
+                " than PaliGemma does, its weights would give wrong answers here"
             )
 
 
 def to_dict(config: PaliGemmaConfig, dtype: str = "float32") -> dict:
-    """The content of a `config.json` that transformers opens too."""
+    """The content of a `config.json` that transformers opens too.
+
+    Raises ConfigError for a decoder that no published PaliGemma has: nothing could open it.
+    """
     v, t = config.vision, config.text
+    text = {name: getattr(t, name) for name in in_files(TextConfig, t.model_type)}
+    if t.model_type not in PALIGEMMAS or text_config(t.model_type, **text) != t:
+        raise ConfigError(
+            "to be saved, a model must have the decoder of PaliGemma 1 or 2 in all but its sizes,"
+            f" found one of kind {t.model_type} that computes otherwise: no file could say so"
+        )
     return {
         "architectures": ["PaliGemmaForConditionalGeneration"],
         "model_type": "paligemma",
@@ -319,14 +460,14 @@ def to_dict(config: PaliGemmaConfig, dtype: str = "float32") -> dict:
             **{f.name: getattr(v, f.name) for f in fields(v)},
         },
         "text_config": {
-            "model_type": "gemma",
+            "model_type": t.model_type,
             "hidden_activation": "gelu_pytorch_tanh",
             "num_image_tokens": v.num_patches,
             "tie_word_embeddings": True,
             "pad_token_id": config.pad_token_id,
             "eos_token_id": config.eos_token_id,
             "bos_token_id": config.bos_token_id,
-            **{f.name: getattr(t, f.name) for f in fields(t)},
+            **text,
         },
     }
 
@@ -373,5 +514,6 @@ __all__ = [
     "preset",
     "read",
     "replace",
+    "text_config",
     "to_dict",
 ]

@@ -3,11 +3,13 @@
 Axis letters: `b` batch, `h` query heads, `g` key/value heads, `t` queries, `s` keys, `k` head dim.
 """
 
+import torch
 from torch import Tensor, nn
 
 from minipali.attention import attend
 from minipali.config import TextConfig
 from minipali.kv_cache import KVCache
+from minipali.norms import RMSNorm
 from minipali.rope import apply_rope
 
 
@@ -22,10 +24,28 @@ def repeat_kv(x: Tensor, times: int) -> Tensor:
     return x[:, :, None].expand(b, g, times, s, k).reshape(b, g * times, s, k)
 
 
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """Every number between -cap and cap, and small ones as good as unchanged; any shape.
+
+    Source: Gemma 2 (Gemma Team 2024), section 2, "Logit soft-capping".
+    """
+    return cap * (x / cap).tanh()
+
+
+def attend_capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cap: float):
+    """`attend` with soft-capped scores, before the mask: (..., t, k). No fused kernel does that."""
+    scores = soft_cap((query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5, cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
 class GroupedQueryAttention(nn.Module):
     """Gemma's attention: RoPE on queries and keys, a cache, few key/value heads, no biases.
 
-    The queries are heads * head_dim wide, which need not be the model's width.
+    The queries are heads * head_dim wide, which need not be the model's width. Gemma 2 caps the
+    scores, and of one size (27B) divides them by another root than that of head_dim; Gemma 3 norms
+    queries and keys instead.
     """
 
     def __init__(self, config: TextConfig, layer: int):
@@ -37,6 +57,12 @@ class GroupedQueryAttention(nn.Module):
         self.k_proj = nn.Linear(width, self.kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, self.kv_heads * head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * head_dim, width, bias=False)
+        self.scale = (head_dim / (config.query_pre_attn_scalar or head_dim)) ** 0.5
+        self.cap = config.attn_logit_softcapping
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(head_dim, config.rms_norm_eps)
 
     def forward(
         self,
@@ -52,7 +78,11 @@ class GroupedQueryAttention(nn.Module):
         query = self.q_proj(x).view(b, t, self.heads, -1).transpose(1, 2)  # (b, h, t, k)
         key = self.k_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2)  # (b, g, t, k)
         value = self.v_proj(x).view(b, t, self.kv_heads, -1).transpose(1, 2)
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = apply_rope(query, *angles), apply_rope(key, *angles)
+        if self.scale != 1:
+            query = self.scale * query
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
         mixed = self.mix(query, key, value, mask)
@@ -70,4 +100,6 @@ class GroupedQueryAttention(nn.Module):
         if mask is not None:
             each = mask.expand(-1, h // self.kv_heads, -1, -1)  # (b, h / g, t, s)
             mask = each.reshape(len(mask), 1, -1, key.shape[2])
+        if self.cap is not None:
+            return attend_capped(rows, key, value, mask, self.cap).reshape(b, h, t, k)
         return attend(rows, key, value, mask).reshape(b, h, t, k)

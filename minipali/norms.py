@@ -57,16 +57,17 @@ class RMSNorm(nn.Module):
 
     Source: Zhang and Sennrich 2019; Gemma stores the weight minus one, so that a weight of zeros
     (which weight decay pulls towards) leaves the features as they are. All of it is in float32 and
-    rounded once at the end; Llama rounds before it multiplies.
+    rounded once at the end; Llama rounds before it multiplies. With offset 0 the factor is the
+    weight itself, as Llama stores it.
     """
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, eps: float = 1e-6, offset: float = 1.0):
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps, self.offset = eps, offset
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., d), in the dtype of x."""
         x32 = x.float()
         x32 = x32 * torch.rsqrt((x32 * x32).mean(dim=-1, keepdim=True) + self.eps)
-        return (x32 * (1.0 + self.weight.float())).to(x.dtype)
+        return (x32 * (self.offset + self.weight.float())).to(x.dtype)

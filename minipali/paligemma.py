@@ -39,6 +39,20 @@ def prefix_lm_mask(is_real: Tensor, is_suffix: Tensor, queries: int | None = Non
     return visible[:, None]
 
 
+def sliding_mask(mask: Tensor, is_real: Tensor, is_suffix: Tensor, window: int) -> Tensor:
+    """What a layer with a sliding window leaves of `prefix_lm_mask`.
+
+    mask: bool (b, 1, t, s); is_real, is_suffix: bool (b, s), as there -> bool (b, 1, t, s). A
+    suffix token sees itself and the window - 1 real tokens before it; the prefix sees itself whole.
+    So transformers has it for PaliGemma 2. big_vision, whose code Google published for it, has no
+    window at all: the two differ where picture, prompt and answer have more tokens than the window
+    of 4096, which means pictures of 896 px.
+    """
+    place, t = is_real.cumsum(dim=1), mask.shape[2]
+    near = place[:, None, :] > place[:, -t:, None] - window  # (b, t, s)
+    return mask & (near | ~is_suffix[:, -t:, None])[:, None]
+
+
 def token_positions(is_real: Tensor, earlier: Tensor | int = 0) -> Tensor:
     """The position of each token, counted from 1; padding takes none.
 
@@ -108,7 +122,9 @@ class PaliGemma(nn.Module):
         # Everything cached is earlier than this call's tokens, so its kind does not matter.
         is_suffix = torch.cat((torch.zeros_like(cached), is_suffix), dim=1)
         mask = prefix_lm_mask(is_real_key, is_suffix, t)
-        return self.language_model(x, positions, mask, kv_cache)
+        window = self.config.text.sliding_window
+        near = window and sliding_mask(mask, is_real_key, is_suffix, window)
+        return self.language_model(x, positions, mask, kv_cache, near)
 
     def forward(
         self,

@@ -146,7 +146,7 @@ def _decoder_layer(attempt: Callable) -> Callable:
 
 
 def _decoder(attempt: Callable) -> Callable:
-    def forward(module: Gemma, x: Tensor, positions, mask, cache=None) -> Tensor:
+    def forward(module: Gemma, x: Tensor, positions, mask, cache=None, near=None) -> Tensor:
         config = module.config
         angles = rope_angles(positions, config.head_dim, config.rope_theta)
         layers = [lambda y, layer=layer: layer(y, angles, mask, cache) for layer in module.layers]
@@ -234,9 +234,14 @@ def pieces_of(whole: PaliGemma | Processor) -> list[str]:
 def put(whole: PaliGemma | Processor, **pieces: Callable) -> PaliGemma | Processor:
     """A copy in which your pieces do the work, and those put there before; nothing is compared.
 
-    Raises KeyError for a piece that does not exist.
+    Raises KeyError for a piece that does not exist, ValueError for PaliGemma 2.
     """
     known = pieces_of(whole)
+    if isinstance(whole, PaliGemma) and whole.config.text.model_type != "gemma":
+        raise ValueError(
+            "the model must be a PaliGemma 1, whose layers the lessons build, found a decoder of"
+            f" kind {whole.config.text.model_type}: take the small model"
+        )
     for name in pieces:
         if name not in known:
             kind = "processor" if isinstance(whole, Processor) else "model"

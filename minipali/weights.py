@@ -269,7 +269,7 @@ def _check(result: Accounts, folder: Path, model: PaliGemma) -> None:
     if result.unexpected:
         key, file = next(iter(result.unexpected.items()))
         raise WeightsError(
-            f"{folder / file} must hold PaliGemma 1 weights only, found {short(key)}, for which"
+            f"{folder / file} must hold weights of PaliGemma only, found {short(key)}, for which"
             f" the model of config.json has no place ({result}): these are another model's"
             " weights, or another config"
         )

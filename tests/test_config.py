@@ -124,7 +124,7 @@ def test_absurd_token(name, value):
         (changed(model_type="llava"), "model_type must be 'paligemma', found 'llava'"),
         (changed(text_config=None), "text_config must be an object"),
         (changed(vision_config=[1]), "vision_config must be an object"),
-        (changed("text_config", model_type="gemma2"), "this is PaliGemma 2"),
+        (changed("text_config", model_type=["gemma"]), r"a \['gemma'\] decoder"),
         (changed("text_config", model_type="llama"), "a 'llama' decoder"),
         (changed("text_config", tie_word_embeddings=False), "tie_word_embeddings must be true"),
         (changed("text_config", attention_bias=True), "attention_bias must be false"),

@@ -96,10 +96,13 @@ DAMAGES = {
         as_config(lambda found: found["text_config"].update(hidden_size=10**12)),
         "config.json: text_config.hidden_size must be a whole number",
     ),
-    "PaliGemma 2": (as_config(paligemma2), "config.json: .*this is PaliGemma 2"),
+    "PaliGemma 1 weights": (
+        as_config(paligemma2),
+        "must hold all weights, missing are .*feedforward_layernorm",
+    ),
     "PaliGemma 2 weights": (
         as_weights(four_norms),
-        "model.safetensors must hold PaliGemma 1 weights only, found .*pre_feedforward_layernorm",
+        "model.safetensors must hold weights of PaliGemma only, found .*pre_feedforward_layernorm",
     ),
     "another model": (
         as_config(lambda found: found.update(model_type="llava")),

@@ -1,4 +1,6 @@
-"""PaliGemma 3B at its real size, with random weights. Minutes, 13 GB of disk, 20 GB of memory:
+"""PaliGemma 3B and PaliGemma 2 3B at their real sizes, with random weights.
+
+Minutes, 13 GB of disk, 20 GB of memory:
 
     python course.py test tests/test_real_size.py -m slow
 
@@ -122,8 +124,21 @@ def test_memory_grows_only_with_what_is_used(folder):
     assert answered <= 1.15 * BYTES
 
 
-@torch.inference_mode()
 def test_logits_and_greedy_tokens_equal_transformers_in_float32(folder):
+    check_against_transformers(folder)
+
+
+def test_paligemma_2_equals_transformers_in_float32(tmp_path):
+    write_synthetic(tmp_path / "model", preset("paligemma2-3b-224"))
+    assert str(accounts(tmp_path / "model")) == (
+        "727 keys: 727 used, 0 tied, 0 unused, 0 unexpected; 0 missing"
+    )
+    check_against_transformers(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+
+
+@torch.inference_mode()
+def check_against_transformers(folder):
     transformers = pytest.importorskip("transformers")
     model, processor = load(folder)
     widen(model)  # computes in float32 with the bfloat16 weights, on any processor

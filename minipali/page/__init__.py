@@ -99,6 +99,11 @@ def make_page(source: str | Path = "small") -> str:
 
 
 def _check(model, processor: Processor, source) -> None:
+    if (kind := model.config.text.model_type) != "gemma":
+        raise PageError(
+            f"a page must have a PaliGemma 1, whose decoder is its own, found {kind} in {source}:"
+            " ask that model with `minipali ask`"
+        )
     count = sum(p.numel() for p in model.parameters())
     if count > MOST:
         raise PageError(
