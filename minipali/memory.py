@@ -7,7 +7,6 @@ No weight is read and none is made: torch's fake tensors have a shape and a dtyp
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from minipali.config import PaliGemmaConfig, TextConfig, preset
+from minipali.config import PaliGemmaConfig, preset
 from minipali.finetuning import Settings
 from minipali.lora import add_lora
 from minipali.paligemma import PaliGemma
@@ -125,29 +124,16 @@ def _kept(forward: Callable[[], Tensor], own: set[int]) -> int:
 
 # --- the table -----------------------------------------------------------------------------------
 
-# The sizes of PaliGemma 2 10B. This package does not run it: the sizes alone count here.
-TEN_B = replace(
-    preset("paligemma-3b-224"),
-    text=TextConfig(
-        hidden_size=3584,
-        intermediate_size=14336,
-        num_hidden_layers=42,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-    ),
-)
-
-
 def rows() -> Iterator[tuple[str, dict[str, int]]]:
     """What stands in the table, line by line."""
-    three = preset("paligemma-3b-224")
+    three, ten = preset("paligemma-3b-224"), preset("paligemma2-10b-224")
     for name, config, processes, how in (
         ("3B, LoRA, one device", three, 1, {}),
         ("3B, LoRA, one, --less-memory", three, 1, {"less_memory": True}),
         ("3B, LoRA, two, --shard", three, 2, {"shard": True}),
         ("3B, --full, one, --less-memory", three, 1, {"full": True, "less_memory": True}),
-        ("10B, LoRA, one device", TEN_B, 1, {}),
-        ("10B, LoRA, eight, --shard", TEN_B, 8, {"shard": True}),
+        ("10B, LoRA, one device", ten, 1, {}),
+        ("10B, LoRA, eight, --shard", ten, 8, {"shard": True}),
     ):
         yield name, memory(config, Settings(**how), processes=processes)
 
