@@ -129,7 +129,7 @@ def loading(folder: str, rounds: int) -> dict:
 def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = "") -> dict:
     import torch
 
-    from minipali.narrow import quantize
+    from minipali.quantization import quantize
 
     prompt = example(folder)
     ours = {"ours": load_ours(folder), "ours, int8": quantize(load_ours(folder))}
