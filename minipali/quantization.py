@@ -1,8 +1,10 @@
 """Weights in 8 or 4 bits: whole numbers, and the factors that undo the rounding.
 
-Decoding reads all weights for each token, so on a CPU fewer bytes are faster. The decoder's
-matrices are rounded; the vision tower stays as it is: it runs once a picture, and its products
-have many rows, where arithmetic takes the time.
+Decoding reads all weights for each token, so on a CPU fewer bytes are faster, as long as arithmetic
+keeps up with memory: unpacking 4 bits costs more of it than 8, so on a processor with AVX2 alone
+int4 saves memory and no time beside int8. The decoder's matrices are rounded; the vision tower
+stays as it is: it runs once a picture, and its products have many rows, where arithmetic takes the
+time anyway.
 """
 
 import torch
