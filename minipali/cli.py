@@ -284,9 +284,15 @@ def add_common(verb: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="what the weights become (default: what they are in the files)",
     )
-    verb.add_argument(
-        "--int8", action="store_true", help="turn the language model into 8 bits: less memory"
-    )
+    bits = verb.add_mutually_exclusive_group().add_argument
+    for number, why in ((8, "less memory"), (4, "still less, and less exact; on the CPU")):
+        bits(
+            f"--int{number}",
+            action="store_const",
+            const=number,
+            dest="bits",
+            help=f"turn the language model into {number} bits: {why}",
+        )
     verb.add_argument("--json", action="store_true", help="print one JSON object for each picture")
 
 

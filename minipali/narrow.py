@@ -1,4 +1,4 @@
-"""Narrow weights on a CPU: kept in 16 or 8 bits, multiplied in the way that is fastest here.
+"""Narrow weights on a CPU: kept in 16 bits, multiplied in the way that is fastest here.
 
 - Many rows (a picture, a prompt): a processor without instructions for bfloat16 is several times
   slower in it than in float32. So the weights are widened first, a block at a time, into memory
@@ -7,7 +7,7 @@
   memory, if the right function of torch is called. Fewer bytes are faster.
 
 Which way is fastest depends on the processor, so `fastest` measures, once in a process. `load`
-calls `suit`; `quantize` is for the user to call: it changes the weights. `benchmarks/` compares.
+calls `suit`. Weights of 8 and 4 bits are in `minipali.quantization`. `benchmarks/` compares.
 """
 
 import threading
@@ -201,88 +201,3 @@ def _become(model: PaliGemma, classes: dict[type, type]) -> PaliGemma:
             module.__class__ = classes[type(module)]
     model.language_model.head = linear
     return model
-
-
-# --- int8 ----------------------------------------------------------------------------------------
-
-
-class Int8Linear(nn.Module):
-    """A linear map whose weights are whole numbers from -127 to 127, with a factor for each row."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        super().__init__()
-        whole, scale = to_int8(weight)
-        self.register_buffer("weight", whole)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", None if bias is None else bias.detach().float())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., d) -> (..., n) in the dtype of x."""
-        y = int8_linear(x, self.weight, self.scale)
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
-
-
-def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, d) -> whole numbers (n, d) as int8, and the float32 factors (n,) that undo the rounding.
-
-    The largest number of each row becomes 127 or -127. A block of rows at a time, so that a large
-    table needs little more memory than its int8 form.
-    """
-    n, d = weight.shape
-    whole = torch.empty(n, d, dtype=torch.int8, device=weight.device)
-    scale = torch.empty(n, dtype=torch.float32, device=weight.device)
-    height = max(1, BLOCK // d)
-    for start in range(0, n, height):
-        rows = slice(start, start + height)
-        wide = weight[rows].detach().float()
-        scale[rows] = wide.abs().amax(dim=1).clamp(min=1e-12) / 127
-        whole[rows] = (wide / scale[rows, None]).round().to(torch.int8)
-    return whole, scale
-
-
-def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x W^T for W = scale * whole numbers: (..., d) -> float32 (..., n)."""
-    rows = x.flatten(0, -2)
-    if len(rows) == 1 and x.device.type == "cpu":
-        # The kernel is fast for bfloat16 alone.
-        y = torch._weight_int8pack_mm(rows.bfloat16(), weight, scale.bfloat16()).float()
-    else:
-        # Whole numbers up to 127 are exact in every dtype that x can have.
-        y = widened(rows, weight).float() * scale
-    return y.unflatten(0, x.shape[:-1])
-
-
-class Int8Embedding(nn.Module):
-    """The table of tokens in int8. As the head it is the largest matrix of a decoding step.
-
-    dtype: of the vectors that it gives.
-    """
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype):
-        super().__init__()
-        self.dtype = dtype
-        whole, scale = to_int8(weight)
-        self.register_buffer("weight", whole)
-        self.register_buffer("scale", scale)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return (self.weight[ids] * self.scale[ids, None]).to(self.dtype)
-
-
-def quantize(model: PaliGemma) -> PaliGemma:
-    """Turn the decoder's matrices and its table into int8, in place; the model only answers then.
-
-    The vision tower stays: it runs once a picture, and its products have many rows.
-    """
-    decoder = model.language_model
-    if decoder.norm.weight.device.type == "cpu":
-        suit(model)
-    for layer in decoder.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for name, module in list(part.named_children()):
-                setattr(part, name, Int8Linear(module.weight, module.bias))
-    wide, table = isinstance(decoder.embed_tokens, WideEmbedding), decoder.embed_tokens.weight
-    table = Int8Embedding(table, torch.float32 if wide else table.dtype)
-    decoder.embed_tokens = table
-    decoder.head = lambda x, weight: int8_linear(x, weight, table.scale)
-    return model.requires_grad_(False)

@@ -65,23 +65,27 @@ def load_model(
     source: str,
     device: str,
     dtype: str | None = None,
-    int8: bool = False,
+    bits: int | None = None,
     adapter: Path | None = None,
 ):
-    """(model, processor); see `minipali.load`. Sets torch's threads: this program is ours alone."""
+    """(model, processor); see `minipali.load`. Sets torch's threads: this program is ours alone.
+
+    bits: 8 or 4, and then the language model is rounded to so many.
+    """
     import torch
 
     from minipali.adapters import load
     from minipali.lora import merge_lora
-    from minipali.narrow import quantize
+    from minipali.quantization import quantize
 
     model, processor = load(source, dtype, choose_device(device), adapter)
     # In a small model a second thread gains nothing; where other programs run, all wait for it.
     if sum(p.numel() for p in model.parameters()) < 2**26:
         torch.set_num_threads(1)
-    if int8:
+    if bits:
         merge_lora(model)
-    return quantize(model) if int8 else model, processor
+        quantize(model, bits)
+    return model, processor
 
 
 # --- all pictures of one command -----------------------------------------------------------------
@@ -127,7 +131,7 @@ class Job:
                 model is None
             ):  # now, so that nobody waits for a large one to hear of a wrong picture
                 model, processor = load_model(
-                    options.model, options.device, options.dtype, options.int8, options.adapter
+                    options.model, options.device, options.dtype, options.bits, options.adapter
                 )
                 known = options.model == "small" and not options.adapter
                 if known and not LEARNED.fullmatch(self.prompt):

@@ -111,10 +111,10 @@ def test_the_model_is_the_one_named(picture, monkeypatch, capsys):
     refused(capsys, "caption", picture, "--model", "owner/name@bfloat16", *how)
     refused(capsys, "ask", picture, "--adapter", "learned")
     assert asked == [
-        ("owner/name", "auto", None, False, None),
-        ("small", "mps", None, False, None),
-        ("owner/name@bfloat16", "auto", "float16", True, None),
-        ("small", "auto", None, False, Path("learned")),
+        ("owner/name", "auto", None, None, None),
+        ("small", "mps", None, None, None),
+        ("owner/name@bfloat16", "auto", "float16", 8, None),
+        ("small", "auto", None, None, Path("learned")),
     ]
 
 
@@ -243,10 +243,13 @@ def test_the_weights_become_what_is_asked_for(dtype):
     assert model.language_model.norm.weight.dtype == getattr(torch, dtype)
 
 
-def test_int8_makes_the_language_model_smaller_and_answers_as_before(capsys):
-    model, _ = verbs.load_model("small", "cpu", int8=True)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_fewer_bits_make_the_language_model_smaller_and_answer_as_before(capsys, bits):
+    model, _ = verbs.load_model("small", "cpu", bits=bits)
     assert model.language_model.embed_tokens.weight.dtype == torch.int8
-    assert cli.main(["caption", "--int8"]) == 0
+    own = model.language_model.layers[0].mlp.up_proj
+    assert own.weight.nbytes == own.weight.shape[0] * 128 * bits // 8
+    assert cli.main(["caption", f"--int{bits}"]) == 0
     assert capsys.readouterr().out.endswith("a ball and a cat on a purple background\n")
 
 

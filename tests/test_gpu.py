@@ -10,7 +10,7 @@ import torch
 
 import minipali
 from minipali import attention, masks, scenes
-from minipali.narrow import quantize
+from minipali.quantization import quantize
 from minipali.swap import swap, whose
 from minipali.training import fit, optimizers, suffix_loss
 

@@ -14,7 +14,7 @@ import minipali
 from minipali import cli
 from minipali.adapters import fingerprint, load_adapter, save_adapter
 from minipali.lora import LoRA, add_lora, find_targets, lora_layers, merge_lora, remove_lora
-from minipali.narrow import quantize
+from minipali.quantization import quantize
 from minipali.weights import WeightsError
 
 TARGETS = ["q_proj", "down_proj", "fc1", "multi_modal_projector"]

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from minipali import cli, load, narrow, save
 from minipali.asking import generate
 from minipali.generation import token_steps
-from minipali.narrow import as_column, linear, quantize, rounded, suit, to_int8, widen, widened
+from minipali.narrow import as_column, linear, rounded, suit, widen, widened
 from minipali.scenes import examples
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -150,16 +150,14 @@ def test_memory_that_is_used_again_serves_in_and_out_of_inference_mode(monkeypat
 def test_products_stay_on_the_device_of_their_weights(monkeypatch):
     """torch's meta device stands for a GPU here: nothing of the CPU may meet its tensors."""
     weight = torch.empty(11, 13, dtype=torch.bfloat16, device="meta")
-    whole, scale = to_int8(weight)
     for rows in (1, 3):
-        x = torch.empty(rows, 13, device="meta")
-        for y in (linear(x, weight, x.new_empty(11)), narrow.int8_linear(x, whole, scale)):
-            assert y.shape == (rows, 11) and y.device.type == "meta"
+        y = linear(torch.empty(rows, 13, device="meta"), weight, torch.empty(11, device="meta"))
+        assert y.shape == (rows, 11) and y.device.type == "meta"
     x, weight = random(3, 13), random(11, 13, seed=1).bfloat16()
     monkeypatch.setattr(narrow, "CHOSEN", {})
     monkeypatch.setattr(narrow, "_own", type(narrow._own)())
     with torch.device("meta"):  # a default device that a user has set
-        found = linear(x, weight), linear(x[:1], weight), to_int8(weight)[0]
+        found = linear(x, weight), linear(x[:1], weight)
     assert {y.device.type for y in found} == {"cpu"}
     torch.testing.assert_close(found[0], x @ weight.float().T)
 
@@ -288,53 +286,3 @@ def test_the_command_runs_the_small_model_with_one_thread(capsys):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-
-
-# --- int8 -----------------------------------------------------------------------------------------
-
-
-def test_rounding_to_int8_is_off_by_half_a_step_at_most(block):
-    weight = random(9, 13) * torch.logspace(-3, 3, 9)[:, None]
-    weight[4] = 0
-    whole, scale = to_int8(weight.bfloat16())
-    assert whole.dtype == torch.int8 and whole.shape == weight.shape and scale.shape == (9,)
-    assert whole.abs().amax(dim=1).tolist() == [127] * 4 + [0] + [127] * 4
-    wide = weight.bfloat16().float()
-    assert ((whole * scale[:, None] - wide).abs() <= 0.5001 * scale[:, None]).all()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 9])
-def test_an_int8_product_is_that_of_the_rounded_weights(block, rows, dtype):
-    x, weight = random(rows, 1, 64).to(dtype), random(32, 64, seed=1)
-    whole, scale = to_int8(weight)
-    exact = x.double() @ (whole.double() * scale.double()[:, None]).T
-    found = narrow.int8_linear(x, whole, scale)
-    rounds = rows == 1 or dtype == torch.bfloat16
-    tolerance = 0.02 * exact.abs().max().item() if rounds else 1e-4
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=tolerance)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("way", [rounded, widened], ids=lambda way: way.__name__)
-def test_a_quantized_model_answers_as_before(monkeypatch, way):
-    choose_for_many_rows(monkeypatch, way)
-    model, processor = load("small", dtype="bfloat16")
-    size = sum(p.nbytes for p in model.language_model.parameters())
-    pictures = list(examples().values())
-    prompts = ["caption en"] * len(pictures)
-    before = generate(model, processor, pictures, prompts)
-    small = quantize(model)
-    assert small.language_model.embed_tokens.weight.dtype == torch.int8
-    held = sum(b.nbytes for b in small.language_model.buffers())
-    assert held < 0.6 * size
-    assert generate(small, processor, pictures, prompts) == before
-    assert generate(small, processor, pictures[0], "caption en") == before[0]
-
-
-def test_a_quantized_model_is_not_saved_as_if_it_were_whole(tmp_path):
-    model, processor = load("small")
-    with pytest.raises(ValueError, match="undo quantization before saving"):
-        save(quantize(model), processor, tmp_path / "no")
-    assert not (tmp_path / "no").exists()
