@@ -124,6 +124,7 @@ def _kept(forward: Callable[[], Tensor], own: set[int]) -> int:
 
 # --- the table -----------------------------------------------------------------------------------
 
+
 def rows() -> Iterator[tuple[str, dict[str, int]]]:
     """What stands in the table, line by line."""
     three, ten = preset("paligemma-3b-224"), preset("paligemma2-10b-224")
