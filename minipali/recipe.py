@@ -10,7 +10,8 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,11 +35,12 @@ from minipali.checkpoints import (
     save_checkpoint,
 )
 from minipali.config import PaliGemmaConfig, preset
-from minipali.contrastive import Contrastive, TextTower
-from minipali.evaluation import accuracies, zero_shot
+from minipali.contrastive import Contrastive, TextTower, siglip_loss
+from minipali.evaluation import accuracies, answers, by_task, evaluation_set, zero_shot
 from minipali.paligemma import PaliGemma
-from minipali.tokens import IGNORE, Processor
-from minipali.training import fit, initialise, optimizers
+from minipali.swap import pieces_of, put
+from minipali.tokens import IGNORE, Processor, pad_rows
+from minipali.training import fit, initialise, optimizers, row_labels, schedule, suffix_loss
 from minipali.vision import VisionTower
 
 SMALL_TOKENIZER = Path(__file__).parent / "assets" / "small" / "tokenizer.model"
@@ -76,15 +78,19 @@ def patch_labels(scene: scenes.Scene, side: int) -> np.ndarray:
     return labels.reshape(side**2, -1)
 
 
-def training_scenes(rng: np.random.Generator, number: int, strength: float, progress: float):
+def training_scenes(
+    rng: np.random.Generator,
+    number: int,
+    strength: float,
+    progress: float,
+    artists: dict = scenes.TRAINING_ARTISTS,
+):
     """New scenes by the training artists; mostly single objects at first (a curriculum)."""
     single = max(0.3, 0.9 - 1.5 * progress)
     p = [single, 0.45 * (1 - single), 0.55 * (1 - single)]
     counts = 1 + rng.choice(3, size=number, p=p)
     return [
-        scenes.compose(
-            rng, scenes.TRAINING_ARTISTS, int(n), strength=strength * rng.random() ** 0.5
-        )
+        scenes.compose(rng, artists, int(n), strength=strength * rng.random() ** 0.5)
         for n in counts
     ]
 
@@ -170,6 +176,21 @@ def world():
             dist.destroy_process_group()
 
 
+def new_towers(kind: type[Contrastive], config: PaliGemmaConfig, sentences: int) -> Contrastive:
+    """A random vision tower and a random text tower, for so many sentences at once."""
+    text = TextTower(config.text.vocab_size, width=96, heads=4, layers=1, max_length=16)
+    module = kind(VisionTower(config.vision), text, start_bias=-math.log(sentences))
+    initialise(module)
+    return module
+
+
+def padded(processor: Processor, sentences: list[str]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (j, t) each, of one length, because the text tower sees the padding."""
+    ids = [processor.encode(sentence) for sentence in sentences]
+    rows = processor.pad([[] for _ in ids], ids, side="right")
+    return rows["input_ids"], rows["attention_mask"]
+
+
 class ContrastiveStage:
     """Pictures against sentences, and patches against names, both with the sigmoid loss.
 
@@ -178,6 +199,7 @@ class ContrastiveStage:
     """
 
     name = "contrastive"
+    loop = None  # in place of `fit`
 
     def __init__(self, recipe: Recipe, config: PaliGemmaConfig, processor: Processor, among: World):
         if len(SENTENCES) % among.size or recipe.contrastive_batch % among.size:
@@ -188,15 +210,8 @@ class ContrastiveStage:
         self.recipe, self.among, self.steps = recipe, among, recipe.contrastive_steps
         self.gentle = 1.0
         self.side = config.vision.image_size // config.vision.patch_size
-        text = TextTower(config.text.vocab_size, width=96, heads=4, layers=1, max_length=16)
-        self.module = Contrastive(
-            VisionTower(config.vision), text, start_bias=-math.log(len(SENTENCES))
-        )
-        initialise(self.module)
-        # All are padded to one length, because the text tower sees the padding.
-        ids = [processor.encode(sentence) for sentence in SENTENCES]
-        padded = processor.pad([[] for _ in ids], ids, side="right")
-        tokens = padded["input_ids"], padded["attention_mask"]
+        self.module = new_towers(Contrastive, config, len(SENTENCES))
+        tokens = padded(processor, SENTENCES)
         share = len(SENTENCES) // among.size
         own = slice(among.rank * share, (among.rank + 1) * share)
         self.sentences = tuple(part[own] for part in tokens)
@@ -241,6 +256,7 @@ class GenerativeStage:
     """The whole model on questions about scenes, from the tower that the first stage made."""
 
     name = "generative"
+    loop = None  # in place of `fit`
 
     def __init__(self, recipe: Recipe, config: PaliGemmaConfig, processor: Processor, among: World):
         if recipe.generative_batch % among.size:
@@ -271,6 +287,329 @@ class GenerativeStage:
         return self.processor.pad(prompts, answers, side="right")
 
 
+# --- a model of your own -------------------------------------------------------------------------
+
+# Smaller than the shipped one, and no boxes: what two cores learn in a quarter of an hour.
+SMALL = preset("small")
+MY_SIZES = replace(
+    SMALL,
+    vision=replace(
+        SMALL.vision, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+        num_attention_heads=4,
+    ),
+    text=replace(SMALL.text, num_hidden_layers=3),
+)  # fmt: skip
+MY_TASKS = {"naming": 3, "background": 1, "places": 4, "counting": 1, "yes/no": 2, "caption": 3}
+GROUNDS = [f"a {colour} background" for colour in scenes.BACKGROUNDS]
+ROUNDS = 12  # how often a step asks for a patch of each name and of each background
+CHUNK = 10  # steps that a learner's loop takes at a time
+
+
+class Together:
+    """Several optimizers as one, which a learner's loop can use; it keeps to the schedule."""
+
+    def __init__(self, makers: list[torch.optim.Optimizer], steps: int, warmup: int, done: int):
+        self.makers, self.steps, self.warmup, self.done = makers, steps, warmup, done
+        self.param_groups = [group for maker in makers for group in maker.param_groups]
+        for group in self.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for maker in self.makers:
+            maker.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        factor = schedule(self.done, self.steps, self.warmup)
+        for group in self.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        for maker in self.makers:
+            maker.step()
+        self.done += 1
+
+
+def train(module, optimizer, batches, held_out, loss, epochs: int, max_norm: float):
+    """The loop of exercise 13, for those who have not written it: `fit`, then a measurement."""
+    losses, measured = [], []
+    for _ in range(epochs):
+
+        def step_loss(step: int) -> Tensor:
+            x, y = batches[step]
+            return loss(module(x), y)
+
+        losses += fit(module, step_loss, len(batches), [optimizer], 0, 0, max_norm)
+        module.eval()
+        with torch.no_grad():
+            measured.append(loss(module(held_out[0]), held_out[1]).item())
+    return torch.tensor(losses), torch.tensor(measured)
+
+
+def chunk(stage, module: nn.Module, together: Together, steps: range, batch) -> list[float]:
+    """Some steps with the stage's own loop; returns their losses, and notes the held-out one."""
+    batches = [batch(step) for step in steps]
+    losses, measured = stage.loop(module, together, batches, stage.held_out, stage.loss, 1, 1.0)
+    stage.watched = float(measured[-1])
+    for step, loss in zip(steps, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} in step {step + 1} of {stage.steps}")
+    return losses.tolist()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a learner has written: pieces of the model and of the processor, and four functions.
+
+    Those that are missing are the package's.
+    """
+
+    model: dict[str, Callable] = field(default_factory=dict)
+    processor: dict[str, Callable] = field(default_factory=dict)
+    tools: dict[str, Callable] = field(default_factory=dict)
+
+    def tool(self, name: str) -> Callable:
+        theirs = {
+            "siglip_loss": siglip_loss, "row_labels": row_labels, "suffix_loss": suffix_loss,
+            "train": train,
+        }  # fmt: skip
+        return self.tools.get(name, theirs[name])
+
+
+def written_in(exercises: str | Path, last: int = 13) -> Written:
+    """What passes its check in the exercises 01 to `last` that lie in a folder."""
+    from minipali.progress import my_functions, my_pieces
+
+    with torch.device("meta"):
+        empty = PaliGemma(MY_SIZES)
+    processor = Processor(SMALL_TOKENIZER, MY_SIZES)
+    tools = ("siglip_loss", "row_labels", "suffix_loss", "train")
+    return Written(
+        my_pieces(empty, exercises, last=last),
+        my_pieces(processor, exercises, last=last),
+        my_functions(tools, exercises, last),
+    )
+
+
+def fitting(module: nn.Module, pieces: dict[str, Callable], x, y, loss: Callable) -> dict:
+    """Those of the pieces through which the same gradients reach all weights.
+
+    A piece may be right and still cut the gradient off: with .item(), .detach() or torch.no_grad.
+    """
+
+    def gradients(one: nn.Module) -> list[Tensor]:
+        one.zero_grad()
+        loss(one(x), y).backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in one.parameters()]
+
+    def agrees(some: dict[str, Callable]) -> bool:
+        try:
+            found = gradients(put(module, **some))
+        except Exception:
+            return False
+        pairs = zip(found, expected, strict=True)
+        return all((a - b).norm() <= 1e-3 * b.norm() + 1e-6 for a, b in pairs)
+
+    inside = {name: one for name, one in pieces.items() if name in pieces_of(module)}
+    expected = gradients(module)
+    if agrees(inside):
+        return inside
+    return {name: one for name, one in inside.items() if agrees({name: one})}
+
+
+class Pairs(Contrastive):
+    """Two towers whose pictures and patches meet sentences in rounds of pairs, for a plain loss."""
+
+    def forward(self, x: tuple) -> tuple[list[tuple], list[tuple]]:
+        """x: as `MyContrastiveStage.batch` makes it -> what `siglip_loss` takes, for each round."""
+        pixels, sentences, whole, parts = x
+        features = self.vision_tower(pixels)
+        pictures = self.image_projection(features.mean(dim=1))
+        patches = self.patch_projection(features).flatten(0, 1)
+        text = self.text_tower(*sentences)
+        return (
+            [(pictures[i], text[j], self.log_scale, self.bias) for i, j in whole],
+            [(patches[i], text[j], self.log_scale, self.patch_bias) for i, j in parts],
+        )
+
+
+def patches_of(made: list[scenes.Scene], side: int) -> list[np.ndarray]:
+    """For each name and each background: the patches that show it, counted through all scenes."""
+    own = [[] for _ in NAMES + GROUNDS]
+    for number, scene in enumerate(made):
+        first, covered = number * side**2, np.zeros(side**2, bool)
+        for thing in scene.things:
+            cover = scenes.patch_cover(thing.box, side).numpy()
+            covered |= cover > 0
+            own[scenes.OBJECTS.index(thing.name)].append(first + np.flatnonzero(cover > 1 / 3))
+        ground = len(NAMES) + list(scenes.BACKGROUNDS).index(scene.background)
+        own[ground].append(first + np.flatnonzero(~covered))
+    return [np.concatenate(found) if found else np.zeros(0, int) for found in own]
+
+
+class MyContrastiveStage:
+    """Each of the objects once, then again: pictures against names, by a loss without labels.
+
+    Two thirds of the pictures show one object, so in a round of 24 every pair off the diagonal is
+    a wrong one. With `patch_labels` come rounds of patches, one of each name and background, also
+    from scenes of several objects. Every process has rounds of its own.
+    """
+
+    name = "contrastive"
+    gentle = 1.0
+
+    def __init__(
+        self, recipe: Recipe, config: PaliGemmaConfig, processor: Processor, among: World,
+        own: Written, patch_labels: bool = True,
+    ):  # fmt: skip
+        share = recipe.contrastive_batch // among.size
+        if recipe.contrastive_batch % among.size or share < len(NAMES):
+            raise ValueError(
+                f"a batch of {recipe.contrastive_batch} must give each of {among.size} processes"
+                f" equally many pictures, {len(NAMES)} or more"
+            )
+        self.recipe, self.among, self.steps = recipe, among, recipe.contrastive_steps
+        self.share, self.patch_labels = share, patch_labels
+        self.side = config.vision.image_size // config.vision.patch_size
+        self.loop, self.siglip = own.tool("train"), own.tool("siglip_loss")
+        self.sentences = padded(processor, NAMES + GROUNDS)
+        self.names = tuple(part[: len(NAMES)] for part in self.sentences)
+        self.module = new_towers(Pairs, config, len(NAMES + GROUNDS))
+        self.held_out = self.drawn(np.random.default_rng(32_000), scenes.VALIDATION_ARTIST, 0.0)
+        pieces = fitting(self.module, own.model, *self.held_out, self.loss)
+        self.pieces, self.module = pieces, put(self.module, **pieces)
+
+    def batch(self, rng: np.random.Generator, progress: float) -> tuple:
+        return self.drawn(rng, scenes.TRAINING_ARTISTS, self.recipe.strength)
+
+    def drawn(self, rng: np.random.Generator, artists: dict, strength: float) -> tuple:
+        """((pixels, sentences, rounds of pictures, rounds of patches), None)."""
+        each = len(NAMES)
+        rounds = max(1, self.share * (2 if self.patch_labels else 3) // 3 // each)
+        names = [[name] for name in scenes.OBJECTS] * rounds
+        names += [None] * (self.share - len(names))
+        made = []
+        for own in names:
+            count = None if own else int(rng.integers(2, 4))
+            how = {"strength": strength * rng.random() ** 0.5}
+            made.append(scenes.compose(rng, artists, count, own, **how))
+        everyone = torch.arange(each)
+        whole = [(everyone + each * number, everyone) for number in range(rounds)]
+        parts = []
+        if self.patch_labels:
+            shown = patches_of(made, self.side)
+            there = torch.tensor([j for j, found in enumerate(shown) if len(found)])
+            for _ in range(ROUNDS):
+                chosen = [int(rng.choice(shown[j])) for j in there]
+                parts.append((torch.tensor(chosen), there))
+        return (scenes.pixel_values(made), self.sentences, whole, parts), None
+
+    def loss(self, rounds: tuple[list[tuple], list[tuple]], _) -> Tensor:
+        means = [sum(self.siglip(*pair) for pair in own) / len(own) for own in rounds if own]
+        return sum(means)
+
+
+class Answering(nn.Module):
+    """PaliGemma as a learner's loop calls it: one argument, and logits where answers begin."""
+
+    def __init__(self, model: PaliGemma):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: tuple) -> Tensor:
+        """x: as `MyGenerativeStage.batch` makes it -> logits (rows, t - start, v)."""
+        pixels, inputs, start = x
+        features = self.model.image_features(pixels)
+        each = len(inputs["input_ids"]) // len(pixels)
+        x = self.model.hidden_states(
+            **inputs, image_features=features.repeat_interleave(each, dim=0)
+        )
+        return self.model.language_model.logits(x[:, start:])
+
+
+class MyGenerativeStage:
+    """The whole model on two questions a picture, of those tasks that it can learn in minutes."""
+
+    name = "generative"
+
+    def __init__(
+        self, recipe: Recipe, config: PaliGemmaConfig, processor: Processor, among: World,
+        own: Written,
+    ):  # fmt: skip
+        if recipe.generative_batch % among.size:
+            raise ValueError(
+                f"a batch of {recipe.generative_batch} must divide evenly among the processes,"
+                f" found {among.size}"
+            )
+        self.recipe, self.among, self.steps = recipe, among, recipe.generative_steps
+        self.gentle = recipe.tower_factor if recipe.contrastive_steps else 1.0
+        self.loop, self.row_labels = own.tool("train"), own.tool("row_labels")
+        self.suffix_loss = own.tool("suffix_loss")
+        self.processor = processor
+        model = PaliGemma(config)
+        initialise(model)
+        rng = np.random.default_rng(33_000)
+        self.held_out = self.drawn(rng, 0.5, scenes.VALIDATION_ARTIST, 0.0)
+        pieces = fitting(Answering(model), own.model, *self.held_out, self.loss)
+        self.pieces, self.model = pieces, put(model, **pieces)
+        self.module = Answering(self.model)
+
+    def batch(self, rng: np.random.Generator, progress: float) -> tuple:
+        return self.drawn(rng, progress, scenes.TRAINING_ARTISTS, self.recipe.strength)
+
+    def drawn(self, rng, progress: float, artists: dict, strength: float) -> tuple:
+        """((pixels, inputs, start), labels); logits and labels before `start` are left out."""
+        number = self.recipe.generative_batch // self.among.size
+        made = training_scenes(rng, number, strength, progress, artists)
+        asked = list(questions(rng, made, MY_TASKS, each=2))
+        prompts = [self.processor.prompt_ids(question.prompt) for question in asked]
+        eos, pad = self.processor.config.eos_token_id, self.processor.config.pad_token_id
+        rows = [
+            self.row_labels(list(prompt), self.processor.encode(question.answer), eos, IGNORE)
+            for prompt, question in zip(prompts, asked, strict=True)
+        ]
+        ids, mask = pad_rows([ids for ids, _ in rows], pad, "right")
+        labels, _ = pad_rows([labels for _, labels in rows], IGNORE, "right")
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        inputs["token_type_ids"] = (labels != IGNORE).long()
+        start = min(len(prompt) for prompt in prompts) - 1
+        return (scenes.pixel_values(made), inputs, start), labels[:, start:]
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.suffix_loss(logits, labels, IGNORE)
+
+
+MINE = Recipe(
+    contrastive_steps=600, contrastive_batch=72, generative_steps=1100, generative_batch=32
+)
+
+
+def my_stages(recipe: Recipe, among: World, own: Written) -> tuple:
+    """Both stages, random weights, with everything in its place that a learner has written."""
+    torch.manual_seed(recipe.seed)
+    processor = put(Processor(SMALL_TOKENIZER, MY_SIZES), **own.processor)
+    first = MyContrastiveStage(recipe, MY_SIZES, processor, among, own)
+    return first, MyGenerativeStage(recipe, MY_SIZES, processor, among, own)
+
+
+def train_mine(
+    folder: Path, exercises: str | Path, recipe: Recipe = MINE, every: int = 100
+) -> tuple[PaliGemma, Processor]:
+    """A model of a learner's own, as `train_small` makes the shipped one; also with its files."""
+    from minipali.figures.training import curve
+    from minipali.saving import save
+
+    own = written_in(exercises)
+    with world() as among, only_run_in(folder) if among.rank == 0 else contextlib.nullcontext():
+        first, second = my_stages(recipe, among, own)
+        if recipe.contrastive_steps:
+            run(first, folder, every, measure_mine)
+            second.model.vision_tower.load_state_dict(first.module.vision_tower.state_dict())
+        run(second, folder, every, measure_mine)
+        if among.rank == 0:
+            save(second.model.eval(), second.processor, folder / "model")
+            figure = curve(read_log(folder / "log.jsonl"))
+            figure.savefig(folder / "curve.png", dpi=100, bbox_inches="tight")
+    return second.model, second.processor
+
+
 # --- a run ---------------------------------------------------------------------------------------
 
 
@@ -290,9 +629,9 @@ def run(stage, folder: Path, every: int = EVERY, measure=None) -> None:
     trained = DistributedDataParallel(stage.module) if among.size > 1 else stage.module
     began, recent = time.monotonic() - seconds, []
 
-    def step_loss(step: int) -> Tensor:
+    def batch(step: int) -> tuple:
         rng = np.random.default_rng([recipe.seed, stage.name == "generative", step, among.rank])
-        return trained(*stage.batch(rng, step / stage.steps))
+        return stage.batch(rng, step / stage.steps)
 
     def after(done: int, loss: float) -> None:
         bar.update()
@@ -302,6 +641,8 @@ def run(stage, folder: Path, every: int = EVERY, measure=None) -> None:
         line = {"stage": stage.name, "step": done, "seconds": round(time.monotonic() - began, 1)}
         line["loss"] = round(float(np.mean(recent)), 4)
         recent.clear()
+        if stage.loop is not None:
+            line["held out"] = round(stage.watched, 4)
         if measure is not None:
             line |= measure(stage, done)
         bar.set_postfix(loss=line["loss"])
@@ -314,7 +655,19 @@ def run(stage, folder: Path, every: int = EVERY, measure=None) -> None:
         initial=start, total=stage.steps, desc=stage.name, mininterval=2, disable=quiet
     ) as bar:
         warmup = min(100, stage.steps // 10 + 1)
-        fit(stage.module, step_loss, stage.steps, makers, warmup, start=start, after=after)
+        if stage.loop is None:
+            fit(
+                stage.module, lambda step: trained(*batch(step)), stage.steps, makers, warmup,
+                start=start, after=after,
+            )  # fmt: skip
+        else:
+            together = Together(makers, stage.steps, warmup, start)
+            for first in range(start, stage.steps, CHUNK):
+                steps = range(first, min(first + CHUNK, stage.steps))
+                for done, loss in zip(
+                    steps, chunk(stage, trained, together, steps, batch), strict=True
+                ):
+                    after(done + 1, loss)
 
 
 def belongs_to(stage) -> dict:
@@ -375,6 +728,23 @@ def measure(stage, step: int) -> dict[str, float]:
         for name, by_task in found.items()
         for task, value in by_task.items()
     }
+
+
+def measure_mine(stage, step: int) -> dict[str, float]:
+    """The same for a learner's own model, on the tasks that it learns, with fewer pictures."""
+    groups = {"training": scenes.TRAINING_ARTISTS, "validation": scenes.VALIDATION_ARTIST}
+    found = {}
+    stage.module.eval()
+    for name, artists in groups.items():
+        if stage.name == "contrastive":
+            right = {"zero-shot": zero_shot(stage.module, stage.names, artists, number=240)}
+        elif step % 300 == 0 or step == stage.steps:
+            asked = evaluation_set(artists, 60, 1, tuple(MY_TASKS))
+            right = by_task(asked, answers(stage.model, stage.processor, asked))
+        else:
+            right = {}
+        found |= {f"{name} {task}": round(value, 3) for task, value in right.items()}
+    return found
 
 
 def train_small(folder: Path, recipe: Recipe, tokenizer_file: Path = SMALL_TOKENIZER) -> PaliGemma:
