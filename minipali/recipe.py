@@ -356,7 +356,7 @@ def chunk(stage, module: nn.Module, together: Together, steps: range, batch) -> 
 
 @dataclass(frozen=True)
 class Written:
-    """What a learner has written: pieces of the model and of the processor, and four functions.
+    """What a learner has written: pieces of the model and of the processor, and what trains them.
 
     Those that are missing are the package's.
     """
@@ -368,7 +368,7 @@ class Written:
     def tool(self, name: str) -> Callable:
         theirs = {
             "siglip_loss": siglip_loss, "row_labels": row_labels, "suffix_loss": suffix_loss,
-            "train": train,
+            "train": train, "patch_targets": patch_targets,
         }  # fmt: skip
         return self.tools.get(name, theirs[name])
 
@@ -430,17 +430,34 @@ class Pairs(Contrastive):
         )
 
 
-def patches_of(made: list[scenes.Scene], side: int) -> list[np.ndarray]:
-    """For each name and each background: the patches that show it, counted through all scenes."""
-    own = [[] for _ in NAMES + GROUNDS]
+def patch_targets(boxes: Tensor, side: int, share: float = 1 / 3) -> Tensor:
+    """Which box covers each patch most, if it covers more than `share` of it, else -1.
+
+    boxes: (m, 4), (y0, x0, y1, x1) as fractions of the picture -> (side ** 2,), row by row.
+    """
+    start = torch.arange(side, dtype=boxes.dtype)
+    y0, x0, y1, x1 = (side * boxes).T[..., None]  # (m, 1) each
+    rows = (torch.minimum(start + 1, y1) - torch.maximum(start, y0)).clamp(min=0)  # (m, side)
+    columns = (torch.minimum(start + 1, x1) - torch.maximum(start, x0)).clamp(min=0)
+    cover, box = (rows[:, :, None] * columns[:, None, :]).flatten(1).max(dim=0)
+    return box.where(cover > share, -1)
+
+
+def patches_of(made: list[scenes.Scene], side: int, targets: Callable) -> list[np.ndarray]:
+    """For each name and each background: the patches that show it, counted through all scenes.
+
+    targets: as `patch_targets`; a patch shows the background where no box touches it.
+    """
+    own: list[list[np.ndarray]] = [[] for _ in NAMES + GROUNDS]
     for number, scene in enumerate(made):
-        first, covered = number * side**2, np.zeros(side**2, bool)
-        for thing in scene.things:
-            cover = scenes.patch_cover(thing.box, side).numpy()
-            covered |= cover > 0
-            own[scenes.OBJECTS.index(thing.name)].append(first + np.flatnonzero(cover > 1 / 3))
+        boxes = torch.tensor([thing.box for thing in scene.things])
+        box, first = targets(boxes, side, 1 / 3), number * side**2
+        for i, thing in enumerate(scene.things):
+            shown = (box == i).nonzero().flatten().numpy()
+            own[scenes.OBJECTS.index(thing.name)].append(first + shown)
+        free = sum(scenes.patch_cover(thing.box, side) for thing in scene.things) == 0
         ground = len(NAMES) + list(scenes.BACKGROUNDS).index(scene.background)
-        own[ground].append(first + np.flatnonzero(~covered))
+        own[ground].append(first + free.nonzero().flatten().numpy())
     return [np.concatenate(found) if found else np.zeros(0, int) for found in own]
 
 
@@ -469,6 +486,7 @@ class MyContrastiveStage:
         self.share, self.patch_labels = share, patch_labels
         self.side = config.vision.image_size // config.vision.patch_size
         self.loop, self.siglip = own.tool("train"), own.tool("siglip_loss")
+        self.patch_targets = own.tool("patch_targets")
         self.sentences = padded(processor, NAMES + GROUNDS)
         self.names = tuple(part[: len(NAMES)] for part in self.sentences)
         self.module = new_towers(Pairs, config, len(NAMES + GROUNDS))
@@ -494,7 +512,7 @@ class MyContrastiveStage:
         whole = [(everyone + each * number, everyone) for number in range(rounds)]
         parts = []
         if self.patch_labels:
-            shown = patches_of(made, self.side)
+            shown = patches_of(made, self.side, self.patch_targets)
             there = torch.tensor([j for j, found in enumerate(shown) if len(found)])
             for _ in range(ROUNDS):
                 chosen = [int(rng.choice(shown[j])) for j in there]
@@ -577,7 +595,7 @@ class MyGenerativeStage:
 
 
 MINE = Recipe(
-    contrastive_steps=600, contrastive_batch=72, generative_steps=1100, generative_batch=32
+    contrastive_steps=500, contrastive_batch=72, generative_steps=900, generative_batch=32
 )
 
 
