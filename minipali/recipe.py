@@ -1,7 +1,8 @@
-"""How the shipped model is trained: its data, its two stages, its checkpoints, its command.
+"""Lesson 17. How the shipped model is trained, and a model of your own: data, stages, command.
 
 python -m minipali.recipe small            repeat the training of the shipped model
-torchrun --nproc-per-node 2 -m minipali.recipe small       the same on two processes
+python -m minipali.recipe mine             train one of your own, with what you wrote in exercises/
+torchrun --nproc-per-node 2 -m minipali.recipe mine        the same on two processes
 """
 
 import argparse
@@ -343,15 +344,30 @@ def train(module, optimizer, batches, held_out, loss, epochs: int, max_norm: flo
     return torch.tensor(losses), torch.tensor(measured)
 
 
-def chunk(stage, module: nn.Module, together: Together, steps: range, batch) -> list[float]:
-    """Some steps with the stage's own loop; returns their losses, and notes the held-out one."""
-    batches = [batch(step) for step in steps]
-    losses, measured = stage.loop(module, together, batches, stage.held_out, stage.loss, 1, 1.0)
-    stage.watched = float(measured[-1])
-    for step, loss in zip(steps, losses.tolist(), strict=True):
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} in step {step + 1} of {stage.steps}")
-    return losses.tolist()
+def own_loop(
+    stage,
+    module: nn.Module,
+    makers: list[torch.optim.Optimizer],
+    start: int = 0,
+    after: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train with the stage's own loop, some steps at a time; returns the losses, as `fit` does.
+
+    After each part `stage.watched` is the held-out loss.
+    """
+    together, all_losses = Together(makers, stage.steps, warmup_of(stage), start), []
+    for first in range(start, stage.steps, CHUNK):
+        steps = range(first, min(first + CHUNK, stage.steps))
+        batches = [stage.batch(drawn_for(stage, step), step / stage.steps) for step in steps]
+        losses, watched = stage.loop(module, together, batches, stage.held_out, stage.loss, 1, 1.0)
+        stage.watched = float(watched[-1])
+        for step, loss in zip(steps, losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} in step {step + 1} of {stage.steps}")
+            all_losses.append(loss)
+            if after is not None:
+                after(step + 1, loss)
+    return all_losses
 
 
 @dataclass(frozen=True)
@@ -549,7 +565,7 @@ class MyGenerativeStage:
 
     def __init__(
         self, recipe: Recipe, config: PaliGemmaConfig, processor: Processor, among: World,
-        own: Written,
+        own: Written, tasks: dict[str, int] = MY_TASKS,
     ):  # fmt: skip
         if recipe.generative_batch % among.size:
             raise ValueError(
@@ -560,7 +576,7 @@ class MyGenerativeStage:
         self.gentle = recipe.tower_factor if recipe.contrastive_steps else 1.0
         self.loop, self.row_labels = own.tool("train"), own.tool("row_labels")
         self.suffix_loss = own.tool("suffix_loss")
-        self.processor = processor
+        self.processor, self.tasks = processor, tasks
         model = PaliGemma(config)
         initialise(model)
         rng = np.random.default_rng(33_000)
@@ -576,7 +592,7 @@ class MyGenerativeStage:
         """((pixels, inputs, start), labels); logits and labels before `start` are left out."""
         number = self.recipe.generative_batch // self.among.size
         made = training_scenes(rng, number, strength, progress, artists)
-        asked = list(questions(rng, made, MY_TASKS, each=2))
+        asked = list(questions(rng, made, self.tasks, each=2))
         prompts = [self.processor.prompt_ids(question.prompt) for question in asked]
         eos, pad = self.processor.config.eos_token_id, self.processor.config.pad_token_id
         rows = [
@@ -594,38 +610,74 @@ class MyGenerativeStage:
         return self.suffix_loss(logits, labels, IGNORE)
 
 
+MY_EVERY = 50
 MINE = Recipe(
     contrastive_steps=500, contrastive_batch=72, generative_steps=900, generative_batch=32
 )
 
 
-def my_stages(recipe: Recipe, among: World, own: Written) -> tuple:
+def my_stages(
+    recipe: Recipe, among: World, own: Written, tasks: dict[str, int] = MY_TASKS
+) -> tuple[MyContrastiveStage, MyGenerativeStage]:
     """Both stages, random weights, with everything in its place that a learner has written."""
     torch.manual_seed(recipe.seed)
     processor = put(Processor(SMALL_TOKENIZER, MY_SIZES), **own.processor)
     first = MyContrastiveStage(recipe, MY_SIZES, processor, among, own)
-    return first, MyGenerativeStage(recipe, MY_SIZES, processor, among, own)
+    return first, MyGenerativeStage(recipe, MY_SIZES, processor, among, own, tasks)
 
 
 def train_mine(
-    folder: Path, exercises: str | Path, recipe: Recipe = MINE, every: int = 100
+    folder: Path,
+    exercises: str | Path,
+    recipe: Recipe = MINE,
+    every: int = MY_EVERY,
+    watch: Callable[[list[dict]], None] | None = None,
 ) -> tuple[PaliGemma, Processor]:
-    """A model of a learner's own, as `train_small` makes the shipped one; also with its files."""
+    """A model of a learner's own, as `train_small` makes the shipped one, and with the same files.
+
+    exercises: the folder with the learner's notebooks; watch: gets the log so far, at each line.
+    `curve.png` is made anew then, too.
+    """
+    from matplotlib.pyplot import close
+
     from minipali.figures.training import curve
     from minipali.saving import save
 
     own = written_in(exercises)
+
+    def measure(stage, step: int) -> dict[str, float]:
+        draw(read_log(folder / "log.jsonl") if (folder / "log.jsonl").exists() else [])
+        return measure_mine(stage, step)
+
+    def draw(lines: list[dict]) -> None:
+        if lines:
+            figure = curve(lines)
+            figure.savefig(folder / "curve.png", dpi=100, bbox_inches="tight")
+            close(figure)
+            if watch is not None:
+                watch(lines)
+
     with world() as among, only_run_in(folder) if among.rank == 0 else contextlib.nullcontext():
         first, second = my_stages(recipe, among, own)
+        if among.rank == 0:
+            print(told_of(own, first.pieces | second.pieces))
         if recipe.contrastive_steps:
-            run(first, folder, every, measure_mine)
+            run(first, folder, every, measure)
             second.model.vision_tower.load_state_dict(first.module.vision_tower.state_dict())
-        run(second, folder, every, measure_mine)
+        run(second, folder, every, measure)
         if among.rank == 0:
             save(second.model.eval(), second.processor, folder / "model")
-            figure = curve(read_log(folder / "log.jsonl"))
-            figure.savefig(folder / "curve.png", dpi=100, bbox_inches="tight")
+            draw(read_log(folder / "log.jsonl"))
     return second.model, second.processor
+
+
+def told_of(own: Written, inside: dict) -> str:
+    """Which pieces are the learner's, in words."""
+    names = [*own.processor, *own.model, *own.tools]
+    told = f"yours, {len(names)}: {', '.join(names) or 'none yet; the package has them all'}"
+    if left := sorted(set(own.model) - set(inside)):
+        told += f"\nleft out, because gradients do not come through: {', '.join(left)}"
+    return told
 
 
 # --- a run ---------------------------------------------------------------------------------------
@@ -647,9 +699,8 @@ def run(stage, folder: Path, every: int = EVERY, measure=None) -> None:
     trained = DistributedDataParallel(stage.module) if among.size > 1 else stage.module
     began, recent = time.monotonic() - seconds, []
 
-    def batch(step: int) -> tuple:
-        rng = np.random.default_rng([recipe.seed, stage.name == "generative", step, among.rank])
-        return stage.batch(rng, step / stage.steps)
+    def step_loss(step: int) -> Tensor:
+        return trained(*stage.batch(drawn_for(stage, step), step / stage.steps))
 
     def after(done: int, loss: float) -> None:
         bar.update()
@@ -672,20 +723,22 @@ def run(stage, folder: Path, every: int = EVERY, measure=None) -> None:
     with tqdm(
         initial=start, total=stage.steps, desc=stage.name, mininterval=2, disable=quiet
     ) as bar:
-        warmup = min(100, stage.steps // 10 + 1)
         if stage.loop is None:
-            fit(
-                stage.module, lambda step: trained(*batch(step)), stage.steps, makers, warmup,
-                start=start, after=after,
-            )  # fmt: skip
+            warmup = warmup_of(stage)
+            fit(stage.module, step_loss, stage.steps, makers, warmup, start=start, after=after)
         else:
-            together = Together(makers, stage.steps, warmup, start)
-            for first in range(start, stage.steps, CHUNK):
-                steps = range(first, min(first + CHUNK, stage.steps))
-                for done, loss in zip(
-                    steps, chunk(stage, trained, together, steps, batch), strict=True
-                ):
-                    after(done + 1, loss)
+            own_loop(stage, trained, makers, start, after)
+
+
+def warmup_of(stage) -> int:
+    return min(100, stage.steps // 10 + 1)
+
+
+def drawn_for(stage, step: int) -> np.random.Generator:
+    """The random numbers of a step: they depend on seed, stage, step and rank alone."""
+    return np.random.default_rng(
+        [stage.recipe.seed, stage.name == "generative", step, stage.among.rank]
+    )
 
 
 def belongs_to(stage) -> dict:
@@ -794,24 +847,31 @@ def train_small(folder: Path, recipe: Recipe, tokenizer_file: Path = SMALL_TOKEN
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m minipali.recipe",
-        description=f"Train the small model that comes with minipali. Every {EVERY} steps it writes"
-        " a checkpoint and a line of log.jsonl. The same command goes on with a training that was"
-        " stopped.",
+        description="Train the small model that comes with minipali, or one of your own. Every"
+        f" {EVERY} steps (mine: {MY_EVERY}) it writes a checkpoint and a line of log.jsonl. The same"
+        " command goes on with a training that was stopped.",
     )
-    parser.add_argument("what", choices=["small"], help="which model")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/small"), help="default runs/small"
-    )
+        "what", choices=["small", "mine"],
+        help="small: the shipped model; mine: random weights in the pieces that you have written",
+    )  # fmt: skip
+    parser.add_argument("--folder", type=Path, help="default runs/small or runs/mine")
+    parser.add_argument(
+        "--exercises", type=Path, default=Path("exercises"),
+        help="where the notebooks with your pieces lie, for mine; default exercises",
+    )  # fmt: skip
     for name in ("seed", "contrastive_steps", "generative_steps"):
-        default = getattr(Recipe, name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}"
-        )
+        defaults = f"default {getattr(Recipe, name)}, mine {getattr(MINE, name)}"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=defaults)
     given = vars(parser.parse_args())
-    given.pop("what")
-    folder, rank = given.pop("folder"), int(os.environ.get("RANK", 0))
+    what, exercises = given.pop("what"), given.pop("exercises")
+    folder, rank = given.pop("folder") or Path("runs", what), int(os.environ.get("RANK", 0))
+    changed = {name: value for name, value in given.items() if value is not None}
     try:
-        train_small(folder, Recipe(**given))
+        if what == "small":
+            train_small(folder, Recipe(**changed))
+        else:
+            train_mine(folder, exercises, replace(MINE, **changed))
     except ProcessLost as error:
         stop(2, f"error: {error}" if rank == 0 else None)  # once is enough
     except (ValueError, ArithmeticError, OSError) as error:
