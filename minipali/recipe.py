@@ -631,11 +631,13 @@ def train_mine(
     exercises: str | Path,
     recipe: Recipe = MINE,
     every: int = MY_EVERY,
+    each: int = 60,
     watch: Callable[[list[dict]], None] | None = None,
 ) -> tuple[PaliGemma, Processor]:
     """A model of a learner's own, as `train_small` makes the shipped one, and with the same files.
 
-    exercises: the folder with the learner's notebooks; watch: gets the log so far, at each line.
+    exercises: the folder with the learner's notebooks; every: steps from one checkpoint to the
+    next; each: questions of every task and artist that the log's answers come from; watch: gets the log so far, at each line.
     `curve.png` is made anew then, too.
     """
     from matplotlib.pyplot import close
@@ -647,7 +649,7 @@ def train_mine(
 
     def measure(stage, step: int) -> dict[str, float]:
         draw(read_log(folder / "log.jsonl") if (folder / "log.jsonl").exists() else [])
-        return measure_mine(stage, step)
+        return measure_mine(stage, step, each)
 
     def draw(lines: list[dict]) -> None:
         if lines:
@@ -801,16 +803,16 @@ def measure(stage, step: int) -> dict[str, float]:
     }
 
 
-def measure_mine(stage, step: int) -> dict[str, float]:
+def measure_mine(stage, step: int, each: int) -> dict[str, float]:
     """The same for a learner's own model, on the tasks that it learns, with fewer pictures."""
     groups = {"training": scenes.TRAINING_ARTISTS, "validation": scenes.VALIDATION_ARTIST}
     found = {}
     stage.module.eval()
     for name, artists in groups.items():
         if stage.name == "contrastive":
-            right = {"zero-shot": zero_shot(stage.module, stage.names, artists, number=240)}
+            right = {"zero-shot": zero_shot(stage.module, stage.names, artists, 4 * each)}
         elif step % 300 == 0 or step == stage.steps:
-            asked = evaluation_set(artists, 60, 1, tuple(MY_TASKS))
+            asked = evaluation_set(artists, each, 1, tuple(MY_TASKS))
             right = by_task(asked, answers(stage.model, stage.processor, asked))
         else:
             right = {}
@@ -848,8 +850,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m minipali.recipe",
         description="Train the small model that comes with minipali, or one of your own. Every"
-        f" {EVERY} steps (mine: {MY_EVERY}) it writes a checkpoint and a line of log.jsonl. The same"
-        " command goes on with a training that was stopped.",
+        f" {EVERY} steps (mine: {MY_EVERY}) it writes a checkpoint and a line of log.jsonl. The"
+        " same command goes on with a training that was stopped.",
     )
     parser.add_argument(
         "what", choices=["small", "mine"],

@@ -380,7 +380,7 @@ EXERCISES = (PATCH_TARGETS, ATTENTION_BACKWARD)
 # --- a training with everything that is written ---------------------------------------------------
 
 GLANCE = recipe.Recipe(
-    contrastive_steps=20, contrastive_batch=24, generative_steps=60, generative_batch=8
+    contrastive_steps=10, contrastive_batch=24, generative_steps=45, generative_batch=8
 )
 TITLE = "a short training with your pieces"
 
