@@ -637,8 +637,8 @@ def train_mine(
     """A model of a learner's own, as `train_small` makes the shipped one, and with the same files.
 
     exercises: the folder with the learner's notebooks; every: steps from one checkpoint to the
-    next; each: questions of every task and artist that the log's answers come from; watch: gets the log so far, at each line.
-    `curve.png` is made anew then, too.
+    next; each: how many questions of every task and artist the log is measured with; watch: gets
+    the log so far, at each of its lines. `curve.png` is made anew then, too.
     """
     from matplotlib.pyplot import close
 

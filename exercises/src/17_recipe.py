@@ -152,10 +152,10 @@ except NotImplementedError:
 # `try_recipe` reads the exercises 01 to 13 in this folder *as they are saved*, and takes every function
 # that passes its check: the model's pieces, the sigmoid loss, labels, the loss on the suffix, the loop.
 # Your `patch_targets` says what patches show. What is missing comes from the package. Then both stages run,
-# from random weights, for about half a minute.
+# from random weights, for some seconds.
 #
 # That is enough for one thing, the colour of the background. The exam is on pictures by the validation
-# artist. **The floor is 50 %**; who never looks has about 10 %.
+# artist. **The floor is 50 %**; guessing among nine colours gives 11 %.
 
 # %%
 from minipali.checks.recipe import try_recipe
@@ -188,5 +188,5 @@ mine = try_recipe(patch_targets, exercises=".")
 #   query and key. Keeping them would cost t x s numbers for each head; that is the trade of memory against
 #   time that activation checkpointing makes for whole layers.</details>
 # - Give `try_recipe` a `patch_targets` that returns -1 for all patches. What is learned without patch labels?
-#   <details><summary>Answer</summary>In half a minute the background still. Names come later: whole pictures
+#   <details><summary>Answer</summary>In so few steps the background still. Names come later: whole pictures
 #   teach them, too, but each picture says only one thing. The lesson compares both.</details>

@@ -400,7 +400,7 @@ for name, size in (("ours", 1.6e6), ("PaliGemma", 2.9e9)):
 # %% [markdown]
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/17_recipe.ipynb). Your pieces train for half a minute,
+# If you have not yet: [the exercise](../exercises/17_recipe.ipynb). Your pieces train for some seconds,
 # and its second piece is in no cell of this lesson: attention's way back, by hand.
 #
 # Then publish your model. The folder has the published layout, so `transformers` opens it, and
