@@ -65,7 +65,6 @@ def patch_targets(
     enough: Callable[[Tensor, float], Tensor] = torch.gt,
     nothing: int = -1,
     first: int = 0,
-    by_column: bool = False,
     middle: bool = False,
 ) -> Tensor:
     """The number of the box that covers each patch. The reference, or with one thing changed."""
@@ -77,8 +76,7 @@ def patch_targets(
         centre = torch.arange(side) + 0.5
         rows = ((centre > y0) & (centre < y1)).float()
         columns = ((centre > x0) & (centre < x1)).float()
-    cover = rows[:, :, None] * columns[:, None, :]
-    cover = (cover.mT if by_column else cover).flatten(1)
+    cover = (rows[:, :, None] * columns[:, None, :]).flatten(1)
     cover = of(cover, (y1 - y0) * (x1 - x0))
     value, box = choose(cover, share)
     return (box + first).where(enough(value, share), nothing)
@@ -97,14 +95,8 @@ PATCH_TARGETS = Exercise(
         Mistake(
             "x and y exchanged",
             partial(patch_targets, edges=(1, 0, 3, 2)),
-            "Your rows and columns are exchanged. A box is (y0, x0, y1, x1), y first, and y says in"
-            " which row a patch lies.",
-        ),
-        Mistake(
-            "column by column",
-            partial(patch_targets, by_column=True),
-            "Your patches are numbered column by column. The tower reads a picture row by row: the"
-            " patch in row 0 and column 1 has the number 1.",
+            "Your rows and columns are exchanged. A box is (y0, x0, y1, x1), y first, and patches"
+            " are numbered row by row: the one in row 0 and column 1 has the number 1.",
         ),
         Mistake(
             "negative times negative",
