@@ -149,7 +149,7 @@ except NotImplementedError:
 # %% [markdown]
 # ## 3. Everything that you wrote
 #
-# `try_recipe` reads the exercises 01 to 13 in this folder *as they are saved*, and takes every function
+# `try_recipe` reads the exercises of lessons 01 to 13 in this folder *as they are saved*, and takes every function
 # that passes its check: the model's pieces, the sigmoid loss, labels, the loss on the suffix, the loop.
 # Your `patch_targets` says what patches show. What is missing comes from the package. Then both stages run,
 # from random weights, for some seconds.

@@ -38,7 +38,7 @@ import torch
 from minipali import figures, load, recipe, scenes
 from minipali.checks import reveal
 from minipali.contrastive import similarities
-from minipali.evaluation import answers, by_task, commonest, evaluation_set, score, table
+from minipali.evaluation import ARTISTS, answers, by_task, commonest, evaluation_set, score, table
 from minipali.swap import put
 from minipali.training import optimizers
 
@@ -136,7 +136,7 @@ figures.recipe.targets(
 # %% [markdown]
 # ## Build: random weights in your pieces
 #
-# `written_in` reads exercises 01 to 13 as they are saved, and takes every function that passes its
+# `written_in` reads the exercises of lessons 01 to 13 as they are saved, and takes every function that passes its
 # check. The others come from the package. `my_stages` puts them into two modules with random weights.
 # Gradients are compared first: a piece that is right and cuts them off is left out, and named.
 
@@ -156,9 +156,11 @@ with torch.no_grad():
     found = [first.loss(rounds, None).item() for rounds in ((whole, []), ([], parts))]
     logits, labels = second.module(second.held_out[0]), second.held_out[1]
     found.append(second.loss(logits, labels).item())
-for name, n, value in zip(("pictures", "patches"), (24, 33), found, strict=False):
-    print(f"{name:9} expected {first_sigmoid(n, -math.log(33)):5.2f}, found {value:5.2f}")
-print(f"answers   expected {math.log(1856):5.2f}, found {found[2]:5.2f}")
+
+# %%
+expected = [first_sigmoid(24, -math.log(33)), first_sigmoid(33, -math.log(33)), math.log(1856)]
+for name, *pair in zip(("pictures", "patches", "answers"), expected, found, strict=True):
+    print("{:9} expected {:5.2f}, found {:5.2f}".format(name, *pair))
 reveal("first loss of the pictures", guess_first, f"{found[0]:.1f}")
 
 # %% [markdown]
@@ -166,14 +168,12 @@ reveal("first loss of the pictures", guess_first, f"{found[0]:.1f}")
 # above log V. A mistake? Ask what the new model *would* say.
 
 # %%
-best = logits[0, :-1].argmax(dim=-1)
 pixels, inputs, start = second.held_out[0]
-read = inputs["input_ids"][0, start:-1]
-print(f"the likeliest next token is the one just read: {(best == read).float().mean():.0%}")
-top = logits[0, :-1].max().item()
-d = recipe.MY_SIZES.text.hidden_size
-print(f"its logit {top:.1f}, sqrt(d) = {d**0.5:.1f}; log(V - 1 + e^top) = "
-      f"{math.log(1855 + math.exp(top)):.1f}")  # fmt: skip
+same = logits[0, :-1].argmax(dim=-1) == inputs["input_ids"][0, start:-1]
+print(f"the likeliest next token is the one just read: {same.float().mean():.0%}")
+top, root = logits[0, :-1].max().item(), recipe.MY_SIZES.text.hidden_size**0.5
+print(f"its logit {top:.1f}, sqrt(d) = {root:.1f}")
+print(f"log(V - 1 + e^logit) = {math.log(1855 + math.exp(top)):.1f}")
 
 # %% [markdown]
 # New layers hardly change the vector that comes in, and the head is the table itself. So the model says
@@ -200,6 +200,7 @@ def short(patch_labels, steps=40):
     return stage.module.eval()
 
 
+# %%
 @torch.inference_mode()
 def right_names(towers, patch_labels):
     """Shares of whole pictures, and of patches of objects, whose nearest name is right."""
@@ -216,8 +217,7 @@ def right_names(towers, patch_labels):
 
 
 # %%
-shares = {name: right_names(short(with_labels), with_labels)
-          for name, with_labels in (("labels", True), ("none", False))}  # fmt: skip
+shares = {"labels": right_names(short(True), True), "none": right_names(short(False), False)}
 for name, (pictures, patches) in shares.items():
     print(f"{name:8} right of 24: whole pictures {pictures:4.0%}, patches {patches:4.0%}")
 reveal("more patches", guess_labels, max(shares, key=lambda name: shares[name][1]))
@@ -233,11 +233,10 @@ reveal("more patches", guess_labels, max(shares, key=lambda name: shares[name][1
 # %% tags=["nbval-check-output"]
 random = torch.Generator().manual_seed(0)
 image, text = torch.randn(2, 24, 96, generator=random)
-scale, bias = torch.tensor(math.log(10.0)), torch.tensor(-math.log(33))
+given = torch.tensor(math.log(10.0)), torch.tensor(-math.log(33))  # log of the factor, bias
 siglip = own.tool("siglip_loss")
-together = siglip(image, text, scale, bias)
-halves = [siglip(image[i : i + 12], text[i : i + 12], scale, bias) for i in (0, 12)]
-print(f"24 pairs, 576 questions: {together:.2f}")
+halves = [siglip(image[i : i + 12], text[i : i + 12], *given) for i in (0, 12)]
+print(f"24 pairs, 576 questions: {siglip(image, text, *given):.2f}")
 print(f"two processes, 2 x 144 questions: {sum(halves) / 2:.2f}")
 
 # %% [markdown]
@@ -265,10 +264,8 @@ if not (folder / "model").exists():
 # %%
 lines = recipe.read_log(folder / "log.jsonl")
 figures.training.log(lines)
-ends = {line["stage"]: line for line in lines}
-for name, line in ends.items():
-    print(f"{name:12} {line['step']:4} steps, {line['seconds'] / 60:.1f} minutes,"
-          f" loss {line['loss']:.2f}, held out {line['held out']:.2f}")  # fmt: skip
+for line in {line["stage"]: line for line in lines}.values():
+    print("{stage:12} {step:4} steps, {seconds:4.0f} s, loss {loss:.2f}".format(**line))
 
 # %% [markdown]
 # MACHINE
@@ -293,12 +290,7 @@ for name, line in ends.items():
 each = 200 if folder.parent.name == "runs" else 10
 mine, processor = load(folder / "model")
 mine, processor = put(mine, **second.pieces), put(processor, **own.processor)
-artists = {
-    "training artists": scenes.TRAINING_ARTISTS,
-    "validation artist": scenes.VALIDATION_ARTIST,
-    "test artist": scenes.TEST_ARTIST,
-}
-sheets = {name: evaluation_set(those, each, seed=2026) for name, those in artists.items()}
+sheets = {name: evaluation_set(those, each, seed=2026) for name, those in ARTISTS.items()}
 told = {name: answers(mine, processor, asked) for name, asked in sheets.items()}
 
 # %%
@@ -306,9 +298,8 @@ columns = {name: by_task(sheets[name], told[name]) for name in sheets}
 columns["commonest answer"] = commonest(scenes.TEST_ARTIST, each, seed=2026, learned_from=400)
 print(table(columns, each))
 figures.recipe.exam(columns, each)
-unseen = columns["test artist"]
-reveal("worst of four", guess_worst,
-       min(("naming", "places", "counting", "yes/no"), key=unseen.get))  # fmt: skip
+four = ("naming", "places", "counting", "yes/no")
+reveal("worst of four", guess_worst, min(four, key=columns["test"].get))
 
 # %% [markdown]
 # EXAM
@@ -330,13 +321,11 @@ def sureness(scene, question, answer):
 
 # %%
 taught = set(recipe.MY_TASKS)
-pairs = zip(sheets["validation artist"], told["validation artist"], strict=True)
-wrong = [
-    (*asked, said) for asked, said in pairs if asked[1].task in taught and not score(asked[1], said)
-]
+pairs = zip(sheets["validation"], told["validation"], strict=True)
+marked = [(*asked, said) for asked, said in pairs if asked[1].task in taught]
+wrong = [one for one in marked if not score(*one[1:])]
 worst = sorted(wrong, key=lambda one: -sureness(*one))[:5]
-titles = [f"{q.prompt.removeprefix('answer en ')} {said} ({sureness(s, q, said):.0%})"
-          for s, q, said in worst]  # fmt: skip
+titles = [f"{q.prompt[10:]} {said} ({sureness(s, q, said):.0%})" for s, q, said in worst]
 figures.pictures([s.picture for s, _, _ in worst], titles, f"Wrong and sure: {titles}", columns=5)
 
 # %% [markdown]
@@ -356,8 +345,8 @@ with torch.no_grad():
     )
     unshifted = second.loss(logits, labels.roll(1, dims=1))  # asks for the token just read
     print(f"labels that nobody shifted:   {unshifted:6.2f}, right {found[2]:.2f}")
-    loud = put(second.model)
-    loud.language_model.embed_tokens.weight.mul_(d**0.5)
+    loud = put(second.model)  # a copy
+    loud.language_model.embed_tokens.weight.mul_(root)
     noisy = second.loss(recipe.Answering(loud)(second.held_out[0]), labels)
     print(f"table rows of length sqrt(d): {noisy:6.2f}, right {found[2]:.2f}")
 
@@ -377,9 +366,11 @@ for ours, other in zip((first, second), theirs, strict=True):
         stage.loss(stage.module(stage.held_out[0]), stage.held_out[1]) for stage in (ours, other)
     ]
     print(f"{ours.name:12} the same loss:", torch.allclose(*pair, rtol=1e-4))
+
+# %% tags=["nbval-check-output"]
 boxes = torch.rand(4, 4, generator=random).sort(dim=1).values
-print("patches      the same:", torch.equal(patch_targets(boxes, 6, 0.2),
-                                            recipe.patch_targets(boxes, 6, 0.2)))  # fmt: skip
+print("patches: the same", torch.equal(*(one(boxes, 6, 0.2)
+                                         for one in (patch_targets, recipe.patch_targets))))  # fmt: skip
 
 # %% [markdown]
 # ## In the real model
@@ -388,14 +379,10 @@ print("patches      the same:", torch.equal(patch_targets(boxes, 6, 0.2),
 # at 896 (its paper). Ours, counted:
 
 # %% tags=["nbval-check-output"]
-ours = recipe.MINE.generative_steps * recipe.MINE.generative_batch
-print(
-    f"our pictures: {recipe.MINE.contrastive_steps * recipe.MINE.contrastive_batch:,} and {ours:,}"
-)
-print(f"PaliGemma's second stage: {1e9 / ours:,.0f} times as many examples")
-tokens = {"ours": 2 * ours * 50, "PaliGemma": 1e9 * (256 + 128)}  # at most 128 of text
-for name, size in (("ours", 1.6e6), ("PaliGemma", 2.9e9)):
-    print(f"{name:10} about {6 * size * tokens[name]:.0e} FLOP")
+mine_is = recipe.MINE
+shown = mine_is.generative_steps * mine_is.generative_batch
+print(f"ours: {mine_is.contrastive_steps * mine_is.contrastive_batch:,} pictures, then {shown:,}")
+print(f"PaliGemma's joint training: {1e9 / shown:,.0f} times as many")
 
 # %% [markdown]
 # ## Your turn
