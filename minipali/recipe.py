@@ -610,9 +610,9 @@ class MyGenerativeStage:
         return self.suffix_loss(logits, labels, IGNORE)
 
 
-MY_EVERY = 50
+MY_EVERY = 100
 MINE = Recipe(
-    contrastive_steps=500, contrastive_batch=72, generative_steps=900, generative_batch=32
+    contrastive_steps=1000, contrastive_batch=72, generative_steps=1000, generative_batch=32
 )
 
 
