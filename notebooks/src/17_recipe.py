@@ -102,13 +102,13 @@ print(f"log V for V = 1,856: {math.log(1856):.2f}")
 # ## Build: what a patch shows
 #
 # The **contrastive stage** comes first. A tower that tells objects apart makes the second stage short:
-# the decoder finds vectors that already differ where the words differ. PaliGemma was made in this order
-# as well, from a finished SigLIP tower and a finished Gemma.
+# the decoder finds vectors that differ where the words differ. PaliGemma, too, began with a finished
+# SigLIP tower.
 #
-# Our two losses each take n pairs, one right sentence for each picture. So a batch has every object
-# once, 24 pictures of one object each, and then again. And there is more that we know, because the
-# scenes are composed: **which object covers which patch**. So we also take one patch of each object,
-# and one of each background, and ask the same question of these.
+# Your loss takes n pairs, one right sentence for each picture. So a batch has 24 pictures of one object
+# each, all different, and then again. The scenes are composed, so we know more: **which object covers
+# which patch**. So we also take one patch of each object, and one of each background, and ask the same
+# of these.
 #
 # **Write it now**: [exercise 17](../exercises/17_recipe.ipynb), part 1. Boxes (m, 4) come in, one number
 # for each patch goes out. Two results: the box (0, 0.5, 0.75, 1) in 2 x 2 patches with share 0.4 gives
@@ -223,10 +223,9 @@ for name, (pictures, patches) in shares.items():
 reveal("more patches", guess_labels, max(shares, key=lambda name: shares[name][1]))
 
 # %% [markdown]
-# (One run each, so look at the patches alone, where they are far apart.) Both towers begin to name pictures.
-# With labels the tower also learns *where* a thing lies, which "what is on the left?" will ask. The
-# published SigLIP never had such labels: nobody has them for billions of pictures from the web. It has
-# the pictures in their place. When you compare recipes, ask what each was *given*.
+# (One run each: believe only the patches, where they are far apart.) With labels the tower learns *where*
+# a thing lies, which "what is on the left?" will ask. The published SigLIP never had such labels: nobody
+# has them for billions of pictures from the web. When you compare recipes, ask what each was *given*.
 #
 # ## See it: what several processes change
 #
@@ -243,9 +242,8 @@ print(f"24 pairs, 576 questions: {siglip(image, text, *given):.2f}")
 print(f"two processes, 2 x 144 questions: {sum(halves) / 2:.2f}")
 
 # %% [markdown]
-# Half of the "no" questions are never asked. SigLIP sends the sentences round, so that nobody misses any.
-# Ours gives each process 24 objects of its own. And each process needs other random numbers, or both see
-# the same pictures.
+# Half of the "no" questions are never asked. SigLIP sends the sentences round. Ours gives each process 24
+# objects of its own. And each needs other random numbers, or both see the same pictures.
 #
 # ## See it: the whole training
 #
@@ -309,10 +307,10 @@ four = ("naming", "places", "counting", "yes/no")
 reveal("worst of four", guess_worst, min(four, key=columns["test"].get))
 
 # %% [markdown]
-# Read each row from right to left. Who never looks, and knows which answers are common, has the last
-# column. What lies above it was seen. The two tasks that were never taught are no better than that, or
-# worse: the model answers them in the way of another task. And naming falls from artist to artist, the
-# background does not: a colour is a colour, and a drawing is somebody's.
+# Read each row from right to left. The last column is whoever never looks and knows which answers are
+# common. What lies above it was seen. The two tasks that were never taught are about there, or below: the
+# model answers them in the way of another task. Naming falls from artist to artist, the background does
+# not: a colour is a colour, and a drawing is somebody's.
 #
 # ## See it: the five worst failures
 #
@@ -339,9 +337,9 @@ titles = [f"{q.prompt[10:]} {said} ({sureness(s, q, said):.0%})" for s, q, said 
 figures.pictures([s.picture for s, _, _ in worst], titles, f"Wrong and sure: {titles}", columns=5)
 
 # %% [markdown]
-# (These are the validation artist's. The test artist's failures would tempt you to repair them.) Look at
-# them before you change anything: is the object small, cut by its neighbour, drawn in an odd way? Then you
-# know whether you need more pictures, more steps, or a larger model.
+# (These are the validation artist's. The test artist's failures would tempt you to repair them.) Look
+# before you change anything. Is one drawing there more than once? Then it is one mistake, not five. Does
+# colour decide where shape should? Then more steps help less than more artists.
 #
 # ## Break it: three set-ups that are wrong
 #
