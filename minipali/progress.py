@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from minipali.attempts import TIME_LIMIT as CLASS_TIME_LIMIT
@@ -129,15 +129,14 @@ def checked_functions(notebook: Path) -> dict[str, Callable]:
     return found
 
 
-def my_pieces(
-    whole: PaliGemma | Processor, folder: str | Path = ".", last: int = 10
+def my_functions(
+    wanted: Container[str], folder: str | Path = ".", last: int = 10
 ) -> dict[str, Callable]:
-    """The learner's pieces that fit into a model, or into a processor: `swap(whole, **pieces)`.
+    """The learner's functions of these names, as far as they pass their checks.
 
-    Reads the exercises 01 to `last` that lie in the folder, and keeps what passes its check.
+    Reads the exercises 01 to `last` that lie in the folder.
     """
-    wanted = pieces_of(whole)
-    pieces = {}
+    found = {}
     for stem, of_lesson in list(by_lesson().items())[:last]:
         notebook = Path(folder) / f"{stem}.ipynb"
         if not notebook.exists():
@@ -147,8 +146,18 @@ def my_pieces(
             if one.name in wanted and one.name in written:
                 outcome = examine(one, written[one.name])
                 if outcome.status == CORRECT:
-                    pieces[one.name] = written[one.name]
-    return pieces
+                    found[one.name] = written[one.name]
+    return found
+
+
+def my_pieces(
+    whole: PaliGemma | Processor, folder: str | Path = ".", last: int = 10
+) -> dict[str, Callable]:
+    """The learner's pieces that fit into a model, or into a processor: `swap(whole, **pieces)`.
+
+    Reads the exercises 01 to `last` that lie in the folder, and keeps what passes its check.
+    """
+    return my_functions(pieces_of(whole), folder, last)
 
 
 # --- what is shown --------------------------------------------------------------------------------

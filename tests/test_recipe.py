@@ -25,8 +25,11 @@ from minipali.checkpoints import (
     read_log,
     save_checkpoint,
 )
+from minipali.checks import recipe as checks
+from minipali.checks.engine import REFUSED, examine
 from minipali.config import preset
 from minipali.contrastive import siglip_loss
+from minipali.page import make_page
 from minipali.paligemma import PaliGemma
 from minipali.recipe import (
     COUNTS,
@@ -34,12 +37,18 @@ from minipali.recipe import (
     SENTENCES,
     ContrastiveStage,
     GenerativeStage,
+    MyContrastiveStage,
+    MyGenerativeStage,
     Recipe,
+    Together,
     World,
+    Written,
+    own_loop,
     run,
 )
 from minipali.tokens import Processor
-from minipali.training import optimizers, suffix_loss
+from minipali.training import fit, optimizers, suffix_loss
+from minipali.weights import load
 
 TINY = replace(
     preset("small"),
@@ -117,6 +126,244 @@ def test_every_parameter_is_trained_by_exactly_one_group(processor):
         groups = [g for maker in optimizers(module, 0.01, 0.001, 0.3) for g in maker.param_groups]
         held = [id(p) for group in groups for p in group["params"]]
         assert sorted(held) == sorted(id(p) for p in module.parameters())
+
+
+# --- a model of one's own ------------------------------------------------------------------------
+
+MINE = Recipe(contrastive_steps=3, contrastive_batch=24, generative_steps=3, generative_batch=2)
+MY_STAGES = (MyContrastiveStage, MyGenerativeStage)
+
+
+def own(kind, processor, written=None, **how):
+    torch.manual_seed(0)
+    return kind(MINE, TINY, processor, World(), written or Written(), **how)
+
+
+def doing(function):
+    """The same function, which nobody would take for the package's, and how often it ran."""
+    ran = []
+
+    def mine(*given):
+        ran.append(1)
+        return function(*given)
+
+    return mine, ran
+
+
+def test_everything_that_is_written_takes_part_in_both_stages(processor):
+    found = {
+        name: doing(function)
+        for name, function in (
+            ("siglip_loss", siglip_loss), ("suffix_loss", suffix_loss), ("train", recipe.train),
+            ("row_labels", recipe.row_labels), ("patch_targets", recipe.patch_targets),
+            ("rms_norm", lambda x, weight, eps: x * (1 + weight)),
+            ("layer_norm", lambda x, weight, bias, eps: torch.nn.functional.layer_norm(
+                x, x.shape[-1:], weight, bias, eps)),
+        )
+    }  # fmt: skip
+    pieces = {name: found[name][0] for name in ("layer_norm",)}
+    tools = {name: mine for name, (mine, _) in found.items() if not name.endswith("norm")}
+    for kind in MY_STAGES:
+        stage = own(kind, processor, Written(pieces, {}, tools))
+        assert set(stage.pieces) == {"layer_norm"}
+        own_loop(stage, stage.module, optimizers(stage.module, 0.01, 1e-3))
+    assert {name for name, (_, ran) in found.items() if ran} == set(found) - {"rms_norm"}
+
+
+@pytest.mark.parametrize("kind", MY_STAGES)
+def test_a_piece_that_stops_gradients_or_crashes_is_left_out(kind, processor):
+    def right(x, weight, bias, eps):
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+    good = {"layer_norm": right}
+    deaf = good | {"mlp": lambda x, w1, b1, w2, b2: torch.zeros_like(x)}
+    cut = good | {"layer_norm": lambda *given: right(*given).detach()}
+    broken = good | {"attend": lambda *given: 1 / 0}
+    for written, kept in ((good, good), (deaf, good), (cut, {}), (broken, good)):
+        assert set(own(kind, processor, Written(written)).pieces) == set(kept)
+
+
+@pytest.mark.parametrize("kind", MY_STAGES)
+def test_a_learners_loop_makes_the_steps_that_fit_makes(kind, processor):
+    stage, other = own(kind, processor), own(kind, processor)
+    losses = own_loop(stage, stage.module, optimizers(stage.module, 0.01, 1e-3))
+
+    def step_loss(step):
+        x, y = other.batch(recipe.drawn_for(other, step), step / other.steps)
+        return other.loss(other.module(x), y)
+
+    makers = optimizers(other.module, 0.01, 1e-3)
+    assert losses == fit(other.module, step_loss, other.steps, makers, recipe.warmup_of(other))
+    for name, p in other.module.state_dict().items():
+        assert torch.equal(stage.module.state_dict()[name], p), name
+    assert np.isfinite(stage.watched)
+
+
+@pytest.mark.parametrize("kind", MY_STAGES)
+def test_a_run_with_a_learners_loop_goes_on_bit_equal(kind, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "CHUNK", 1)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir(), halves.mkdir()
+    unbroken = own(kind, processor)
+    run(unbroken, whole, every=1)
+    killed, steps = own(kind, processor), iter(range(2))
+    batch = killed.batch
+
+    def batch_until_killed(*given):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return batch(*given)
+
+    killed.batch = batch_until_killed
+    with pytest.raises(KeyboardInterrupt):
+        run(killed, halves, every=1)
+    resumed = own(kind, processor)
+    run(resumed, halves, every=1)
+    for name, p in unbroken.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[name], p), name
+    assert logged(halves) == logged(whole)
+
+
+def test_each_round_has_different_objects_and_truly_belonging_sentences(processor):
+    stage = own(MyContrastiveStage, processor)
+    rng, made = np.random.default_rng(3), []
+
+    def noted(*given, done=scenes.compose, **how):
+        made.append(done(*given, **how))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "compose", noted)
+        (_, _, whole, parts), _ = stage.drawn(rng, scenes.TRAINING_ARTISTS, 1.0)
+    sentences = NAMES + recipe.GROUNDS
+    for pictures, names in whole:
+        assert len(set(names.tolist())) == len(names) == 24
+        for i, j in zip(pictures.tolist(), names.tolist(), strict=True):
+            assert [scenes.with_article(t.name) for t in made[i].things] == [sentences[j]]
+    assert len(parts) == recipe.ROUNDS
+    for patches, names in parts:
+        assert len(set(names.tolist())) == len(names)
+        for patch, j in zip(patches.tolist(), names.tolist(), strict=True):
+            scene, place = made[patch // 36], patch % 36
+            y, x = (place // 6 + 0.5) / 6, (place % 6 + 0.5) / 6
+            if j >= len(NAMES):
+                assert f"a {scene.background} background" == sentences[j]
+                assert not any(inside(t.box, y, x) for t in scene.things)
+            else:
+                assert sentences[j] in [scenes.with_article(t.name) for t in scene.things]
+    assert own(MyContrastiveStage, processor, patch_labels=False).held_out[0][3] == []
+
+
+def inside(box, y, x):
+    return box[0] < y < box[2] and box[1] < x < box[3]
+
+
+def test_a_patch_belongs_to_the_box_that_covers_most_of_it():
+    boxes = torch.tensor([[0.0, 0.5, 0.75, 1.0]])
+    assert recipe.patch_targets(boxes, 2, 0.4).tolist() == [-1, 0, -1, 0]
+    assert recipe.patch_targets(boxes, 2, 0.5).tolist() == [-1, 0, -1, -1]
+    for given in checks.PATCH_TARGETS.cases():
+        assert torch.equal(recipe.patch_targets(*given), checks.patch_targets(*given))
+
+
+def test_several_optimizers_together_keep_to_the_schedule():
+    weights = [torch.nn.Parameter(torch.tensor(1.0)) for _ in range(2)]
+    makers = [torch.optim.SGD([p], lr=rate) for p, rate in zip(weights, (0.1, 0.2), strict=True)]
+    together = Together(makers, steps=10, warmup=2, done=0)
+    for step in range(10):
+        for p in weights:
+            p.grad = torch.tensor(1.0)
+        before = [p.item() for p in weights]
+        together.step()
+        factor = [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25][step]
+        moved = [a - p.item() for a, p in zip(before, weights, strict=True)]
+        assert moved == pytest.approx([0.1 * factor, 0.2 * factor], abs=1e-6)
+    together.zero_grad()
+    assert all(p.grad is None for p in weights)
+
+
+def test_attentions_way_back_by_hand_is_autograds():
+    for gradient, query, key, value, mask in checks.ATTENTION_BACKWARD.cases():
+        inputs = [x.clone().requires_grad_() for x in (query, key, value)]
+        output = torch.nn.functional.scaled_dot_product_attention(*inputs, mask)
+        expected = torch.autograd.grad(output, inputs, gradient)
+        found = checks.attention_backward(gradient, query, key, value, mask)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def by_autograd(gradient, query, key, value, mask):
+    inputs = [x.clone().requires_grad_() for x in (query, key, value)]
+    scores = inputs[0] @ inputs[1].mT * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return inputs, scores.softmax(dim=-1) @ inputs[2]
+
+
+def asked_for(*given):
+    inputs, output = by_autograd(*given)
+    return torch.autograd.grad(output, inputs, given[0])
+
+
+def left_behind(*given):
+    inputs, output = by_autograd(*given)
+    output.backward(given[0])
+    return tuple(x.grad for x in inputs)
+
+
+def a_step_of_torch(gradient, query, key, value, mask):
+    _, _ = by_autograd(gradient, query, key, value, mask)
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    shares = scores.softmax(dim=-1)
+    back = torch._softmax_backward_data(gradient @ value.mT, shares, -1, shares.dtype)
+    return back @ key, back.mT @ query, shares.mT @ gradient
+
+
+@pytest.mark.parametrize("attempt", [asked_for, left_behind, a_step_of_torch])
+def test_attentions_way_back_is_not_to_be_asked_of_torch(attempt):
+    outcome = examine(checks.ATTENTION_BACKWARD, attempt)
+    assert outcome.status == REFUSED and "runs torch's" in outcome.message
+
+
+@pytest.mark.parametrize(("floor", "said"), [(0.0, "correct"), (1.1, "the floor is 110%")])
+def test_a_short_training_is_told_whether_it_learned(monkeypatch, capsys, tmp_path, floor, said):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    checks.try_recipe(lambda *given: recipe.patch_targets(*given), tmp_path, floor, MINE)
+    told = capsys.readouterr().out
+    assert "yours, 1: patch_targets" in told and said in told
+
+
+def test_a_stub_in_a_short_training_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+
+    def not_written(boxes, side, share):
+        raise NotImplementedError("write it")
+
+    assert checks.try_recipe(not_written, tmp_path, 0.0, MINE) is None
+    assert "`not_written` is not written yet" in capsys.readouterr().out
+
+
+def test_a_model_of_ones_own_opens_everywhere(tmp_path, monkeypatch, capsys):
+    """In this package, in transformers, and as a web page."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr(recipe, "MY_SIZES", TINY)
+    seen = []
+    model, processor = recipe.train_mine(tmp_path, tmp_path, MINE, 3, 1, seen.append)
+    assert "none yet" in capsys.readouterr().out
+    assert [line["stage"] for line in seen[-1]] == ["contrastive", "generative"]
+    assert {"held out", "training naming", "validation caption"} <= set(seen[-1][-1])
+    assert not any("test" in key for line in seen[-1] for key in line)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    batch = processor(list(scenes.examples().values())[:2], ["caption en", "detect dog"])
+    with torch.inference_mode():
+        expected = model(**batch)[:, -1]
+        again, _ = load(tmp_path / "model")
+        assert torch.equal(again(**batch)[:, -1], expected)
+        theirs = transformers.PaliGemmaForConditionalGeneration.from_pretrained(
+            tmp_path / "model", dtype=torch.float32
+        )
+        found = theirs.eval()(**batch).logits[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert "<title>" in make_page(tmp_path / "model")
 
 
 # --- stopping and going on -----------------------------------------------------------------------

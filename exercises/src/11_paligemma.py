@@ -214,7 +214,7 @@ my_processor = swap(processor, **of_processor) if of_processor else processor
 # %% [markdown]
 # Two pictures by an artist whose drawings the model never saw in training. Your code prepares the
 # picture and the text, sees, reads and answers. The learned numbers are not yours: they come from the
-# package. (In lesson 13 you train a decoder, and in 17 a model of your own.)
+# package. (In lesson 13 you train a decoder, and in lesson 17 all of it, from random weights.)
 
 # %%
 print("the model that answers:", whose(mine))

@@ -22,9 +22,10 @@ STEMS = (
     "weights",
     "locations",
     "masks",
+    "recipe",
     "lora",
 )
-NUMBERS = (*range(1, 17), 18)
+NUMBERS = range(1, 19)
 
 
 @functools.cache

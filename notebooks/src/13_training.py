@@ -657,6 +657,10 @@ for name in ("small", "paligemma-3b-224", "paligemma-3b-448", "paligemma-3b-896"
 # teach a new decoder to name what the trained tower sees, in seconds. It has one piece more that no
 # cell of this lesson shows.
 #
+# Here the decoder was new and the tower was not. Exercise 11 promised learned numbers that are all
+# yours: they come in lesson 17, where your pieces, losses and loop train a whole model from random
+# weights.
+#
 # ## Take away
 #
 # - The loss is the mean of minus log probability over the tokens of the answers, `<eos>` included.

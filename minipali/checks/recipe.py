@@ -1,0 +1,418 @@
+"""Lesson 17: which object covers a patch, attention's way back, and a training with own pieces."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minipali import recipe, scenes
+from minipali.checks import show
+from minipali.checks.attention import FINISHED
+from minipali.checks.engine import CORRECT, WRONG, Exercise, Mistake, Outcome, failed
+from minipali.evaluation import answers, by_task, evaluation_set
+from minipali.paligemma import PaliGemma
+from minipali.training import optimizers
+
+# --- patch_targets --------------------------------------------------------------------------------
+
+
+def _boxes() -> list[tuple]:
+    random = torch.Generator().manual_seed(17)
+
+    def case(m: int, side: int, share: float) -> tuple:
+        corners = 0.7 * torch.rand(m, 2, generator=random)
+        sizes = 0.1 + 0.5 * torch.rand(m, 2, generator=random)
+        return torch.cat((corners, (corners + sizes).clamp(max=1)), dim=1), side, share
+
+    # Edges on quarters of a patch: some patches are covered by just a half, and by a whole.
+    exact = torch.tensor([[0.125, 0.0, 0.75, 0.5], [0.25, 0.5, 1.0, 0.875]])
+    return [
+        (torch.tensor([[0.0, 0.5, 0.75, 1.0]]), 2, 0.4),
+        case(2, 5, 1 / 3),
+        case(3, 6, 0.5),
+        case(4, 4, 0.1),
+        (exact, 4, 0.5),
+    ]
+
+
+def _overlap(low: Tensor, high: Tensor, side: int) -> Tensor:
+    """How much of each of `side` cells lies between low and high, in cells: (m, side)."""
+    start = torch.arange(side, dtype=low.dtype)
+    return torch.minimum(start + 1, high) - torch.maximum(start, low)
+
+
+def _most(cover: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    return cover.max(dim=0)
+
+
+def _first(cover: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    enough = cover > share
+    box = enough.int().argmax(dim=0)
+    return cover.gather(0, box[None])[0], box
+
+
+def patch_targets(
+    boxes: Tensor,
+    side: int,
+    share: float,
+    *,
+    edges: tuple[int, int, int, int] = (0, 1, 2, 3),
+    clamp: bool = True,
+    of: Callable[[Tensor, Tensor], Tensor] = lambda cover, area: cover,
+    choose: Callable[[Tensor, float], tuple[Tensor, Tensor]] = _most,
+    enough: Callable[[Tensor, float], Tensor] = torch.gt,
+    nothing: int = -1,
+    first: int = 0,
+    middle: bool = False,
+) -> Tensor:
+    """The number of the box that covers each patch. The reference, or with one thing changed."""
+    y0, x0, y1, x1 = (side * boxes[:, list(edges)]).T[..., None]
+    rows, columns = _overlap(y0, y1, side), _overlap(x0, x1, side)
+    if clamp:
+        rows, columns = rows.clamp(min=0), columns.clamp(min=0)
+    if middle:
+        centre = torch.arange(side) + 0.5
+        rows = ((centre > y0) & (centre < y1)).float()
+        columns = ((centre > x0) & (centre < x1)).float()
+    cover = (rows[:, :, None] * columns[:, None, :]).flatten(1)
+    cover = of(cover, (y1 - y0) * (x1 - x0))
+    value, box = choose(cover, share)
+    return (box + first).where(enough(value, share), nothing)
+
+
+PATCH_TARGETS = Exercise(
+    name="patch_targets",
+    reference=patch_targets,
+    cases=_boxes,
+    axes="n",
+    checked=(
+        "the example by hand; 2, 3 and 4 boxes in 25, 36 and 16 patches, also boxes that overlap;"
+        " patches that are covered by just the share that was given; inputs unchanged"
+    ),
+    mistakes=(
+        Mistake(
+            "x and y exchanged",
+            partial(patch_targets, edges=(1, 0, 3, 2)),
+            "Your rows and columns are exchanged. A box is (y0, x0, y1, x1), y first, and patches"
+            " are numbered row by row: the one in row 0 and column 1 has the number 1.",
+        ),
+        Mistake(
+            "negative times negative",
+            partial(patch_targets, clamp=False),
+            "A box far away to the left *and* above covers a patch in your result. Both overlaps"
+            " are negative there, and their product is positive: set negative ones to 0 before"
+            " you multiply.",
+        ),
+        Mistake(
+            "share of the box",
+            partial(patch_targets, of=lambda cover, area: cover / area),
+            "You ask which part of the *box* lies in the patch. Asked is which part of the *patch*"
+            " lies in the box: a large box may cover many patches whole.",
+        ),
+        Mistake(
+            "the first that is enough",
+            partial(patch_targets, choose=_first),
+            "Where two boxes cover enough of a patch, you take the first. Take the one that covers"
+            " most of it.",
+        ),
+        Mistake(
+            "at least",
+            partial(patch_targets, enough=torch.ge),
+            "A patch that is covered by just `share` gets a box. It must be covered by more.",
+        ),
+        Mistake(
+            "every patch",
+            partial(patch_targets, enough=lambda value, share: value > 0),
+            "Each patch that a box touches gets its number. It must cover more than `share` of the"
+            " patch: a corner of an ear shows no cat.",
+        ),
+        Mistake(
+            "by the middle",
+            partial(patch_targets, middle=True, enough=lambda value, share: value > 0),
+            "You ask whether the middle of the patch lies in the box. Compute which part of the"
+            " patch is covered, and compare it with `share`.",
+        ),
+        Mistake(
+            "0 for nothing",
+            partial(patch_targets, nothing=0),
+            "A patch without a box gets 0, and 0 is the number of the first box. Nothing is -1.",
+        ),
+        Mistake(
+            "counted from 1",
+            partial(patch_targets, nothing=0, first=1),
+            "Your boxes are counted from 1, and nothing is 0. Count from 0, and nothing is -1.",
+        ),
+    ),
+    hints=(
+        "Multiply the boxes by `side`: then patch i of a row reaches from i to i + 1. How long is"
+        " the part that a box and this stretch have in common? The smaller end less the larger"
+        " start, and never below 0.",
+        "Do that for rows (m, side) and for columns (m, side). Their product, rows[:, :, None] *"
+        " columns[:, None, :], is the covered part of each patch, (m, side, side). Then"
+        " .flatten(1).",
+        "cover, box = (...).flatten(1).max(dim=0); return box.where(cover > share, -1).",
+    ),
+)
+
+
+# --- attention_backward ---------------------------------------------------------------------------
+
+
+def _backward_cases() -> list[tuple]:
+    random = torch.Generator().manual_seed(170)
+
+    def case(b: int, h: int, t: int, s: int, k: int, mask: Tensor | None) -> tuple:
+        shapes = (b, h, t, k), (b, h, t, k), (b, h, s, k), (b, h, s, k)
+        return (*(torch.randn(shape, generator=random) for shape in shapes), mask)
+
+    def row(*numbers: float) -> Tensor:
+        return torch.tensor(numbers)[None, None, None]
+
+    by_hand = (
+        row(1.0, 0, 0, 0), row(2.0, 0, 0, 0),
+        torch.tensor([[[[0.0, 1, 0, 0], [0, 3, 0, 0]]]]),
+        torch.tensor([[[[1.0, 0, 0, 0], [3, 0, 0, 0]]]]), None,
+    )  # fmt: skip
+    some = torch.rand(3, 1, 4, 5, generator=random) < 0.6
+    some[..., 1], some[..., 3] = True, False
+    causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5).clone()
+    gradient, query, key, value, _ = case(1, 2, 3, 4, 4, None)
+    return [
+        by_hand,
+        case(2, 3, 4, 5, 9, None),
+        case(3, 2, 4, 5, 7, some),
+        case(2, 2, 5, 5, 5, causal),
+        (gradient, 40 * query.round(), 10 * key.round(), value, None),
+    ]
+
+
+Term = Callable[[Tensor, Tensor], Tensor]
+
+
+def _share_of_all(shares: Tensor, back: Tensor) -> Tensor:
+    return (shares * back).sum(dim=-1, keepdim=True)
+
+
+def attention_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    stable: bool = True,
+    hidden: bool = True,
+    of_value: Callable[[Tensor, Tensor], Tensor] = lambda shares, scores: shares,
+    term: Term = _share_of_all,
+    inner: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    query_scale: Callable[[int], float] = lambda k: k**-0.5,
+    key_scale: Callable[[int], float] = lambda k: k**-0.5,
+    order: tuple[int, int, int] = (0, 1, 2),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value. The reference, or with one thing changed.
+
+    Not by autograd, which the exercise bans; a test holds it against autograd.
+    """
+    k = query.shape[-1]
+    scores = query @ key.mT * k**-0.5
+    if mask is not None and hidden:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    if stable:
+        shares = scores.softmax(dim=-1)
+    else:
+        shares = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+    back = gradient @ value.mT  # (b, h, t, s), of the shares
+    if inner is None:
+        of_scores = shares * (back - term(shares, back))
+    else:
+        of_scores = inner(shares, back, term(shares, back))
+    result = (
+        query_scale(k) * of_scores @ key,
+        key_scale(k) * of_scores.mT @ query,
+        of_value(shares, scores).mT @ gradient,
+    )
+    return tuple(result[place] for place in order)
+
+
+def _once(k: int) -> float:
+    return 1.0
+
+
+ATTENTION_BACKWARD = Exercise(
+    name="attention_backward",
+    transfer=True,
+    reference=attention_backward,
+    cases=_backward_cases,
+    axes="b h t k; b h s k; b h s k",
+    parts=("query_gradient", "key_gradient", "value_gradient"),
+    banned=(
+        *FINISHED,
+        "grad",
+        "backward",
+        "_make_dual",
+        "_softmax_backward_data",
+    ),  # fmt: skip
+    tolerance=1e-4,
+    checked=(
+        "the gradients of query, key and value: the example by hand, 4 queries on 5 keys without"
+        " and with a mask, a causal mask, and scores of several hundred; inputs unchanged"
+    ),
+    mistakes=(
+        Mistake(
+            "softmax without its second term",
+            partial(attention_backward, term=lambda shares, back: 0 * back),
+            "The softmax's second term is missing. The shares of a query add up to 1: if one grows,"
+            " all others shrink. Subtract, before you multiply by the share, the sum over the keys"
+            " of share times gradient of the share.",
+        ),
+        Mistake(
+            "softmax as a sigmoid",
+            partial(attention_backward, inner=lambda shares, back, _: shares * (1 - shares) * back),
+            "You use share times (1 - share), the slope of a sigmoid. That is the way from a score"
+            " to its *own* share. It also moves the shares of all other keys.",
+        ),
+        Mistake(
+            "without the shares",
+            partial(attention_backward, inner=lambda shares, back, mean: back - mean),
+            "The gradient of a score is not yet multiplied by its share. A key that is hardly"
+            " looked at has hardly an influence.",
+        ),
+        Mistake(
+            "mean of the gradients",
+            partial(attention_backward, term=lambda _, back: back.mean(dim=-1, keepdim=True)),
+            "You subtract the plain mean of the gradients of the shares. It is the mean *weighted*"
+            " by the shares: the sum of share times gradient.",
+        ),
+        Mistake(
+            "summed over the queries",
+            partial(
+                attention_backward,
+                term=lambda shares, back: (shares * back).sum(dim=-2, keepdim=True),
+            ),
+            "The sum of share times gradient runs over the queries. The shares of one query add up"
+            " to 1, so sum over the keys, the last axis.",
+        ),
+        Mistake(
+            "sign of the second term",
+            partial(attention_backward, term=lambda shares, back: -_share_of_all(shares, back)),
+            "The softmax's second term has the wrong sign: it is subtracted.",
+        ),
+        Mistake(
+            "scale forgotten",
+            partial(attention_backward, query_scale=_once, key_scale=_once),
+            "1 / sqrt(k) is missing on the way back. The scores were multiplied by it, so the"
+            " gradients of query and key are, too.",
+        ),
+        Mistake(
+            "scale for the query alone",
+            partial(attention_backward, key_scale=_once),
+            "1 / sqrt(k) is missing in the gradient of the key. It belongs into both, query's and"
+            " key's.",
+        ),
+        Mistake(
+            "scale for the key alone",
+            partial(attention_backward, query_scale=_once),
+            "1 / sqrt(k) is missing in the gradient of the query. It belongs into both, query's and"
+            " key's.",
+        ),
+        Mistake(
+            "scale without the root",
+            partial(attention_backward, query_scale=lambda k: 1 / k, key_scale=lambda k: 1 / k),
+            "On the way back you divide by k. On the way there it was sqrt(k); so it is sqrt(k)"
+            " here. (Perhaps it is in it twice.)",
+        ),
+        Mistake(
+            "mask ignored",
+            partial(attention_backward, hidden=False),
+            "Keys that the mask hides get a gradient, and give one. Their shares are 0: set their"
+            " scores to -inf before the softmax. (True means: may be looked at.)",
+        ),
+        Mistake(
+            "values by the scores",
+            partial(
+                attention_backward,
+                of_value=lambda _, scores: scores.masked_fill(scores.isinf(), 0.0),
+            ),
+            "The gradient of the values is made with the scores. The output was a sum of values"
+            " weighted by the *shares*, after the softmax.",
+        ),
+        Mistake(
+            "softmax that overflows",
+            partial(attention_backward, stable=False),
+            "With scores of several hundred exp is infinite, and infinity by infinity is NaN."
+            " Subtract each query's largest score first, as torch's softmax does.",
+        ),
+        Mistake(
+            "query and key exchanged",
+            partial(attention_backward, order=(1, 0, 2)),
+            "The gradients of query and key are exchanged. Return query's, key's, value's.",
+        ),
+        Mistake(
+            "value first",
+            partial(attention_backward, order=(2, 0, 1)),
+            "The gradient of the value comes first. Return query's, key's, value's.",
+        ),
+    ),
+    hints=(
+        "Go back step by step. output = shares @ value: which two products give the gradients of"
+        " shares and of value? (For y = A @ B: A's is gradient @ B^T, B's is A^T @ gradient.)",
+        "Through the softmax: each score's gradient is its share times (the gradient of its share"
+        " less the sum over all keys of share times gradient). Hidden keys have a share of 0.",
+        "d_shares = gradient @ value.mT; d_scores = shares * (d_shares - (shares *"
+        " d_shares).sum(-1, keepdim=True)); d_query = d_scores @ key / k**0.5; d_key ="
+        " d_scores.mT @ query / k**0.5; d_value = shares.mT @ gradient.",
+    ),
+)
+
+EXERCISES = (PATCH_TARGETS, ATTENTION_BACKWARD)
+
+
+# --- a training with everything that is written ---------------------------------------------------
+
+GLANCE = recipe.Recipe(
+    contrastive_steps=10, contrastive_batch=24, generative_steps=45, generative_batch=8
+)
+TITLE = "a short training with your pieces"
+
+
+def try_recipe(
+    patch_targets: Callable,
+    exercises: str | Path = ".",
+    floor: float = 0.5,
+    short: recipe.Recipe = GLANCE,
+    last: int = 13,
+) -> PaliGemma | None:
+    """Both stages from random weights, so short that only the background is learned; displayed.
+
+    Everything that passes its check in the exercises 01 to `last` of the folder takes part, with
+    `patch_targets`, which is given. *correct* if the share of the validation artist's backgrounds
+    that are named right reaches `floor`. Returns the model.
+    """
+    try:
+        own = recipe.written_in(exercises, last)
+        own.tools["patch_targets"] = patch_targets
+        stages = recipe.my_stages(short, recipe.World(), own, {"background": 1, "naming": 1})
+        print(recipe.told_of(own, stages[0].pieces | stages[1].pieces))
+        for stage in stages:
+            if stage is stages[1]:
+                tower = stages[0].module.vision_tower.state_dict()
+                stage.model.vision_tower.load_state_dict(tower)
+            makers = optimizers(stage.module, short.matrix_lr, short.other_lr, stage.gentle)
+            losses = recipe.own_loop(stage, stage.module, makers)
+            print(f"{stage.name:12} loss {losses[0]:5.2f} to {sum(losses[-5:]) / 5:5.2f}")
+        model = stages[1].model.eval()
+        asked = evaluation_set(scenes.VALIDATION_ARTIST, 60, 1, ("background",))
+        share = by_task(asked, answers(model, stages[1].processor, asked))["background"]
+    except BaseException as error:
+        return show(failed(TITLE, error))
+    chance = 1 / len(scenes.BACKGROUNDS)
+    found = (
+        f"{share:.0%} of the backgrounds are named right; guessing gives {chance:.0%}; the floor is"
+        f" {floor:.0%}"
+    )
+    status = CORRECT if share >= floor else WRONG
+    more = "" if share >= floor else " What do your `check`s say?"
+    show(Outcome(TITLE, status, f"{found}.{more}"))
+    return model
