@@ -51,6 +51,12 @@ def foreign(function):
     return lambda *arguments: function(*arguments)
 
 
+@functools.cache
+def answers_of(name: str, function) -> list:
+    """What the reference or a known mistake makes of all tries."""
+    return answers(exercise(name), function)
+
+
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 def test_a_right_answer_is_correct_and_says_what_was_checked(unwatched, one):
     outcome = examine(one, foreign(one.reference))
@@ -81,7 +87,7 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
         difference = (right.double() - wrong.double()).abs()
         return bool(difference.isnan().any() or (difference > 100 * one.tolerance).any())
 
-    pairs = zip(answers(one, one.reference), answers(one, mistake.wrong), strict=True)
+    pairs = zip(*(answers_of(one.name, f) for f in (one.reference, mistake.wrong)), strict=True)
     assert any(apart(*both) for both in pairs)
 
 
@@ -106,7 +112,7 @@ def test_the_references_are_what_the_trained_model_does(capsys):
 def test_an_exercise_has_enough_mistakes_and_hints_and_no_two_mistakes_are_alike(one):
     assert len(one.mistakes) >= 4
     assert len(one.hints) >= 3
-    results = [answers(one, mistake.wrong) for mistake in one.mistakes]
+    results = [answers_of(one.name, mistake.wrong) for mistake in one.mistakes]
     for i, first in enumerate(results):
         for second in results[:i]:
             alike = all(same(a, b, one.tolerance) for a, b in zip(first, second, strict=True))

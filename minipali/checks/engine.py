@@ -326,6 +326,11 @@ def _lasting(exercise: Exercise) -> list[tuple[tuple, bool]] | None:
     return tries if kept and not exercise.in_place else None
 
 
+# What known mistakes make of the tries, by exercise, mistake and number of the try. The next
+# attempt is compared with the same ones.
+_FOUND: dict[tuple[str, Callable, int], object] = {}
+
+
 def diagnose(exercise: Exercise, results: list, number: int) -> str:
     """The sentence of the known mistake that gives just these results, or "" if none or several.
 
@@ -335,11 +340,18 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
     own = _lasting(exercise)
 
+    def found(wrong: Callable, one: int) -> object:
+        key = exercise.name, wrong, one
+        if key not in _FOUND:
+            [result] = _answers(exercise, wrong, [one], own, watch=False)
+            if own is None or wrong not in single:
+                return result
+            _FOUND[key] = result
+        return _FOUND[key]
+
     def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
-            found = _answers(exercise, wrong, tries, own, watch=False)
-            pairs = zip(tries, found, strict=True)
-            return all(same(results[one], other, exercise.tolerance) for one, other in pairs)
+            return all(same(results[one], found(wrong, one), exercise.tolerance) for one in tries)
         except Exception:
             return False
 

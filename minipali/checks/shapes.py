@@ -51,7 +51,7 @@ def of_shapes(error: BaseException, names: dict[int, str]) -> str:
             f". Here `{function}` must keep all numbers: {whole(shapes[0])} cannot become"
             f" ({cut[1]})."
         )
-    if fit := STRETCHED.search(str(error)):
+    if isinstance(error, RuntimeError) and (fit := STRETCHED.search(str(error))):
         given = tuple(map(int, (fit["given"] or fit["written"]).split(", ")))
         return (
             f". Here {whole(given)} is to fill ({fit['into'] or fit['part']}): only an axis of"
