@@ -497,7 +497,7 @@ def test_narrow_weights_that_compute_in_float32(dtype, saved2):
 
 
 def test_int8_is_near(saved2):
-    from minipali.narrow import quantize
+    from minipali.quantization import quantize
 
     exact, quantized = load(saved2)[0], quantize(load(saved2)[0])
     batch = make_batch(RAGGED, config=exact.config)
