@@ -53,7 +53,7 @@ def foreign(function):
 
 @functools.cache
 def answers_of(name: str, function) -> list:
-    """What the reference or a known mistake makes of all tries."""
+    """What the reference or a known mistake makes of all tries. Do not change it."""
     return answers(exercise(name), function)
 
 
@@ -73,10 +73,8 @@ def test_each_known_mistake_is_rejected_and_named(unwatched, one, mistake):
     assert outcome.message.startswith(mistake.says)
 
 
-@pytest.mark.parametrize(
-    ("one", "mistake"), MISTAKES, ids=[f"{one.name}-{mistake.name}" for one, mistake in MISTAKES]
-)
-def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+def test_each_known_mistake_is_a_hundred_tolerances_away(one):
     def apart(right, wrong):
         if isinstance(right, tuple):
             return any(apart(*both) for both in zip(right, wrong, strict=True))
@@ -87,8 +85,10 @@ def test_each_known_mistake_is_a_hundred_tolerances_away(one, mistake):
         difference = (right.double() - wrong.double()).abs()
         return bool(difference.isnan().any() or (difference > 100 * one.tolerance).any())
 
-    pairs = zip(*(answers_of(one.name, f) for f in (one.reference, mistake.wrong)), strict=True)
-    assert any(apart(*both) for both in pairs)
+    right = answers_of(one.name, one.reference)
+    found = [(mistake.name, answers_of(one.name, mistake.wrong)) for mistake in one.mistakes]
+    assert [name for name, wrong in found if not any(map(apart, right, wrong))] == []
+    assert all(len(wrong) == len(right) for _, wrong in found)
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
