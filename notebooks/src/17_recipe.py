@@ -403,7 +403,7 @@ print(f"PaliGemma's joint training: {1e9 / shown:,.0f} times as many")
 # and its second piece is in no cell of this lesson: attention's way back, by hand.
 #
 # Then publish your model. The folder has the published layout, so `transformers` opens it, and
-# `minipali page --model runs/mine/model --output mine.html` makes one web page of it that runs without a
+# `minipali page runs/mine/model --output mine.html` makes one web page of it that runs without a
 # server. Write on it what it was trained on, what the exam said, and what it cannot do: that is a **model
 # card**.
 #
