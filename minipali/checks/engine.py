@@ -12,7 +12,7 @@ import itertools
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, NoneType
 
@@ -84,6 +84,11 @@ class Exercise:
     without: tuple[str, ...] = ()
     transfer: bool = False
     asked: Callable[[Callable], Callable] | None = None
+    # What known mistakes make of the tries, by mistake and number of the try. The next attempt is
+    # compared with the same ones.
+    found: dict[tuple[Callable, int], object] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def parameters(self) -> list[str]:
@@ -326,11 +331,6 @@ def _lasting(exercise: Exercise) -> list[tuple[tuple, bool]] | None:
     return tries if kept and not exercise.in_place else None
 
 
-# What known mistakes make of the tries, by exercise, mistake and number of the try. The next
-# attempt is compared with the same ones.
-_FOUND: dict[tuple[str, Callable, int], object] = {}
-
-
 def diagnose(exercise: Exercise, results: list, number: int) -> str:
     """The sentence of the known mistake that gives just these results, or "" if none or several.
 
@@ -341,13 +341,12 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     own = _lasting(exercise)
 
     def found(wrong: Callable, one: int) -> object:
-        key = exercise.name, wrong, one
-        if key not in _FOUND:
+        if (wrong, one) not in exercise.found:
             [result] = _answers(exercise, wrong, [one], own, watch=False)
             if own is None or wrong not in single:
                 return result
-            _FOUND[key] = result
-        return _FOUND[key]
+            exercise.found[wrong, one] = result
+        return exercise.found[wrong, one]
 
     def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
