@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Exercise 17 · A model of your own
 #
-# You write which object a patch shows, and then one step of what `backward()` has done for you since
-# lesson 02: the way back through attention, by hand. It stands in no lesson. At the end everything that
-# you wrote in this course trains a model from random weights.
+# You write which object a patch shows, and then one step of what `backward()` has done for you
+# since lesson 02: the way back through attention, by hand. It stands in no lesson. At the end
+# everything that you wrote in this course trains a model from random weights.
 #
-# The lesson is [notebooks/17_recipe.ipynb](../notebooks/17_recipe.ipynb). Time: 60 minutes, 30 of them
-# for part 2. Names inside your functions are yours; the order of the arguments is not.
+# The lesson is [notebooks/17_recipe.ipynb](../notebooks/17_recipe.ipynb). Time: 60 minutes, 30 of
+# them for part 2. Names inside your functions are yours; the order of the arguments is not.
 
 # %%
 import torch
@@ -16,14 +16,14 @@ from minipali.checks import check, hint
 # %% [markdown]
 # ## 1. What a patch shows
 #
-# A scene is composed, so we know where each object lies: in a box (y0, x0, y1, x1), in fractions of the
-# picture. The picture is cut into `side` x `side` patches, numbered row by row. For each patch: the
-# **number of the box that covers most of it**, counted from 0, if that box covers **more than** `share`
-# of the patch; else -1. Boxes may overlap.
+# A scene is composed, so we know where each object lies: in a box (y0, x0, y1, x1), in fractions of
+# the picture. The picture is cut into `side` x `side` patches, numbered row by row. For each patch:
+# the **number of the box that covers most of it**, counted from 0, if that box covers **more than**
+# `share` of the patch; else -1. Boxes may overlap.
 #
-# By hand: one box (0, 0.5, 0.75, 1), two by two patches, share 0.4. The box reaches over the whole right
-# half down to three quarters of the height. It covers all of patch 1, half of patch 3, and nothing of
-# 0 and 2. The result is -1, 0, -1, 0. With share 0.5 it is -1, 0, -1, -1.
+# By hand: one box (0, 0.5, 0.75, 1), two by two patches, share 0.4. The box is as wide as the right
+# half, and reaches from the top to three quarters of the height. It covers all of patch 1, half of
+# patch 3, and nothing of 0 and 2. The result is -1, 0, -1, 0. With share 0.5 it is -1, 0, -1, -1.
 
 
 # %%
@@ -57,23 +57,24 @@ check("patch_targets", patch_targets)
 #
 # $$P = \text{softmax}\left(\frac{Q K^T}{\sqrt{k}}\right), \qquad O = P V$$
 #
-# Training needs it backwards. Someone gives you G, the gradient of the loss by each number of the output
-# O. You give back the gradients by Q, K and V. **Without autograd**: no `backward`, no `grad`, and no
-# finished attention; `softmax` you may use. What you need from mathematics:
+# Training needs it backwards. Someone gives you G, the gradient of the loss by each number of the
+# output O. You give back the gradients by Q, K and V. **Without autograd**: no `backward`, no
+# `grad`, and no finished attention; `softmax` you may use. What you need from mathematics:
 #
 # - For Y = A B with the gradient G of Y, the gradient of A is $G B^T$ and that of B is $A^T G$.
-# - Softmax, one row: the shares $p_j$ come from the scores $s_j$. A score moves its own share and, because
-#   they add up to 1, all others: $\partial p_i / \partial s_j = p_i (1 - p_j)$ if i = j, else $-p_i p_j$.
-#   From the gradients $d_i$ of the shares make those of the scores: sum over i, and simplify. It becomes
-#   short.
+# - Softmax, one row: the shares $p_j$ come from the scores $s_j$. A score moves its own share and,
+#   because they add up to 1, all others: $\partial p_i / \partial s_j = p_i (1 - p_j)$ if i = j,
+#   else $-p_i p_j$. The shares' gradients are $d_i$. For the gradient of the score $s_j$, multiply
+#   each $d_i$ by $\partial p_i / \partial s_j$, sum over i, and simplify. It becomes short.
 #
-# A key that the mask hides (False) has no share: no gradient goes to it or comes from it. Every query sees
-# at least one key. Scores may be in the hundreds.
+# A key that the mask hides (False) has no share: no gradient goes to it or comes from it. Every
+# query sees at least one key. Scores may be in the hundreds.
 #
-# By hand, with k = 4, so $\sqrt{k}$ = 2: the query [2, 0, 0, 0], the keys [0, 1, 0, 0] and [0, 3, 0, 0],
-# the values [1, 0, 0, 0] and [3, 0, 0, 0], the gradient [1, 0, 0, 0]. Both scores are 0, both shares 1/2.
-# The gradient of each value is [0.5, 0, 0, 0]. The gradients of the shares are 1 and 3, those of the scores
-# -0.5 and 0.5. So the query's is [0, 0.5, 0, 0], and the keys' are [-0.5, 0, 0, 0] and [0.5, 0, 0, 0].
+# By hand, with k = 4, so $\sqrt{k}$ = 2: the query [2, 0, 0, 0], the keys [0, 1, 0, 0] and
+# [0, 3, 0, 0], the values [1, 0, 0, 0] and [3, 0, 0, 0], the gradient [1, 0, 0, 0]. Both scores are 0,
+# both shares 1/2. The gradient of each value is [0.5, 0, 0, 0]. The gradients of the shares are 1
+# and 3, those of the scores -0.5 and 0.5. So the query's is [0, 0.5, 0, 0], and the keys' are
+# [-0.5, 0, 0, 0] and [0.5, 0, 0, 0].
 
 
 # %%
@@ -101,8 +102,8 @@ def attention_backward(gradient, query, key, value, mask):
 check("attention_backward", attention_backward)
 
 # %% [markdown]
-# Now it takes autograd's place inside a real layer: the first of the trained tower. `Mine` is what torch
-# asks of a function with a way back of its own.
+# Now it takes autograd's place inside a real layer: the first of the trained tower. `Mine` is the
+# form in which torch takes a function that brings its own way back.
 
 # %%
 from minipali import load
@@ -149,13 +150,13 @@ except NotImplementedError:
 # %% [markdown]
 # ## 3. Everything that you wrote
 #
-# `try_recipe` reads the exercises of lessons 01 to 13 in this folder *as they are saved*, and takes every function
-# that passes its check: the model's pieces, the sigmoid loss, labels, the loss on the suffix, the loop.
-# Your `patch_targets` says what patches show. What is missing comes from the package. Then both stages run,
-# from random weights, for some seconds.
+# `try_recipe` reads the exercises of lessons 01 to 13 in this folder *as they are saved*, and takes
+# every function that passes its check: the model's pieces, the sigmoid loss, labels, the loss on
+# the suffix, the loop. Your `patch_targets` says what patches show. What is missing comes from the
+# package. Then both stages run, from random weights, for some seconds.
 #
-# That is enough for one thing, the colour of the background. The exam is on pictures by the validation
-# artist. **The floor is 50 %**; guessing among nine colours gives 11 %.
+# That is enough for one thing, the colour of the background. The exam is on pictures by the
+# validation artist. **The floor is 50 %**; guessing among nine colours gives 11 %.
 
 # %%
 from minipali.checks.recipe import try_recipe
@@ -165,28 +166,31 @@ mine = try_recipe(patch_targets, exercises=".")
 # %% [markdown]
 # ## 4. In full
 #
-# The whole training is a command, for a terminal in the folder of the course. It can be stopped at any time,
-# and the same command goes on:
+# The whole training is a command, for a terminal in the folder of the course. It can be stopped at
+# any time, and the same command goes on:
 #
 # ```
 # python -m minipali.recipe mine --exercises exercises
 # ```
 #
-# Afterwards the model lies in `runs/mine/model`. Run the lesson again, and it shows *your* curve, your exam
-# and your failures. `minipali ask PICTURE --model runs/mine/model` asks it, and `minipali page` makes a web
-# page of it.
+# Afterwards the model lies in `runs/mine/model`. Run the lesson again, and it shows *your* curve,
+# your exam and your failures. `minipali ask PICTURE --model runs/mine/model` asks it, and
+# `minipali page` makes a web page of it.
 #
 # ## Go on
 #
 # - In your `attention_backward`, replace the weighted mean by the sum of gradient times output,
 #   `(gradient * (shares @ value)).sum(-1, keepdim=True)`. Why is it the same?
-#   <details><summary>Answer</summary>The sum over keys of share times (gradient · value) is gradient · (sum
-#   of share times value), and that is gradient · output. FlashAttention uses it: one number a query, and no
-#   table of t x s has to be kept.</details>
+#   <details><summary>Answer</summary>The sum over keys of share times (gradient · value) is
+#   gradient · (sum of share times value), and that is gradient · output. FlashAttention uses it:
+#   one number a query, and no table of t x s has to be kept.</details>
 # - Which tensors of the forward pass does your function need? Which could be computed again?
-#   <details><summary>Answer</summary>Query, key, value, and the shares. You compute the shares again from
-#   query and key. Keeping them would cost t x s numbers for each head; that is the trade of memory against
-#   time that activation checkpointing makes for whole layers.</details>
-# - Give `try_recipe` a `patch_targets` that returns -1 for all patches. What is learned without patch labels?
-#   <details><summary>Answer</summary>In so few steps the background still. Names come later: whole pictures
-#   teach them, too, but each picture says only one thing. The lesson compares both.</details>
+#   <details><summary>Answer</summary>Query, key, value, and the shares. You compute the shares
+#   again from query and key. To keep them would cost t x s numbers for each head. To compute again
+#   saves memory and costs time; done for whole layers, it is called activation
+#   checkpointing.</details>
+# - Give `try_recipe` a `patch_targets` that returns -1 for all patches. What is learned without
+#   patch labels?
+#   <details><summary>Answer</summary>In so few steps the background still. Names come later: whole
+#   pictures teach them, too, but each picture says only one thing. The lesson compares
+#   both.</details>

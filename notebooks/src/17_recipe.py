@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 17 · Recipe: a model of your own
 #
-# In every lesson so far somebody else's numbers stood in your pieces. Today the numbers become yours,
-# too. All weights start random, your losses and your loop train them, in about a quarter of an hour.
-# Then comes an exam, and you look at the worst failures.
+# In every lesson so far somebody else's numbers stood in your pieces. Today the numbers become
+# yours, too. All weights start random, your losses and your loop train them, in about a quarter of
+# an hour. Then comes an exam, and you look at the worst failures.
 #
 # ## Do you remember?
 #
@@ -15,7 +15,8 @@
 #
 # <details><summary>Which tokens of a training row count in the loss?</summary>
 #
-# Those of the answer, and <code>&lt;eos&gt;</code>. Picture, question and padding do not (lesson 13).
+# Those of the answer, and <code>&lt;eos&gt;</code>. Picture, question and padding do not
+# (lesson 13).
 # </details>
 #
 # <details><summary>Gemma's head has no weights of its own. Where do its logits come from?</summary>
@@ -47,26 +48,27 @@ torch.set_num_threads(1)  # models so small that more threads only wait for each
 figures.model_map("all", recipe.MY_SIZES)
 
 # %% [markdown]
-# It is a little smaller than the shipped one: four layers of width 128 see, three layers speak. And it
-# will not learn boxes. Both are choices, to be done in a quarter of an hour.
+# Your model is a little smaller than the shipped one: four layers of width 128 see, three layers
+# speak. And it will not learn boxes. Both save time.
 #
 # ## Goals
 #
 # After this lesson you can
 #
-# 1. **train** a vision-language model from random weights, in two stages, and say why in this order,
+# 1. **train** a vision-language model from random weights, in two stages, and say why in this
+#    order,
 # 2. **check** a set-up by its first loss, before you wait for the rest,
 # 3. **judge** it by an exam that it could not see.
 #
-# Time: 60 minutes, and 15 of training beside them. You need: the losses (lessons 05 and 13), the whole
-# model (11).
+# Time: 60 minutes, and 15 of training beside them. You need: the losses (lessons 05 and 13), the
+# whole model (11).
 #
 # ## Predict
 #
-# 1. 24 pictures of 24 objects, one sentence for each, random towers, the sigmoid loss with a bias of
-#    -log 33. What is the first loss, about: 1, 4.5 or 16?
-# 2. Without labels for patches, the first stage learns from whole pictures alone. After 60 short steps,
-#    which tower knows better what a single *patch* shows: `"labels"` or `"none"`?
+# 1. 24 pictures of 24 objects, one sentence for each, random towers, the sigmoid loss with a bias
+#    of -log 33. What is the first loss, about: 1, 4.5 or 16?
+# 2. The first stage also gets a label for each patch (lesson 13). After 60 steps with them, or
+#    without, which tower knows better what a single *patch* shows: `"labels"` or `"none"`?
 # 3. Which task of the exam is worst for an artist whom it never saw: `"naming"`, `"places"`,
 #    `"counting"` or `"yes/no"`?
 
@@ -76,14 +78,15 @@ guess_first, guess_labels, guess_worst = ..., ..., ...
 # %% [markdown]
 # ## By hand: what a model that knows nothing must pay
 #
-# A **first loss** can be computed before anything runs. In the sigmoid loss a score is factor · cosine +
-# bias. Random vectors have cosines near 0, so the score is near the bias b. Each picture has one "yes"
-# and n - 1 times "no":
+# A **first loss** can be computed before anything runs. In the sigmoid loss a score is factor ·
+# cosine + bias. Random vectors have cosines near 0, so the score is near the bias b. Each of n
+# pictures has one "yes" and n - 1 times "no". For one picture that costs
 #
 # $$\log(1 + e^{-b}) + (n - 1) \log(1 + e^{b})$$
 #
-# On paper, n = 2 and b = 0: two questions, each costs log 2, so 1.39. Which b would you take for n = 33?
-# A good guess is that one question in 33 is a "yes". Then $e^{b}$ is about 1/33.
+# On paper, n = 2 and b = 0: two questions, each costs log 2, so 1.39. Which b fits 33 pairs (today
+# 24 objects and 9 backgrounds)? One question in 33 is a "yes", so $e^{b}$ should be about 1/33: b =
+# -log 33, about -3.5.
 #
 # In the second stage V tokens are possible. If all were equally likely, the loss would be log V.
 
@@ -101,17 +104,17 @@ print(f"log V for V = 1,856: {math.log(1856):.2f}")
 # %% [markdown]
 # ## Build: what a patch shows
 #
-# The **contrastive stage** comes first. A tower that tells objects apart makes the second stage short:
-# the decoder finds vectors that differ where the words differ. PaliGemma, too, began with a finished
-# SigLIP tower.
+# The **contrastive stage** comes first. A tower that tells objects apart makes the second stage
+# short: the decoder finds vectors that differ where the words differ. PaliGemma, too, began with a
+# finished SigLIP tower.
 #
-# Your loss takes n pairs, one right sentence for each picture. So a batch has 24 pictures of one object
-# each, all different, and then again. The scenes are composed, so we know more: **which object covers
-# which patch**. So we also take one patch of each object, and one of each background, and ask the same
-# of these.
+# Your loss takes n pairs, one right sentence for each picture. So in a round there are 24 pictures,
+# one of each object. The scenes are composed, so we know more: **which object covers which patch**.
+# So we also take one patch of each object and one of each background, and ask the same of these 33.
 #
-# **Write it now**: [exercise 17](../exercises/17_recipe.ipynb), part 1. Boxes (m, 4) come in, one number
-# for each patch goes out. Two results: the box (0, 0.5, 0.75, 1) in 2 x 2 patches with share 0.4 gives
+# **Write it now**: [exercise 17](../exercises/17_recipe.ipynb), part 1. Boxes (m, 4) come in. For
+# each patch comes out the number of the box that covers most of it, if that is more than `share` of
+# the patch, else -1. Two results: the box (0, 0.5, 0.75, 1) in 2 x 2 patches with share 0.4 gives
 # [-1, 0, -1, 0], and with share 0.5 [-1, 0, -1, -1]. Then open the cell.
 
 
@@ -136,9 +139,9 @@ figures.recipe.targets(
 # %% [markdown]
 # ## Build: random weights in your pieces
 #
-# `written_in` reads the exercises of lessons 01 to 13 as they are saved, and takes every function that passes its
-# check. The others come from the package. `my_stages` puts them into two modules with random weights.
-# Gradients are compared first: a piece that is right and cuts them off is left out, and named.
+# `written_in` reads the exercises of lessons 01 to 13 as they are saved, and takes every function
+# that passes its check. The others come from the package. `my_stages` puts them into two modules
+# with random weights. A right piece that lets no gradient through is left out, and named.
 
 # %%
 own = recipe.written_in("../exercises")
@@ -164,8 +167,8 @@ for name, *pair in zip(("pictures", "patches", "answers"), expected, found, stri
 reveal("first loss of the pictures", guess_first, f"{found[0]:.1f}")
 
 # %% [markdown]
-# The first two fit: a little above, because cosines are not just 0. The third does not. It is about three
-# above log V. A mistake? Ask what the new model *would* say.
+# The first two fit: a little above, because cosines are not just 0. The third does not. It is about
+# three above log V. A mistake? Ask what the new model *would* say.
 
 # %%
 pixels, inputs, start = second.held_out[0]
@@ -176,16 +179,17 @@ print(f"its logit {top:.1f}, sqrt(d) = {root:.1f}")
 print(f"log(V - 1 + e^logit) = {math.log(1855 + math.exp(top)):.1f}")
 
 # %% [markdown]
-# New layers hardly change the vector that comes in, and the head is the table itself. So the model says
-# again what it has read, with a logit of up to $\sqrt{d}$. That explains the rest. **A first loss that
-# you can explain is a test passed.** One that you cannot is a reason to stop.
+# New layers hardly change the vector that comes in, and the head is the table itself. So the model
+# says again what it has read, with a logit of up to $\sqrt{d}$. The right token's is near 0, as all
+# others: it pays up to log(V - 1 + e^logit). That explains the three. **A first loss that you can
+# explain is a test passed.** One that you cannot is a reason to stop.
 #
 # ## See it: with patch labels and without
 #
-# Two short runs of the first stage, from the same weights and with the same pictures. `own_loop` calls
-# your loop, ten steps at a time. Then two questions about pictures by the validation artist: which name
-# is nearest to the whole picture, and which is nearest to a patch? (The projection of pictures takes
-# their mean over the patches, so without labels it can read a patch, too.)
+# Two short runs of the first stage, from the same weights and with the same pictures. `own_loop`
+# calls your loop, ten steps at a time. Then two questions about pictures by the validation artist:
+# which name is nearest to the whole picture, and which is nearest to a patch? (Without labels we
+# take the projection of pictures, which learned from the mean of the patches.)
 
 
 # %%
@@ -223,14 +227,16 @@ for name, (pictures, patches) in shares.items():
 reveal("more patches", guess_labels, max(shares, key=lambda name: shares[name][1]))
 
 # %% [markdown]
-# (One run each: believe only the patches, where they are far apart.) With labels the tower learns *where*
-# a thing lies, which "what is on the left?" will ask. The published SigLIP never had such labels: nobody
-# has them for billions of pictures from the web. When you compare recipes, ask what each was *given*.
+# (One run each: believe only the patches, where they are far apart. A guess gets 4 %.) With labels
+# the tower learns *where* a thing lies, which "what is on the left?" will ask. The published SigLIP
+# never had such labels: nobody has them for billions of pictures from the web. When you compare
+# recipes, ask what each was *given*.
 #
 # ## See it: what several processes change
 #
-# Two processes, each with half of the batch, average their gradients. For a mean over pictures that is the
-# same step. But the contrastive loss looks **across** the batch. Each half sees only its own sentences:
+# Two processes, each with half of the batch, average their gradients. For a mean over pictures that
+# is the same step. But the contrastive loss looks **across** the batch. Each half sees only its own
+# sentences:
 
 # %% tags=["nbval-check-output"]
 random = torch.Generator().manual_seed(0)
@@ -242,15 +248,16 @@ print(f"24 pairs, 576 questions: {siglip(image, text, *given):.2f}")
 print(f"two processes, 2 x 144 questions: {sum(halves) / 2:.2f}")
 
 # %% [markdown]
-# Half of the "no" questions are never asked. SigLIP sends the sentences round. Ours gives each process 24
-# objects of its own. And each needs other random numbers, or both see the same pictures.
+# Half of the "no" questions are never asked. SigLIP sends sentences from device to device (lesson
+# 05). Ours gives each process its own 24 objects. And each needs other random numbers, or both see
+# the same pictures.
 #
 # ## See it: the whole training
 #
 # In a terminal, in the folder of the course: `python -m minipali.recipe mine`, or on two processes
-# `torchrun --nproc-per-node 2 -m minipali.recipe mine`. Stop it when you like: the same command goes on.
-# Then run this lesson again. As long as there is no such model, the next cell trains for some seconds, to
-# show that everything runs.
+# `torchrun --nproc-per-node 2 -m minipali.recipe mine`. Stop it when you like: the same command
+# goes on. Then run this lesson again. Without such a model the next cell trains for
+# some seconds, to show that everything runs.
 
 # %%
 folder = Path("../runs/mine")  # or train here: recipe.train_mine(folder, "../exercises")
@@ -269,27 +276,29 @@ for line in {line["stage"]: line for line in lines}.values():
     print("{stage:12} {step:4} steps, {seconds:4.0f} s, loss {loss:.2f}".format(**line))
 
 # %% [markdown]
-# What is stored here is one run of that command on two processes, with the solutions of lessons 01 to 13
-# as pieces. The seconds are those of two cores without bfloat16 (AMD EPYC, AVX2) that other programs used
-# as well: it took 27 minutes, of which each process computed less than 13.
+# Stored here is one run on two processes, with the solutions of lessons 01 to 13 as pieces, on two
+# cores without bfloat16 (AMD EPYC, AVX2) that other programs used as well. In all it took 27
+# minutes, of which each process computed less than 13.
 #
 # How to read it:
 #
-# - **Loss, first tenth**: it must fall from the number that you explained. If it is flat, nothing learns.
-# - **A plateau** is often a number with a name. In the second stage the colours come first, and the
-#   names stay a guess among 24 for a while.
-# - **The bend at the end** is the learning rate going to zero, not a discovery. Judge no run before it.
-# - **Two lines that part** (training and validation artists): what lies between them was learned about
-#   these artists, not about dogs.
+# - **Loss, first tenth**: it must fall from the number that you explained. If it is flat, nothing
+#   learns.
+# - **A plateau** often has a reason. Here, near 0.5: the scenes get more objects until step 400
+#   (lesson 13), and *places* come slowly.
+# - **The fall at the end** is the learning rate going to zero, not a discovery. Judge no run before
+#   it.
+# - **Two lines that part** (training and validation artists): what lies between them was learned
+#   about these artists, not about dogs.
 #
 # ## See it: the exam
 #
-# The same questions as on the shipped model's card, fewer of them. Two of the tasks it was never taught:
-# boxes, and counting things by name. **What may an exam not see?** No picture of it may be trained on. And
-# it may not be used to *choose*: not the number of steps, not the learning rate, not the best of three
-# runs. For that there is the validation artist. The test artist is for the last page alone. (We looked
-# twice: the shorter run above had its exam, too, and named 58 % of the test artist's objects. So this
-# second number is a little less honest than a first one.)
+# The same tasks as on the shipped model's card, fewer questions of each. Two tasks it was never
+# taught: boxes, and counting things by name. **What keeps an exam honest?** No picture of it may be
+# trained on. And it may not be used to *choose*: not the number of steps, not the learning rate,
+# not the best of three runs. For that there is the validation artist. The test artist comes last,
+# and once. (We looked twice: an earlier, shorter run named 58 % of the test artist's objects. So
+# this second number is a little less honest than a first one.)
 
 # %%
 each = 200 if folder.parent.name == "runs" else 10
@@ -307,15 +316,15 @@ four = ("naming", "places", "counting", "yes/no")
 reveal("worst of four", guess_worst, min(four, key=columns["test"].get))
 
 # %% [markdown]
-# Read each row from right to left. The last column is whoever never looks and knows which answers are
-# common. What lies above it was seen. The two tasks that were never taught are about there, or below: the
-# model answers them in the way of another task. Naming falls from artist to artist, the background does
-# not: a colour is a colour, and a drawing is somebody's.
+# Read each row from right to left. The last column never looks, but knows which answers are common.
+# Only what a model has above it can come from looking. The two tasks that were never taught are
+# about there, or below: the model answers them in the way of another task. Naming falls when the
+# artist is new. The background does not: no artist draws it.
 #
 # ## See it: the five worst failures
 #
-# A number says how often, a picture says why. The worst failures are those of which the model is **sure**:
-# wrong, with a high probability of each of its tokens.
+# A number says how often, a picture says why. The worst failures are those of which the model is
+# **sure**: wrong, with a high probability of each of its tokens.
 
 
 # %%
@@ -337,9 +346,10 @@ titles = [f"{q.prompt[10:]} {said} ({sureness(s, q, said):.0%})" for s, q, said 
 figures.pictures([s.picture for s, _, _ in worst], titles, f"Wrong and sure: {titles}", columns=5)
 
 # %% [markdown]
-# (These are the validation artist's. The test artist's failures would tempt you to repair them.) Look
-# before you change anything. Is one drawing there more than once? Then it is one mistake, not five. Does
-# colour decide where shape should? Then more steps help less than more artists.
+# (These are the validation artist's. The test artist's failures would tempt you to repair them.)
+# Look before you change anything. Is one drawing there more than once (here, one cat)? Then it is
+# one mistake, not five. Does colour decide where shape should? Then more steps help less than more
+# artists.
 #
 # ## Break it: three set-ups that are wrong
 #
@@ -359,10 +369,10 @@ with torch.no_grad():
     print(f"table rows of length sqrt(d): {noisy:6.2f}, right {found[2]:.2f}")
 
 # %% [markdown]
-# - **Bias 0**: every question costs log 2, 24 of them 16.6. It must first learn that most pairs do not
-#   belong together, and SigLIP's -10 would start near 10. It works, later.
-# - **Not shifted**: the new model already repeats what it has read, and that is what is asked. The loss is
-#   nearly 0 before the first step. Nothing looks better, and nothing is worse.
+# - **Bias 0**: every question costs about log 2, 24 of them 16.6. It works, but must first learn
+#   that most pairs do not belong together. SigLIP's -10 would start near 10.
+# - **Not shifted**: the new model already repeats what it has read, and that is what is asked. The
+#   loss is nearly 0 before the first step. It looks best, and it only learns to repeat.
 # - **Long rows**: the logits are eleven times as large, and so the model is sure, and wrong.
 #
 # ## Check
@@ -387,8 +397,8 @@ print("patches: the same", torch.equal(*(one(boxes, 6, 0.2)
 # %% [markdown]
 # ## In the real model
 #
-# PaliGemma's joint training showed a billion examples at 224 pixels, then 50 million at 448 and 10 million
-# at 896 (its paper). Ours, counted:
+# PaliGemma's joint training showed a billion examples at 224 pixels, then 50 million at 448 and 10
+# million at 896 (its paper). Ours, in pictures (the second stage asks two questions about each):
 
 # %% tags=["nbval-check-output"]
 mine_is = recipe.MINE
@@ -399,19 +409,20 @@ print(f"PaliGemma's joint training: {1e9 / shown:,.0f} times as many")
 # %% [markdown]
 # ## Your turn
 #
-# If you have not yet: [the exercise](../exercises/17_recipe.ipynb). Your pieces train for some seconds,
-# and its second piece is in no cell of this lesson: attention's way back, by hand.
+# If you have not yet: [the exercise](../exercises/17_recipe.ipynb). Your pieces train for some
+# seconds, and its second piece is in no cell of this lesson: attention's way back, by hand.
 #
 # Then publish your model. The folder has the published layout, so `transformers` opens it, and
 # `minipali page runs/mine/model --output mine.html` makes one web page of it that runs without a
-# server. Write on it what it was trained on, what the exam said, and what it cannot do: that is a **model
-# card**.
+# server. Write on it what it was trained on, what the exam said, and what it cannot do: that is a
+# **model card**.
 #
 # ## Take away
 #
 # - First a tower that tells things apart, then a decoder that speaks of them.
 # - Compute the first loss before you train. If it is another one, find out why.
-# - The exam's pictures are neither for training nor for choosing. Put the commonest answer beside it.
+# - The exam's pictures are neither for training nor for choosing. Put the commonest answer beside
+#   it.
 #
 # **Self-test**
 #
@@ -423,18 +434,20 @@ print(f"PaliGemma's joint training: {1e9 / shown:,.0f} times as many")
 # <details><summary>You train three times with other seeds, and publish the run that did best with the test
 # artist, and its number. What is wrong?</summary>
 #
-# The number is too good: part of it is luck, and you chose the luck. Choose by the validation artist, and
-# then look at the test artist once.
+# The number is too good: part of it is luck, and you chose the luck. Choose by the validation
+# artist, and then look at the test artist once.
 # </details>
 #
 # <details><summary>A model says "yes" to every question "is there ...?". What does the exam say, and what
 # unmasks it?</summary>
 #
-# About 50 %. The column of the commonest answer, which has as much.
+# About 50 %, for half of the right answers are "yes". The commonest answer never looks, and gets no
+# less.
 # </details>
 #
-# **Sources.** Stages and numbers of examples: Beyer et al. 2024, *PaliGemma*, arXiv 2407.07726, section 3.
-# The sigmoid loss, its bias and sentences that go round: Zhai et al. 2023, arXiv 2303.15343.
+# **Sources.** Stages and numbers of examples: Beyer et al. 2024, *PaliGemma*, arXiv 2407.07726,
+# section 3. The sigmoid loss, its bias and sentences that go round: Zhai et al. 2023, arXiv
+# 2303.15343.
 #
 # ### What the notes say, and what is true
 #
