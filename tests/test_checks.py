@@ -73,6 +73,14 @@ def test_each_known_mistake_is_rejected_and_named(unwatched, one, mistake):
     assert outcome.message.startswith(mistake.says)
 
 
+def test_a_copy_with_other_cases_is_compared_with_its_own(unwatched):
+    one = exercise("layer_norm")
+    other = dataclasses.replace(one, cases=lambda: one.cases()[::-1])
+    for mistake in one.mistakes[:6]:
+        for asked in (one, other):
+            assert examine(asked, foreign(mistake.wrong)).message.startswith(mistake.says)
+
+
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 def test_each_known_mistake_is_a_hundred_tolerances_away(one):
     def apart(right, wrong):
