@@ -199,29 +199,34 @@ def test_a_learners_loop_makes_the_steps_that_fit_makes(kind, processor):
     assert np.isfinite(stage.watched)
 
 
-@pytest.mark.parametrize("kind", MY_STAGES)
-def test_a_run_with_a_learners_loop_goes_on_bit_equal(kind, processor, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "CHUNK", 1)
+def goes_on_bit_equal(new, tmp_path, steps: int, every: int) -> None:
+    """A stage that `new` makes, killed after some steps and run again, ends as an unbroken one."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     whole.mkdir(), halves.mkdir()
-    unbroken = own(kind, processor)
-    run(unbroken, whole, every=1)
-    killed, steps = own(kind, processor), iter(range(2))
+    unbroken = new()
+    run(unbroken, whole, every=every)
+    killed, left = new(), iter(range(steps))
     batch = killed.batch
 
     def batch_until_killed(*given):
-        if next(steps, None) is None:
+        if next(left, None) is None:
             raise KeyboardInterrupt
         return batch(*given)
 
     killed.batch = batch_until_killed
     with pytest.raises(KeyboardInterrupt):
-        run(killed, halves, every=1)
-    resumed = own(kind, processor)
-    run(resumed, halves, every=1)
+        run(killed, halves, every=every)
+    resumed = new()
+    run(resumed, halves, every=every)
     for name, p in unbroken.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], p), name
     assert logged(halves) == logged(whole)
+
+
+@pytest.mark.parametrize("kind", MY_STAGES)
+def test_a_run_with_a_learners_loop_goes_on_bit_equal(kind, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "CHUNK", 1)
+    goes_on_bit_equal(lambda: own(kind, processor), tmp_path, steps=2, every=1)
 
 
 def test_each_round_has_different_objects_and_truly_belonging_sentences(processor):
@@ -380,27 +385,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("kind", STAGES)
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(kind, processor, tmp_path, monkeypatch):
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    whole.mkdir(), halves.mkdir()
-    unbroken = make(kind, processor)
-    run(unbroken, whole, every=2)
-
-    killed = make(kind, processor)
-    batch, steps = killed.batch, iter(range(3))
-
-    def batch_until_killed(*given):
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return batch(*given)
-
-    killed.batch = batch_until_killed
-    with pytest.raises(KeyboardInterrupt):
-        run(killed, halves, every=2)
-    resumed = make(kind, processor)
-    run(resumed, halves, every=2)
-    for name, p in unbroken.module.state_dict().items():
-        assert torch.equal(resumed.module.state_dict()[name], p), name
-    assert logged(halves) == logged(whole)
+    goes_on_bit_equal(lambda: make(kind, processor), tmp_path, steps=3, every=2)
 
 
 def logged(folder: Path) -> list[dict]:
