@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minipali import config as configs
-from minipali import weights
+from minipali import published, variants, weights
 from minipali.config import short
+from minipali.gemma import Gemma
+from minipali.gguf_tokenizers import Tokenizer
 from minipali.lora import LoRA, lora_layers, merge_lora
 from minipali.paligemma import PaliGemma
 from minipali.quantization import quantize
@@ -45,14 +47,24 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     adapter: str | Path | None = None,
-) -> tuple[PaliGemma, Processor]:
+) -> tuple[PaliGemma, Processor] | tuple[Gemma, Tokenizer]:
     """A model, in eval mode, and the processor that goes with it: `minipali.weights.load`.
 
     source: "small", a folder, or a hub id; dtype, device: see there. adapter: a folder with a LoRA
     adapter that was trained on this model, see `load_adapter`; `minipali.lora.merge_lora` makes a
     plain model of the two. dtype can also be "int8" or "int4": the language model is rounded to
     these, with the adapter merged, and only answers then (`minipali.quantization.quantize`).
+
+    source can also be "smollm2", "gemma3" or a GGUF file: a language model in float32 and its
+    tokenizer (`minipali.variants.load`).
     """
+    if str(source) in published.PUBLISHED or str(source).endswith(".gguf"):
+        if (dtype, device, adapter) != (None, None, None):
+            raise ValueError(
+                "a language model alone is read in float32 on the CPU, without an adapter: leave"
+                " dtype, device and adapter out"
+            )
+        return variants.load(source)
     bits = {"int8": 8, "int4": 4}.get(dtype) if isinstance(dtype, str) else None
     model, processor = weights.load(source, None if bits else dtype, device)
     if adapter is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minipali.generation import token_steps
+from minipali.generation import pieces_of_text, token_steps
 from minipali.locations import Box, read_boxes
 from minipali.masks import MaskCodec, read_masks
 from minipali.paligemma import PaliGemma
@@ -60,18 +60,9 @@ def stream(
     """
     if not isinstance(prompt, str):
         raise ValueError("stream answers one prompt; for several use generate")
-    ids, told = [], ""
     batch = processor(image, prompt)
-    for tokens in token_steps(model, batch, max_new_tokens, temperature, top_k, top_p, seed):
-        ids.append(int(tokens[0]))
-        text = processor.decode(ids)
-        if text.startswith(told) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            if len(text) > len(told):
-                yield text[len(told) :]
-            told = text
-    text = processor.decode(ids)
-    if len(text) > len(told):
-        yield text[len(told) :]
+    steps = token_steps(model, batch, max_new_tokens, temperature, top_k, top_p, seed)
+    yield from pieces_of_text((int(tokens[0]) for tokens in steps), processor.decode)
 
 
 def detect(model: PaliGemma, processor: Processor, image, name: str) -> list[tuple[str, Box]]:

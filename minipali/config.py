@@ -174,32 +174,45 @@ LIMITS = {
 }
 
 
-def check(config: PaliGemmaConfig) -> None:
-    """Raise ConfigError, naming the field, unless the sizes fit together."""
-    for part in (config.vision, config.text):
-        where = "vision_config" if part is config.vision else "text_config"
-        for f in fields(part):
-            value, name = getattr(part, f.name), f"{where}.{f.name}"
-            if isinstance(f.default, (bool, str)) or (value is None and f.default is None):
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ConfigError(f"{name} must be a number, found {short(value)}")
-            if f.name in LIMITS and not (isinstance(value, int) and 1 <= value <= LIMITS[f.name]):
-                raise ConfigError(
-                    f"{name} must be a whole number from 1 to {LIMITS[f.name]}, found"
-                    f" {short(value)}"
-                )
-            # Smaller fractions are 0 in float32.
-            if f.name in FRACTIONS and not 1e-38 <= value <= FRACTIONS[f.name]:
-                raise ConfigError(
-                    f"{name} must be positive and at most {FRACTIONS[f.name]:g}, found"
-                    f" {short(value)}"
-                )
-    v, t = config.vision, config.text
+def _check_numbers(part: VisionConfig | TextConfig, where: str) -> None:
+    for f in fields(part):
+        value, name = getattr(part, f.name), f"{where}.{f.name}"
+        if isinstance(f.default, (bool, str)) or (value is None and f.default is None):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigError(f"{name} must be a number, found {short(value)}")
+        if f.name in LIMITS and not (isinstance(value, int) and 1 <= value <= LIMITS[f.name]):
+            raise ConfigError(
+                f"{name} must be a whole number from 1 to {LIMITS[f.name]}, found {short(value)}"
+            )
+        # Smaller fractions are 0 in float32.
+        if f.name in FRACTIONS and not 1e-38 <= value <= FRACTIONS[f.name]:
+            raise ConfigError(
+                f"{name} must be positive and at most {FRACTIONS[f.name]:g}, found {short(value)}"
+            )
+
+
+def check_text(t: TextConfig) -> None:
+    """Raise ConfigError, naming the field, unless the sizes of a decoder fit together."""
+    _check_numbers(t, "text_config")
     if t.model_type not in KINDS:
         raise ConfigError(
             f"text_config.model_type must be one of {', '.join(KINDS)}, found {short(t.model_type)}"
         )
+    if t.num_attention_heads % t.num_key_value_heads:
+        raise ConfigError(
+            f"text_config.num_attention_heads ({t.num_attention_heads}) must be a multiple of "
+            f"num_key_value_heads ({t.num_key_value_heads}): each key/value head serves a group"
+        )
+    if t.head_dim % 2:
+        raise ConfigError(f"text_config.head_dim must be even for RoPE, found {t.head_dim}")
+
+
+def check(config: PaliGemmaConfig) -> None:
+    """Raise ConfigError, naming the field, unless the sizes fit together."""
+    v, t = config.vision, config.text
+    _check_numbers(v, "vision_config")
+    check_text(t)
     if v.hidden_size % v.num_attention_heads:
         raise ConfigError(
             f"vision_config.hidden_size ({v.hidden_size}) must be a multiple of "
@@ -210,13 +223,6 @@ def check(config: PaliGemmaConfig) -> None:
             f"vision_config.image_size ({v.image_size}) must be a multiple of "
             f"patch_size ({v.patch_size}): a picture is cut into whole patches"
         )
-    if t.num_attention_heads % t.num_key_value_heads:
-        raise ConfigError(
-            f"text_config.num_attention_heads ({t.num_attention_heads}) must be a multiple of "
-            f"num_key_value_heads ({t.num_key_value_heads}): each key/value head serves a group"
-        )
-    if t.head_dim % 2:
-        raise ConfigError(f"text_config.head_dim must be even for RoPE, found {t.head_dim}")
     for name in ("image_token_id", "pad_token_id", "eos_token_id", "bos_token_id"):
         value = getattr(config, name)
         if type(value) is not int or not 0 <= value < t.vocab_size:
@@ -510,6 +516,7 @@ __all__ = [
     "PaliGemmaConfig",
     "TextConfig",
     "VisionConfig",
+    "check_text",
     "from_dict",
     "preset",
     "read",

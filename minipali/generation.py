@@ -1,7 +1,7 @@
 """Lesson 12. From logits to text: choose a token, append it, repeat until eos."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 
 import numpy as np
@@ -168,3 +168,20 @@ def token_steps(
     x = model.hidden_states(**batch, kv_cache=cache)
     logits = next_logits(x[torch.arange(rows, device=device), last])
     yield from loop(logits, step, pick, config.eos_token_id, config.pad_token_id, max_new_tokens)
+
+
+def pieces_of_text(tokens: Iterable[int], decode: Callable[[list[int]], str]) -> Iterator[str]:
+    """Token ids, as they come, into pieces of text.
+
+    A piece is held back while it ends in the middle of a character (bytes of one emoji, say).
+    """
+    ids, text, told = [], "", ""
+    for token in tokens:
+        ids.append(int(token))
+        text = decode(ids)
+        if text.startswith(told) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            if len(text) > len(told):
+                yield text[len(told) :]
+            told = text
+    if len(text) > len(told):
+        yield text[len(told) :]

@@ -10,7 +10,7 @@ from minipali import config as configs
 from minipali.config import ConfigError, PaliGemmaConfig, replace, text_config
 from minipali.gemma import Gemma
 from minipali.kv_cache import KVCache
-from minipali.text_models import causal_states, continue_text
+from minipali.variants import causal_states, continue_text
 
 KINDS = list(configs.KINDS)
 LENGTHS = [17, 11, 3]
