@@ -28,6 +28,11 @@ A picture is a file, a folder of them, an https address, or - for standard input
 several come in a line each. What goes wrong with one of several is said, and the exit code is 2."""
 
 
+ABOUT_CHAT = """\
+Without a QUESTION, each line that you type is one. Ctrl-C cuts an answer off, Ctrl-D (Ctrl-Z on
+Windows) ends. SmolLM2 answers; Gemma 3 270M has not learned to, and goes on with what you write.
+First get the model: python course.py weights smollm2"""
+
 ABOUT_DATA = """\
 DATA is a file of JSON lines, or a folder with train.jsonl (or one such file alone):
 
@@ -137,6 +142,25 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the weights that turn codes into outlines (default: vae-oid.npz here)",
     )
+
+    verb = add(
+        "chat",
+        verbs.chat,
+        "Talk with a language model, which sees no pictures.",
+        epilog=ABOUT_CHAT,
+    )
+    verb.add_argument(
+        "model",
+        nargs="?",
+        default="smollm2",
+        metavar="MODEL",
+        help="smollm2 (default), gemma3, or a GGUF file of a Llama or Gemma",
+    )
+    verb.add_argument("question", nargs="?", metavar="QUESTION", help="the only one")
+    verb.add_argument(
+        "--system", action=Once, metavar="TEXT", help="what the model is told before you speak"
+    )
+    add_drawing(verb, 256)
 
     verb = add(
         "finetune",
@@ -296,16 +320,16 @@ def add_common(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print one JSON object for each picture")
 
 
-def add_drawing(verb: argparse.ArgumentParser) -> None:
-    """How the words of an answer are drawn."""
+def add_drawing(verb: argparse.ArgumentParser, most: int = 64) -> None:
+    """How the words of an answer are drawn. most: tokens of an answer, by default."""
     add = verb.add_argument
     add(
         "--max-tokens",
         action=Once,
         type=number(int, "a whole number, at least 1", lambda n: n >= 1),
-        default=64,
+        default=most,
         metavar="N",
-        help="where an answer is cut off (default: 64)",
+        help=f"where an answer is cut off (default: {most})",
     )
     add(
         "--temperature",

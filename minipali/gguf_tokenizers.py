@@ -15,6 +15,7 @@ from minipali.config import short
 
 SPACE = "\u2581"  # what SentencePiece writes for a space
 BPE = 2  # SentencePiece's number of the way in which pieces are joined
+BYTE = 6  # the kind of the pieces that stand for a byte each, where all else is unknown
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ def read_tokenizer(metadata: dict, vocab_size: int) -> Tokenizer:
         return Tokenizer(bpe.encode, bpe.decode, eos, chats)
     if of.get("model") != "llama":
         raise ValueError(f"the tokenizer must be gpt2's or llama's, found {short(of.get('model'))}")
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_file(of))
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_file(of))
+    except RuntimeError as error:
+        raise ValueError(f"its pieces must make a SentencePiece tokenizer: {error}") from error
     # Both are true where the file does not say otherwise.
     first = [of["bos_token_id"]] if of.get("add_bos_token", True) else []
     return Tokenizer(lambda text: first + pieces.encode(text), pieces.decode, eos, chats)
@@ -65,7 +69,8 @@ def sentencepiece_file(of: dict) -> bytes:
         one = _field(1, text) + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
         stored += _field(1, one)
     ids = {"unknown": 40, "bos": 41, "eos": 42, "padding": 43}
-    trainer = b"\x18" + _varint(BPE) + b"\x98\x02\x01"  # field 35: bytes stand for what is unknown
+    all_bytes = of["token_type"].count(BYTE) == 256
+    trainer = b"\x18" + _varint(BPE) + b"\x98\x02" + bytes([all_bytes])  # field 35: use them
     for name, number in ids.items():
         value = of.get(f"{name}_token_id", -1)
         trainer += _varint(number << 3) + _varint(value % 2**64)

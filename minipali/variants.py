@@ -161,6 +161,11 @@ def load(source: str | Path) -> tuple[Gemma, Tokenizer]:
     if it is damaged or of another kind.
     """
     path = published.find(source) if source in published.PUBLISHED else source
+    if not str(path).endswith(".gguf"):
+        known = ", ".join(published.PUBLISHED)
+        raise GGUFError(
+            f"a language model must be {known} or a GGUF file, found {short(str(path))}"
+        )
     file = GGUF(path)
     try:
         config = config_of(file)
@@ -169,7 +174,8 @@ def load(source: str | Path) -> tuple[Gemma, Tokenizer]:
             model = Gemma(config)
         _check_places(file, model)
     except (ValueError, KeyError, TypeError) as error:  # ConfigError is a ValueError
-        what = f"{error.args[0]!r} in the metadata" if isinstance(error, KeyError) else error
+        missing = f"{error} must be in it, and is missing"
+        what = missing if isinstance(error, KeyError) else error
         raise GGUFError(
             f"{path} must hold a Llama or a Gemma whole: {what}; get another file"
         ) from error
@@ -247,10 +253,10 @@ def halves_from_pairs(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def _check_places(file: GGUF, model: Gemma) -> None:
-    """Raise ValueError unless the file has each weight in its shape, and no other one."""
+    """Raise KeyError or ValueError unless the file has each weight in its shape, and no other."""
     places = {their_name(name, model.config): x for name, x in model.state_dict().items()}
     if missing := [name for name in places if name not in file.entries]:
-        raise ValueError(f"the weight {missing[0]!r} must be in it, and is missing")
+        raise KeyError(missing[0])
     if extra := [name for name in file.names if name not in places]:
         raise ValueError(
             f"it must hold weights of the kind {model.config.model_type} alone, found"

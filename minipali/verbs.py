@@ -1,5 +1,4 @@
-"""What the command does for ask, caption, detect, segment, finetune, merge and
-page.
+"""What the command does for ask, caption, detect, segment, chat, finetune, merge and page.
 
 Answers go to standard output, everything else (notes, what is wrong) to standard error.
 """
@@ -76,8 +75,13 @@ def load_model(
 
     from minipali.adapters import load
     from minipali.lora import merge_lora
+    from minipali.published import PUBLISHED
     from minipali.quantization import quantize
 
+    if source in PUBLISHED or source.endswith(".gguf"):
+        raise ValueError(
+            f"{source} is a language model, which sees no pictures: minipali chat {source}"
+        )
     model, processor = load(source, dtype, choose_device(device), adapter)
     # In a small model a second thread gains nothing; where other programs run, all wait for it.
     if sum(p.numel() for p in model.parameters()) < 2**26:
@@ -100,7 +104,13 @@ class Job:
 
     def __init__(self, options: argparse.Namespace, prompt: str):
         from minipali import pictures
+        from minipali.published import PUBLISHED
 
+        if options.model in PUBLISHED or options.model.endswith(".gguf"):
+            raise ValueError(
+                f"{options.model} is a language model, which sees no pictures: talk with it by"
+                f" `minipali chat {options.model}`"
+            )
         given = options.pictures or [first_picture()]
         self.sources, self.notes = pictures.find(given)
         self.options, self.prompt = options, prompt
@@ -173,17 +183,23 @@ def first_picture() -> str:
 # --- verbs ---------------------------------------------------------------------------------------
 
 
-def ask(options: argparse.Namespace) -> int:
-    from minipali.asking import stream
-
+def drawing(options: argparse.Namespace) -> dict:
+    """What `stream` and `stream_text` want to know. Raises ValueError if it says two things."""
     if options.temperature == 0 and (options.top_k or options.top_p):
         raise ValueError(
             "--top-k and --top-p choose what to draw from: give --temperature above 0 too"
         )
-    how = (options.max_tokens, options.temperature, options.top_k, options.top_p, options.seed)
+    names = ("temperature", "top_k", "top_p", "seed")
+    return {name: getattr(options, name) for name in names} | {"max_new_tokens": options.max_tokens}
+
+
+def ask(options: argparse.Namespace) -> int:
+    from minipali.asking import stream
+
+    how = drawing(options)
     job = Job(options, options.prompt)
     for source, picture, model, processor in job:
-        pieces = stream(model, processor, picture, options.prompt, *how)
+        pieces = stream(model, processor, picture, options.prompt, **how)
         if job.alone:
             prompt = options.prompt
             print(f"question  {prompt if len(prompt) <= 80 else f'{prompt[:77]}...'}")
@@ -263,6 +279,53 @@ def find_objects(options: argparse.Namespace, prompt: str, look, default: str) -
         if job.alone and written:
             print(f"written   {output}")
     return job.code
+
+
+def chat(options: argparse.Namespace) -> int:
+    from minipali.variants import SYSTEM, chat_prompt, load, stream_text
+
+    how, turns = drawing(options), []
+    model, tokenizer = load(options.model)
+    if options.system is not None and not tokenizer.chats:
+        raise ValueError(
+            f"--system is for a model that answers, and {options.model} goes on with text"
+        )
+    room = model.config.max_position_embeddings - options.max_tokens
+
+    def reply(text: str) -> str:
+        """What the model says to the newest turn, printed as it comes."""
+        turns.append(("user", text))
+        prompt = chat_prompt(turns, options.system or SYSTEM) if tokenizer.chats else text
+        while len(tokenizer.encode(prompt)) > room and len(turns) > 1:
+            del turns[:2]
+            note("the beginning of this talk is forgotten: it no longer fits")
+            prompt = chat_prompt(turns, options.system or SYSTEM)
+        said = []
+        try:
+            for piece in stream_text(model, tokenizer, prompt, **how):
+                said.append(piece)
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if options.question is not None:
+                raise
+        finally:
+            print(flush=True)
+        return "".join(said)
+
+    if options.question is not None:
+        reply(options.question)
+        return 0
+    asked = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            text = input(asked).strip()
+        except EOFError:
+            return 0
+        if text:
+            said = reply(text)
+            turns.append(("assistant", said))
+            if not tokenizer.chats:
+                turns.clear()
 
 
 def finetune(options: argparse.Namespace) -> int:

@@ -6,11 +6,15 @@ import pytest
 import torch
 from conftest import ROUNDING, randomise
 
+import minipali
 from minipali import config as configs
+from minipali import published
 from minipali.config import ConfigError, PaliGemmaConfig, replace, text_config
 from minipali.gemma import Gemma
+from minipali.gguf import GGUFError
 from minipali.kv_cache import KVCache
-from minipali.variants import causal_states, continue_text
+from minipali.published import PublishedError
+from minipali.variants import answer, causal_states, chat_prompt, continue_text
 
 KINDS = list(configs.KINDS)
 LENGTHS = [17, 11, 3]
@@ -185,3 +189,182 @@ def test_drawn_text_repeats_with_its_seed_and_needs_room():
 def test_what_no_config_file_says_is_not_saved(text):
     with pytest.raises(ConfigError, match=f"found one of kind {text.model_type} that computes"):
         configs.to_dict(PaliGemmaConfig(text=text, image_token_id=49000))
+
+
+# --- files of llama.cpp ---------------------------------------------------------------------------
+
+
+def as_llama_cpp_keeps_it(name: str, weight, config):
+    """A weight of transformers as llama.cpp's converter writes it, by its rules."""
+    weight = weight.numpy().copy()
+    if "norm" in name and config.model_type != "llama":
+        return weight + 1
+    if config.model_type == "llama" and ("q_proj" in name or "k_proj" in name):
+        heads = len(weight) // config.head_dim
+        apart = weight.reshape(heads, 2, config.head_dim // 2, config.hidden_size)
+        return apart.swapaxes(1, 2).reshape(weight.shape).copy()
+    return weight
+
+
+# transformers' names behind "layers.N." and llama.cpp's behind "blk.N.".
+LLAMA_CPP = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def write_gguf(path, kind: str, change=lambda writer, tensors: tensors):
+    """The random model of a kind; its tokens are of no use."""
+    package = pytest.importorskip("gguf", reason="needs the package gguf, of the extra dev")
+    config, (ours, _) = tiny(kind), pair(kind)
+    family = {"gemma3_text": "gemma3"}.get(kind, kind)
+    writer = package.GGUFWriter(path, family)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    if config.sliding_window:
+        writer.add_sliding_window(config.sliding_window)
+    if config.attn_logit_softcapping:
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"<{i}>" for i in range(97)])
+    writer.add_token_scores([0.0] * 97)
+    writer.add_token_types([3, 3, 3, 2] + [1] * 93)
+    writer.add_unk_token_id(3)
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    tensors = {}
+    for name, weight in ours.state_dict().items():
+        parts = name.removesuffix(".weight").split(".", 2)
+        if parts[0] != "layers":
+            place = {"embed_tokens": "token_embd", "norm": "output_norm"}[parts[0]]
+        else:
+            one_norm = kind in ("llama", "gemma")
+            end = "ffn_norm" if one_norm else "post_attention_norm"
+            place = f"blk.{parts[1]}." + (LLAMA_CPP | {"post_attention_layernorm": end})[parts[2]]
+        tensors[f"{place}.weight"] = as_llama_cpp_keeps_it(name, weight, config)
+    for name, weight in change(writer, tensors).items():
+        writer.add_tensor(name, weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+# What a file of Gemma 3 does not say is the published model's; ours is made so for this test.
+UNSAID = {"gemma3_text": {"rope_local_base_freq": 1e4, "query_pre_attn_scalar": 10}}
+UNSAID["gemma2"] = {"query_pre_attn_scalar": 10}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_llama_cpp_becomes_the_same_model(kind, tmp_path):
+    path = write_gguf(tmp_path / f"{kind} é.gguf", kind)
+    found, tokenizer = minipali.load(path)
+    ours, _ = pair(kind)
+    expected = Gemma(replace(ours.config, **UNSAID.get(kind, {}))).eval()
+    expected.load_state_dict(ours.state_dict())
+    eps = found.config.rms_norm_eps  # the file has it in float32
+    assert found.config == replace(expected.config, rms_norm_eps=eps)
+    assert not found.training and tokenizer.eos == 1 and not tokenizer.chats
+    given = batch("left")
+    is_real = given["attention_mask"].bool()
+    wanted = logits(expected, **given)[is_real]
+    torch.testing.assert_close(logits(found, **given)[is_real], wanted, rtol=0, atol=ROUNDING)
+
+
+def renamed(tensors, old, new):
+    return {new if name == old else name: weight for name, weight in tensors.items()}
+
+
+BAD_FILES = [
+    (lambda w, t: renamed(t, "blk.2.attn_q.weight", "x"), "'blk.2.attn_q.weight' must be in it"),
+    (lambda w, t: t | {"rope_freqs.weight": t["output_norm.weight"]}, "found 'rope_freqs.weight'"),
+    (
+        lambda w, t: t | {"blk.0.attn_k.weight": t["blk.0.attn_q.weight"]},
+        r"'blk.0.attn_k.weight' must have the shape \(20, 24\), found \(60, 24\)",
+    ),
+    (lambda w, t: w.add_rope_scaling_type(_YARN()) or t, "rope.scaling.type must be absent"),
+    (
+        lambda w, t: renamed(t, "token_embd.weight", "y"),
+        "'token_embd.weight' must be in it, and is",
+    ),
+]
+
+
+def _YARN():
+    return pytest.importorskip("gguf").RopeScalingType.YARN
+
+
+@pytest.mark.parametrize("change, told", BAD_FILES, ids=range(len(BAD_FILES)))
+def test_a_file_of_another_model_is_told_in_one_sentence(change, told, tmp_path):
+    path = write_gguf(tmp_path / "x.gguf", "llama", change)
+    with pytest.raises(GGUFError, match=told) as caught:
+        minipali.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_family_is_told(tmp_path):
+    package = pytest.importorskip("gguf", reason="needs the package gguf, of the extra dev")
+    writer = package.GGUFWriter(tmp_path / "x.gguf", "mamba")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(GGUFError, match="the family must be one of llama, .* found 'mamba'"):
+        minipali.load(tmp_path / "x.gguf")
+
+
+def test_a_language_model_takes_no_other_option(tmp_path):
+    for option in ({"dtype": "bfloat16"}, {"adapter": tmp_path}):
+        with pytest.raises(ValueError, match="leave dtype, device and adapter out"):
+            minipali.load(tmp_path / "x.gguf", **option)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    try:
+        return minipali.load("smollm2")
+    except PublishedError as error:
+        pytest.skip(str(error))
+
+
+def test_smollm2_answers(smollm2):
+    model, tokenizer = smollm2
+    assert tokenizer.chats and tokenizer.eos == 2
+    found = answer(model, tokenizer, "What is the capital of France?", max_new_tokens=12)
+    assert found == "The capital of France is Paris."
+
+
+@pytest.mark.slow
+def test_smollm2_computes_what_transformers_reads_from_the_file(smollm2):
+    """Its own reader of GGUF files, too."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gguf", reason="needs the package gguf, of the extra dev")
+    path = published.find("smollm2")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    model, tokenizer = smollm2
+    prompt = chat_prompt([("user", "Name three fruits that grow in Spain, and say why.")])
+    ids = torch.tensor([tokenizer.encode(prompt)])
+    with torch.no_grad():
+        expected, found = theirs(ids).logits, logits(model, input_ids=ids)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
