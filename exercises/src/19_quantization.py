@@ -26,9 +26,9 @@ from minipali.checks import check, hint
 # The whole numbers are int8, the scales float32. A row of zeros becomes zeros; its scale may be any
 # number. (Mind that 0 / 0 is none.)
 #
-# By hand: the row [0.5, -1.27, 0.004, 1] has the scale 0.01 and becomes [50, -127, 0, 100]. The row
-# [3, 1, -4, 0] has the scale 4 / 127 and becomes [95, 32, -127, 0], because 3 / (4 / 127) is 95.25 and
-# 1 / (4 / 127) is 31.75.
+# By hand: the row [0.5, -1.27, 0.004, 0.018, 1] has the scale 0.01 and becomes [50, -127, 0, 2, 100].
+# The row [3, 1, -4, 0] has the scale 4 / 127 and becomes [95, 32, -127, 0], because 3 / (4 / 127) is
+# 95.25 and 1 / (4 / 127) is 31.75.
 
 
 # %%

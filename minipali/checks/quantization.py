@@ -188,8 +188,8 @@ TO_INT8 = Exercise(
         Mistake(
             "the largest itself",
             partial(to_int8, told=lambda scale: 127 * scale),
-            "The whole numbers are right, but what you return as scales are the largest numbers. The"
-            " scale is the size of one step: largest / 127.",
+            "The whole numbers are right, but what you return as scales are the largest numbers."
+            " The scale is the size of one step: largest / 127.",
         ),
         Mistake(
             "without a sign",
@@ -200,8 +200,8 @@ TO_INT8 = Exercise(
         Mistake(
             "128 added",
             partial(to_int8, stored=lambda q: _wrapped(q + 128, torch.uint8)),
-            "128 is added, so that uint8 holds the numbers. Whoever reads int8 would not know. Store"
-            " them with their sign, as torch.int8.",
+            "128 is added, so that uint8 holds the numbers. Whoever reads int8 would not know."
+            " Store them with their sign, as torch.int8.",
         ),
         *(
             Mistake(
@@ -237,7 +237,8 @@ TO_INT8 = Exercise(
     hints=(
         "In each row, which number must become 127 or -127? How large is then one step?",
         "weight.abs().amax(dim=1) is the largest size of each row. To divide each row by its own"
-        " scale, the scale needs a second axis: scale[:, None]. And a row of zeros has none: clamp.",
+        " scale, the scale needs a second axis: scale[:, None]. And a row of zeros has none:"
+        " clamp.",
         "scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127; whole = (weight / scale[:,"
         " None]).round().to(torch.int8).",
     ),
@@ -376,13 +377,14 @@ TO_GROUPS = Exercise(
         Mistake(
             "always 4 bits",
             partial(to_groups, steps=lambda bits: 15),
-            "There are 15 steps whatever `bits` says. With b bits the numbers go from 0 to 2**b - 1.",
+            "There are 15 steps whatever `bits` says. With b bits the numbers go from 0 to 2**b -"
+            " 1.",
         ),
         Mistake(
             "half the steps",
             partial(to_groups, steps=lambda bits: 2 ** (bits - 1) - 1),
-            "There are 2**(bits - 1) - 1 steps, as if one bit were a sign. These numbers are counted"
-            " from the least one and have none: 2**bits - 1 steps.",
+            "There are 2**(bits - 1) - 1 steps, as if one bit were a sign. These numbers are"
+            " counted from the least one and have none: 2**bits - 1 steps.",
         ),
         Mistake(
             "toward zero",
@@ -400,8 +402,8 @@ TO_GROUPS = Exercise(
             "groups across rows",
             _across,
             "The groups go on in the next row: the matrix was flattened before it was cut. Rows"
-            " belong to different outputs and may have very different sizes. Cut each row by itself;"
-            " its last group may be shorter.",
+            " belong to different outputs and may have very different sizes. Cut each row by"
+            " itself; its last group may be shorter.",
         ),
         Mistake(
             "groups down the columns",
@@ -508,8 +510,8 @@ TO_GROUPS = Exercise(
                 low=lambda g: -g.abs().amax(dim=1, keepdim=True),
                 width=lambda g, least: -2 * least,
             ),
-            "The steps go from minus the largest size to the largest size. Where a group lies on one"
-            " side of 0, half of them are never used. Let them go from the group's least to its"
+            "The steps go from minus the largest size to the largest size. Where a group lies on"
+            " one side of 0, half of them are never used. Let them go from the group's least to its"
             " largest number.",
         ),
         Mistake(
@@ -535,8 +537,8 @@ TO_GROUPS = Exercise(
                 bits,
                 give=lambda whole, scale, least: (whole, (2**bits - 1) * scale, least),
             ),
-            "The whole numbers are right, but what you return as scales is the way from the least to"
-            " the largest number. The scale is one step of it: divided by 2**bits - 1.",
+            "The whole numbers are right, but what you return as scales is the way from the least"
+            " to the largest number. The scale is one step of it: divided by 2**bits - 1.",
         ),
         Mistake(
             "signed",
@@ -584,8 +586,8 @@ TO_GROUPS = Exercise(
         }.items()
     ),
     hints=(
-        "For one group of a row: which number does 0 stand for, and which one 2**bits - 1? How large"
-        " is then a step?",
+        "For one group of a row: which number does 0 stand for, and which one 2**bits - 1? How"
+        " large is then a step?",
         "for group in weight.split(size, dim=1): gives (n, size) at a time, and at the end what is"
         " left. Collect whole, scale and least in three lists, with keepdim=True, and put each"
         " together with torch.cat(list, dim=1).",
@@ -677,10 +679,7 @@ UNPACK_Q8_0 = Exercise(
             "128 is subtracted. Some formats store a number with 128 added; this one stores the"
             " bytes of int8: .view(torch.int8).",
         ),
-        *(
-            Mistake(name, partial(unpack_q8_0, half=half), says)
-            for name, half, says in _HALVES
-        ),
+        *(Mistake(name, partial(unpack_q8_0, half=half), says) for name, half, says in _HALVES),
         Mistake(
             "scale at the end",
             lambda blocks: _little(blocks[:, 32:]) * blocks[:, :32].contiguous().view(torch.int8),
@@ -691,8 +690,9 @@ UNPACK_Q8_0 = Exercise(
             "begun too early",
             partial(
                 unpack_q8_0,
-                join=lambda scale, whole: scale
-                * torch.cat((scale.half().view(torch.int8).float(), whole[:, :30]), dim=1),
+                join=lambda scale, whole: (
+                    scale * torch.cat((scale.half().view(torch.int8).float(), whole[:, :30]), dim=1)
+                ),
             ),
             "The bytes of the scale are read as numbers, too, and the last two numbers are missing."
             " The numbers begin at byte 2.",
@@ -722,8 +722,8 @@ UNPACK_Q8_0 = Exercise(
         Mistake(
             "rounded to float16",
             partial(unpack_q8_0, join=lambda scale, whole: (scale.half() * whole.half()).float()),
-            "The product is computed in float16, with three digits, and only then made float32. Make"
-            " the scale float32 first (.float()), then multiply.",
+            "The product is computed in float16, with three digits, and only then made float32."
+            " Make the scale float32 first (.float()), then multiply.",
         ),
         Mistake(
             "flattened",
@@ -732,9 +732,11 @@ UNPACK_Q8_0 = Exercise(
         ),
     ),
     hints=(
-        "A block is 34 bytes: blocks[:, :2] is the scale of each, blocks[:, 2:] are its 32 numbers.",
-        ".view(kind) reads the same bytes as another kind of number: two bytes as one torch.float16,"
-        " one byte as one torch.int8. It changes no byte. (.to(kind) would keep the value.)",
+        "A block is 34 bytes: blocks[:, :2] is the scale of each, blocks[:, 2:] are its 32"
+        " numbers.",
+        ".view(kind) reads the same bytes as another kind of number: two bytes as one"
+        " torch.float16, one byte as one torch.int8. It changes no byte. (.to(kind) would keep the"
+        " value.)",
         "scale = blocks[:, :2].view(torch.float16).float(); whole = blocks[:, 2:].view(torch.int8);"
         " the result is scale * whole.",
     ),
@@ -862,14 +864,14 @@ UNPACK_Q4_1 = Exercise(
         Mistake(
             "header at the end",
             lambda blocks: unpack_q4_1(torch.cat((blocks[:, 16:], blocks[:, :16]), dim=1)),
-            "The scale and the least number are read from the end of the block. They stand in front:"
-            " bytes 0 to 3, and then 16 bytes of numbers.",
+            "The scale and the least number are read from the end of the block. They stand in"
+            " front: bytes 0 to 3, and then 16 bytes of numbers.",
         ),
         Mistake(
             "one header for all",
             partial(unpack_q4_1, header=lambda b: (b[:1, :2], b[:1, 2:4])),
-            "All blocks get the scale and the least number of the first one. Each block has its own:"
-            " blocks[:, :2], not blocks[0, :2].",
+            "All blocks get the scale and the least number of the first one. Each block has its"
+            " own: blocks[:, :2], not blocks[0, :2].",
         ),
         Mistake(
             "blocks mixed",
@@ -911,8 +913,8 @@ UNPACK_Q4_1 = Exercise(
         " numbers each.",
         "byte & 15 keeps the lower four bits, byte >> 4 brings the upper four down. In which order"
         " do the 32 numbers come? First all lower halves.",
-        "scale, least = (blocks[:, i : i + 2].view(torch.float16).float() for i in (0, 2)); packed ="
-        " blocks[:, 4:]; whole = torch.cat((packed & 15, packed >> 4), dim=1); scale * whole +"
+        "scale, least = (blocks[:, i : i + 2].view(torch.float16).float() for i in (0, 2)); packed"
+        " = blocks[:, 4:]; whole = torch.cat((packed & 15, packed >> 4), dim=1); scale * whole +"
         " least.",
     ),
 )
@@ -973,46 +975,48 @@ PACK_Q4_1 = Exercise(
     cases=_numbers,
     axes="m byte",
     checked=(
-        "every byte of 3 and of 5 blocks: numbers around 0, numbers so far from 0 that float16 moves"
-        " their least one, and equal numbers; inputs unchanged"
+        "every byte of 3 and of 5 blocks: numbers around 0, numbers so far from 0 that float16"
+        " moves their least one, and equal numbers; inputs unchanged"
     ),
     mistakes=(
         Mistake(
             "measured before they were rounded",
             partial(pack_q4_1, by_scale=_exact, by_least=_exact),
             "The whole numbers belong to the scale and the least number as they were before they"
-            " became float16. Whoever reads the block has only what is stored. Round both to float16"
-            " first, and measure with these.",
+            " became float16. Whoever reads the block has only what is stored. Round both to"
+            " float16 first, and measure with these.",
         ),
         Mistake(
             "measured with a scale before it was rounded",
             lambda numbers: pack_q4_1(numbers, by_scale=_exact),
-            "The whole numbers belong to the scale as it was before it became float16. Whoever reads"
-            " the block has only what is stored: measure with the rounded one.",
+            "The whole numbers belong to the scale as it was before it became float16. Whoever"
+            " reads the block has only what is stored: measure with the rounded one.",
         ),
         Mistake(
             "measured from a least number before it was rounded",
             lambda numbers: pack_q4_1(numbers, by_least=_exact),
-            "The whole numbers are counted from the least number as it was before it became float16."
-            " Whoever reads the block has only what is stored: subtract the rounded one.",
+            "The whole numbers are counted from the least number as it was before it became"
+            " float16. Whoever reads the block has only what is stored: subtract the rounded one.",
         ),
         Mistake(
             "not limited",
             partial(
                 pack_q4_1,
                 limit=lambda q: q,
-                both=lambda low, high: _wrapped(low, torch.uint8) | _wrapped(high, torch.uint8) << 4,
+                both=lambda low, high: (
+                    _wrapped(low, torch.uint8) | _wrapped(high, torch.uint8) << 4
+                ),
             ),
             "Some whole numbers are below 0 or above 15, because float16 has moved the least number"
-            " by more than a step. Four bits cannot hold them, and they spoil their neighbour's bits,"
-            " too. Limit them: .clamp(0, 15).",
+            " by more than a step. Four bits cannot hold them, and they spoil their neighbour's"
+            " bits, too. Limit them: .clamp(0, 15).",
         ),
         Mistake(
             "not limited, added",
             partial(pack_q4_1, limit=lambda q: q, both=lambda low, high: low + 16 * high),
             "Some whole numbers are below 0 or above 15, because float16 has moved the least number"
-            " by more than a step. Four bits cannot hold them, and they spoil their neighbour's bits,"
-            " too. Limit them: .clamp(0, 15).",
+            " by more than a step. Four bits cannot hold them, and they spoil their neighbour's"
+            " bits, too. Limit them: .clamp(0, 15).",
         ),
         Mistake(
             "wrapped to four bits",
@@ -1062,8 +1066,8 @@ PACK_Q4_1 = Exercise(
         Mistake(
             "upper halves not shifted",
             partial(pack_q4_1, both=lambda low, high: low | high),
-            "Both whole numbers lie on the same four bits. Shift the second one up: high << 4, or 16"
-            " * high.",
+            "Both whole numbers lie on the same four bits. Shift the second one up: high << 4, or"
+            " 16 * high.",
         ),
         Mistake(
             "ten times",
@@ -1080,8 +1084,8 @@ PACK_Q4_1 = Exercise(
         Mistake(
             "scale and least exchanged",
             partial(pack_q4_1, join=lambda scale, least, packed: (least, scale, packed)),
-            "The least number comes first. In the block the scale is bytes 0 and 1, the least number"
-            " bytes 2 and 3.",
+            "The least number comes first. In the block the scale is bytes 0 and 1, the least"
+            " number bytes 2 and 3.",
         ),
         Mistake(
             "header at the end",
@@ -1130,15 +1134,15 @@ PACK_Q4_1 = Exercise(
         ),
     ),
     hints=(
-        "First the two numbers that all share: least, and scale = (largest - least) / 15. Round both"
-        " to float16 at once. What will the reader compute with them?",
-        "whole = (numbers - least) / scale with the rounded two, to the nearest, between 0 and 15. A"
-        " block of equal numbers has the scale 0: divide by scale.clamp(min=1e-12). Then byte i is"
-        " whole[:, i] | whole[:, i + 16] << 4.",
-        "scale, least = scale.half(), least.half(), each (m, 1); whole = ((numbers - least.float()) /"
-        " scale.float().clamp(min=1e-12)).round().clamp(0, 15).to(torch.uint8); and at the end"
-        " torch.cat((scale.view(torch.uint8), least.view(torch.uint8), whole[:, :16] | whole[:, 16:]"
-        " << 4), dim=1).",
+        "First the two numbers that all share: least, and scale = (largest - least) / 15. Round"
+        " both to float16 at once. What will the reader compute with them?",
+        "whole = (numbers - least) / scale with the rounded two, to the nearest, between 0 and 15."
+        " A block of equal numbers has the scale 0: divide by scale.clamp(min=1e-12). Then byte i"
+        " is whole[:, i] | whole[:, i + 16] << 4.",
+        "scale, least = scale.half(), least.half(), each (m, 1); whole = ((numbers - least.float())"
+        " / scale.float().clamp(min=1e-12)).round().clamp(0, 15).to(torch.uint8); and at the end"
+        " torch.cat((scale.view(torch.uint8), least.view(torch.uint8), whole[:, :16] | whole[:,"
+        " 16:] << 4), dim=1).",
     ),
 )
 
