@@ -172,6 +172,67 @@ TO_INT8 = Exercise(
             " the largest size divided by 127.",
         ),
         Mistake(
+            "from end to end, 254 steps",
+            partial(
+                to_int8,
+                largest=lambda w: w.amax(dim=1, keepdim=True) - w.amin(dim=1, keepdim=True),
+                steps=254,
+                whole_of=lambda q: q.round().clamp(-127, 127),
+            ),
+            "The scale comes from the way between the smallest and the largest number. That fits"
+            " only if the smallest number is stored, too. Here 0 stays 0 and one scale is all: the"
+            " largest size divided by 127.",
+        ),
+        Mistake(
+            "mean size",
+            partial(
+                to_int8,
+                largest=lambda w: w.abs().mean(dim=1, keepdim=True),
+                whole_of=lambda q: q.round().clamp(-127, 127),
+            ),
+            "The scale comes from the mean size of the row. Whatever is larger than the mean is cut"
+            " off. The *largest* size must become 127.",
+        ),
+        Mistake(
+            "length",
+            partial(to_int8, largest=lambda w: w.norm(dim=1, keepdim=True)),
+            "The scale comes from the length of the row (norm), which is larger than every number"
+            " in it, so many of the 127 steps are never used. Take the largest size.",
+        ),
+        Mistake(
+            "4 bits",
+            partial(to_int8, steps=7),
+            "The largest size becomes 7. That would be 4 bits. With 8 bits it becomes 127.",
+        ),
+        Mistake(
+            "multiplied",
+            lambda weight: (
+                _wrapped((weight * quantization.to_int8(weight)[1][:, None]).round(), torch.int8),
+                quantization.to_int8(weight)[1],
+            ),
+            "The weights are multiplied by the scale. Whole numbers are made by dividing; to"
+            " multiply is the way back: weight = scale * whole.",
+        ),
+        Mistake(
+            "the scale a whole number",
+            lambda weight: to_int8(
+                weight,
+                largest=lambda w: (w.abs().amax(dim=1, keepdim=True) / 127).floor(),
+                steps=1,
+            ),
+            "The scale is a whole number: // throws away what is behind the point, and most scales"
+            " are smaller than 1. Divide with one stroke.",
+        ),
+        Mistake(
+            "no scale",
+            lambda weight: (
+                _wrapped(weight.round().clamp(-127, 127), torch.int8),
+                torch.ones(len(weight)),
+            ),
+            "The weights are rounded as they are. Most are smaller than 1 and become 0. Divide each"
+            " row by its scale first.",
+        ),
+        Mistake(
             "shifted",
             lambda weight: to_int8(
                 weight - weight.amin(dim=1, keepdim=True), steps=255, stored=_shifted_to_int8
@@ -267,10 +328,6 @@ def _grouped() -> list[tuple]:
     ]
 
 
-def _from_0(groups: list[Tensor]) -> list[Tensor]:
-    return groups
-
-
 def to_groups(
     weight: Tensor,
     size: int,
@@ -298,7 +355,7 @@ def to_groups(
     return give(*(torch.cat(part, dim=1) for part in (whole, scales, least)))
 
 
-def _across(weight: Tensor, size: int, bits: int, shaped: bool = False) -> tuple[Tensor, ...]:
+def _across(weight: Tensor, size: int, bits: int) -> tuple[Tensor, ...]:
     """Groups that go on in the next row."""
     whole, scale, least = to_groups(weight.reshape(1, -1), size, bits)
     return whole.view_as(weight), scale[0], least[0]
@@ -308,6 +365,16 @@ def _padded(weight: Tensor, size: int, bits: int) -> tuple[Tensor, ...]:
     more = nn.functional.pad(weight, (0, -weight.shape[1] % size))
     whole, scale, least = to_groups(more, size, bits)
     return whole[:, : weight.shape[1]], scale, least
+
+
+def _all_rows(weight: Tensor, size: int, bits: int) -> tuple[Tensor, ...]:
+    return to_groups(
+        weight,
+        size,
+        bits,
+        low=lambda g: g.amin().expand(len(g), 1),
+        width=lambda g, least: (g.amax() - g.amin()).expand(len(g), 1),
+    )
 
 
 def _down(weight: Tensor, size: int, bits: int) -> tuple[Tensor, ...]:
@@ -373,6 +440,80 @@ TO_GROUPS = Exercise(
             "The way from the least to the largest number is divided by 2**bits. So many *numbers*"
             " there are, but one step less between them: 0 to 15 are 15 steps. Yours never reaches"
             " the largest.",
+        ),
+        Mistake(
+            "one step too many, cut off",
+            partial(
+                to_groups,
+                steps=lambda bits: 2**bits,
+                whole_of=lambda g, least, s, bits: ((g - least) / s).round().clamp(0, 2**bits - 1),
+            ),
+            "The way from the least to the largest number is divided by 2**bits. So many *numbers*"
+            " there are, but one step less between them: 0 to 15 are 15 steps. Yours has no whole"
+            " number for the largest.",
+        ),
+        Mistake(
+            "2**bits drawers",
+            partial(
+                to_groups,
+                steps=lambda bits: 2**bits,
+                whole_of=lambda g, least, s, bits: ((g - least) / s).floor().clamp(0, 2**bits - 1),
+            ),
+            "The way from the least to the largest number is cut into 2**bits pieces, and each"
+            " number is called by its piece. Then nothing comes back as the largest number, and all"
+            " come back too small. There are 2**bits - 1 steps; round to the nearest end of one.",
+        ),
+        Mistake(
+            "as many steps as bits",
+            partial(to_groups, steps=lambda bits: bits),
+            "There are as many steps as bits. With b bits there are 2**b whole numbers, and 2**b -"
+            " 1 steps between them.",
+        ),
+        *(
+            Mistake(
+                f"always {steps} steps",
+                partial(to_groups, steps=lambda bits, steps=steps: steps),
+                f"There are {steps} steps whatever `bits` says. With b bits the numbers go from 0"
+                " to 2**b - 1.",
+            )
+            for steps in (255, 127)
+        ),
+        Mistake(
+            "the width forgotten",
+            partial(to_groups, width=lambda g, least: g.amax(dim=1, keepdim=True)),
+            "The scale comes from the largest number alone. A step is a part of the way from the"
+            " least to the largest: largest - least.",
+        ),
+        Mistake(
+            "not divided",
+            partial(to_groups, whole_of=lambda g, least, s, bits: (g - least).round()),
+            "The numbers are not divided by the scale. whole is (number - least) / scale, rounded.",
+        ),
+        Mistake(
+            "multiplied",
+            partial(to_groups, whole_of=lambda g, least, s, bits: ((g - least) * s).round()),
+            "The numbers are multiplied by the scale. That is the way back; whole is (number -"
+            " least) / scale, rounded.",
+        ),
+        Mistake(
+            "least added",
+            partial(to_groups, whole_of=lambda g, least, s, bits: ((g + least) / s).round()),
+            "The least number is added before the division. It belongs on the way back; whole is"
+            " (number - least) / scale, rounded.",
+        ),
+        Mistake(
+            "one group of all rows",
+            _all_rows,
+            "A group takes the numbers of all rows: the least and the largest number are taken over"
+            " the whole piece. Take them for each row: amin(dim=1, keepdim=True).",
+        ),
+        Mistake(
+            "filled with zeros, and kept",
+            lambda weight, size, bits: to_groups(
+                nn.functional.pad(weight, (0, -weight.shape[1] % size)), size, bits
+            ),
+            "The rows are filled with zeros, and have become longer. Take only the numbers that are"
+            " there: the last group is shorter.",
         ),
         Mistake(
             "always 4 bits",
@@ -704,6 +845,28 @@ UNPACK_Q8_0 = Exercise(
             " blocks[:, :2], not blocks[0, :2].",
         ),
         Mistake(
+            "127 subtracted",
+            partial(unpack_q8_0, whole_of=lambda stored: stored.float() - 127),
+            "127 is subtracted. This format adds nothing to its numbers; it stores the bytes of"
+            " int8: .view(torch.int8).",
+        ),
+        Mistake(
+            "sign and size",
+            partial(
+                unpack_q8_0,
+                whole_of=lambda stored: torch.where(
+                    stored > 127, 128 - stored.float(), stored.float()
+                ),
+            ),
+            "The first bit is read as a sign and the other seven as the size. In int8 -1 is 255:"
+            " .view(torch.int8) knows that.",
+        ),
+        Mistake(
+            "added",
+            partial(unpack_q8_0, join=lambda scale, whole: scale + whole),
+            "The scale is added. A number is scale * whole.",
+        ),
+        Mistake(
             "divided",
             partial(unpack_q8_0, join=lambda scale, whole: whole / scale),
             "The whole numbers are divided by the scale. A number is scale * whole.",
@@ -861,6 +1024,43 @@ UNPACK_Q4_1 = Exercise(
             partial(unpack_q4_1, high=lambda packed: packed & 15),
             "The lower halves are used twice. The upper halves are byte >> 4.",
         ),
+        *(
+            Mistake(
+                f"numbers from byte {start}",
+                lambda blocks, start=start: unpack_q4_1(
+                    torch.cat((blocks[:, :4], blocks[:, start : start + 16]), dim=1)
+                ),
+                f"The 16 bytes of the numbers are taken from byte {start} on. They begin at byte 4:"
+                " blocks[:, 4:].",
+            )
+            for start in (2, 3)
+        ),
+        Mistake(
+            "as Q4_0 from byte 2",
+            lambda blocks: unpack_q4_1(
+                torch.cat((blocks[:, :4], blocks[:, 2:18]), dim=1),
+                join=lambda scale, least, whole: scale * whole,
+            ),
+            "The 16 bytes behind the scale are read as numbers, and no least number is added. Bytes"
+            " 2 and 3 are the least number, and the numbers begin at byte 4.",
+        ),
+        Mistake(
+            "parts of 15",
+            partial(unpack_q4_1, sign=lambda whole: whole / 15),
+            "The whole numbers are divided by 15. The scale is one step already, the 15th part of"
+            " the way: scale * whole + least.",
+        ),
+        Mistake(
+            "8 subtracted from bytes",
+            partial(unpack_q4_1, sign=lambda whole: (whole - 8) % 256),
+            "8 is subtracted from numbers of uint8, where 0 - 8 is 248. And nothing is subtracted"
+            " in Q4_1: they are counted from the least number.",
+        ),
+        Mistake(
+            "three bits",
+            partial(unpack_q4_1, low=lambda packed: packed & 7),
+            "& 7 keeps three bits. Four are byte & 15.",
+        ),
         Mistake(
             "header at the end",
             lambda blocks: unpack_q4_1(torch.cat((blocks[:, 16:], blocks[:, :16]), dim=1)),
@@ -937,6 +1137,10 @@ def _nibbles(low: Tensor, high: Tensor) -> Tensor:
     return low | high << 4
 
 
+def _in_bytes(low: Tensor, high: Tensor) -> Tensor:
+    return _wrapped(low, torch.uint8) | _wrapped(high, torch.uint8) << 4
+
+
 def _exact(exact: Tensor, kept: Tensor) -> Tensor:
     return exact
 
@@ -952,6 +1156,7 @@ def pack_q4_1(
     kept: Callable[[Tensor], Tensor] = lambda x: x.half().float(),
     by_scale: Callable[[Tensor, Tensor], Tensor] = lambda exact, kept: kept,
     by_least: Callable[[Tensor, Tensor], Tensor] = lambda exact, kept: kept,
+    exact: Callable[[Tensor], Tensor] = lambda x: x,
     whole_of: Callable[[Tensor], Tensor] = torch.round,
     limit: Callable[[Tensor], Tensor] = lambda q: q.clamp(0, 15),
     order: Callable[[Tensor], tuple[Tensor, Tensor]] = lambda q: (q[:, :16], q[:, 16:]),
@@ -963,7 +1168,7 @@ def pack_q4_1(
     least = low(numbers)
     scale = width(numbers, kept(least)) / steps
     step = by_scale(scale, kept(scale)).clamp(min=SMALL)
-    whole = whole_of((numbers - by_least(least, kept(least))) / step)
+    whole = whole_of(((exact(numbers) - by_least(least, kept(least))) / step).float())
     packed = _wrapped(both(*order(limit(whole).long())), torch.uint8)
     return torch.cat(join(half(scale), half(least), packed), dim=1)
 
@@ -1017,6 +1222,26 @@ PACK_Q4_1 = Exercise(
             "Some whole numbers are below 0 or above 15, because float16 has moved the least number"
             " by more than a step. Four bits cannot hold them, and they spoil their neighbour's"
             " bits, too. Limit them: .clamp(0, 15).",
+        ),
+        Mistake(
+            "limited above alone",
+            partial(pack_q4_1, limit=lambda q: q.clamp(max=15), both=_in_bytes),
+            "Some whole numbers are below 0, because float16 has moved the least number by more"
+            " than a step. Limit them on both sides: .clamp(0, 15).",
+        ),
+        Mistake(
+            "limited above alone, added",
+            partial(
+                pack_q4_1, limit=lambda q: q.clamp(max=15), both=lambda low, high: low + 16 * high
+            ),
+            "Some whole numbers are below 0, because float16 has moved the least number by more"
+            " than a step. Limit them on both sides: .clamp(0, 15).",
+        ),
+        Mistake(
+            "limited below alone",
+            partial(pack_q4_1, limit=lambda q: q.clamp(min=0), both=_in_bytes),
+            "Some whole numbers are above 15, because float16 has moved the least number by more"
+            " than a step. Limit them on both sides: .clamp(0, 15).",
         ),
         Mistake(
             "wrapped to four bits",
@@ -1091,6 +1316,57 @@ PACK_Q4_1 = Exercise(
             "header at the end",
             partial(pack_q4_1, join=lambda scale, least, packed: (packed, scale, least)),
             "The scale and the least number stand at the end of the block. They come first.",
+        ),
+        Mistake(
+            "header at the end, exchanged",
+            partial(pack_q4_1, join=lambda scale, least, packed: (packed, least, scale)),
+            "The least number and the scale stand at the end of the block. They come first, the"
+            " scale before the least number.",
+        ),
+        Mistake(
+            "stored as bfloat16",
+            partial(pack_q4_1, half=lambda x: x.half().bfloat16().view(torch.uint8)),
+            "The scale and the least number are stored as bfloat16. The format wants float16:"
+            " .half().",
+        ),
+        Mistake(
+            "a scale of 1 for equal numbers",
+            partial(
+                pack_q4_1,
+                width=lambda x, kept: (
+                    x.amax(dim=1, keepdim=True) - x.amin(dim=1, keepdim=True)
+                ).masked_fill((x == x[:, :1]).all(dim=1, keepdim=True), 15.0),
+            ),
+            "A block of equal numbers gets another scale than 0. The reader would not mind, but the"
+            " scale is (largest - least) / 15. Only in your division something else must stand for"
+            " it.",
+        ),
+        Mistake(
+            "computed in float16",
+            partial(
+                pack_q4_1,
+                exact=lambda x: x.half().float(),
+            ),
+            "The numbers themselves become float16 before they are measured. Only the scale and the"
+            " least number do: make these float32 again (.float()) and subtract from the numbers as"
+            " they are.",
+        ),
+        Mistake(
+            "8 subtracted",
+            partial(pack_q4_1, both=lambda low, high: _in_bytes(low - 8, high - 8)),
+            "8 is subtracted from the whole numbers, and what is negative spoils its neighbour's"
+            " bits. They are counted from the least number, 0 to 15.",
+        ),
+        Mistake(
+            "one least number for all",
+            lambda numbers: pack_q4_1(numbers, low=lambda x: x.amin().expand(len(x), 1)),
+            "All blocks share one least number. Each block has its own: amin(dim=1, keepdim=True).",
+        ),
+        Mistake(
+            "values in one byte",
+            partial(pack_q4_1, half=lambda x: _wrapped(x, torch.uint8)),
+            "The scale and the least number are turned into whole numbers of one byte. Their bytes"
+            " are wanted: .half().view(torch.uint8).",
         ),
         Mistake(
             "bfloat16",

@@ -11,7 +11,7 @@ STYLES = ((ORANGE, "s"), (BLUE, "o"))  # colour and mark of each way
 
 
 def stairs(row: Tensor, ways: dict[str, Tensor]) -> None:
-    """The numbers of a row (d,), without the largest, and what each way of rounding makes of them."""
+    """The numbers of a row (d,), the largest left out, before and after each way of rounding."""
     usual = (row.abs() < row.abs().max()).numpy()
     edge = 1.08 * float(row[usual].abs().max())
     figure, axes = plt.subplots(1, len(ways), figsize=(4.6 * len(ways), 3.9), sharey=True,

@@ -258,7 +258,7 @@ read, rows = (sum(size(weight) for weight in matrices(real)) for size in (torch.
 for bits in (32, 16, 8.5, 5):
     print(f"{bits:4} bits: {read * bits / 8e9:5.2f} GB for each token, at {speed:.1f} GB/s"
           f" {read * bits / 8e9 / speed:5.2f} s")  # fmt: skip
-narrow, whole = W.bfloat16(), to_int8(W)
+narrow, whole = W.bfloat16(), (torch.ones_like(W, dtype=torch.int8), torch.ones(len(W)))
 for name, work in {
     "bfloat16": lambda: F.linear(x[:1].bfloat16(), narrow),
     "int8": lambda: quantization.int8_linear(x[:1], *whole),
@@ -359,7 +359,7 @@ def says(unpack, change=lambda weight: weight):
             found = variants.read_weight(file, name, language.config)
             weight.copy_(change(found) if name.startswith("layers") and found.ndim == 2 else found)
     question = "What is the capital of France?"
-    return " ".join(variants.answer(language, tokenizer, question, max_new_tokens=14).split())
+    return " ".join(variants.answer(language, tokenizer, question, max_new_tokens=10).split())
 
 
 if path:
