@@ -1,13 +1,16 @@
-"""Weights in 8 and 4 bits: how far rounding moves them, and that the answers stay."""
+"""Lesson 19: weights in few bits, how far rounding moves them, and that the answers stay."""
 
 import copy
+import struct
 
+import numpy as np
 import pytest
 import torch
 
-from minipali import load, narrow, quantization, save
+from minipali import gguf, load, narrow, quantization, save
 from minipali.adapters import save_adapter
 from minipali.asking import generate
+from minipali.checks.quantization import pack_q4_1, to_groups, try_rounding, try_smollm2
 from minipali.evaluation import answers, evaluation_set, score
 from minipali.lora import add_lora
 from minipali.narrow import rounded, widened
@@ -191,3 +194,61 @@ def test_a_quantized_model_is_not_saved_as_if_it_were_whole(tmp_path):
     with pytest.raises(ValueError, match="undo quantization before saving"):
         save(quantize(model), processor, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+# --- the exercise ---------------------------------------------------------------------------------
+
+
+def test_a_group_takes_the_nearest_of_its_values():
+    weight, size, bits = 5 * random(7, 22) + 1, 8, 3
+    whole, scale, least = to_groups(weight, size, bits)
+    for row in range(7):
+        for group, start in enumerate(range(0, 22, size)):
+            own = weight[row, start : start + size].double().numpy()
+            values = np.linspace(own.min(), own.max(), 2**bits)
+            nearest = np.abs(own[:, None] - values).argmin(axis=1)
+            assert whole[row, start : start + size].tolist() == nearest.tolist()
+            assert scale[row, group] == pytest.approx(values[1] - values[0])
+            assert least[row, group] == own.min().astype(np.float32)
+
+
+def blocks_of_numbers():
+    """Around 0, far from it, of one value, tiny and huge."""
+    numbers = random(40, 32, seed=3)
+    numbers[:10] += torch.logspace(0, 4, 10)[:, None]
+    numbers[10], numbers[11] = 0.75, 0
+    numbers[12:20] *= torch.logspace(-7, 3, 8)[:, None]
+    return numbers
+
+
+def test_a_written_block_holds_the_nearest_of_the_values_that_it_can_hold():
+    numbers = blocks_of_numbers()
+    for own, stored in zip(numbers.double().numpy(), pack_q4_1(numbers), strict=True):
+        scale, least, *packed = struct.unpack("<ee16B", bytes(stored.tolist()))
+        assert np.float16(own.min()) == least and np.float16((own.max() - own.min()) / 15) == scale
+        found = [byte & 15 for byte in packed] + [byte >> 4 for byte in packed]
+        values = least + scale * np.arange(16)
+        off = np.abs(own[:, None] - values)
+        assert (off[range(32), found] <= off.min(axis=1) + 1e-6 * abs(own).max()).all()
+
+
+def test_the_package_gguf_reads_written_blocks():
+    package = pytest.importorskip("gguf", reason="needs the package gguf, of the extra dev")
+    stored = pack_q4_1(blocks_of_numbers())
+    theirs = package.quants.dequantize(stored.numpy(), package.GGMLQuantizationType.Q4_1)
+    assert np.array_equal(theirs, gguf.q4_1(stored).numpy())
+
+
+def test_the_trial_in_the_small_model_tells_right_from_wrong(capsys):
+    model, processor = load("small")
+    assert try_rounding(model, processor, to_int8, to_groups, pack_q4_1, each=3)
+    assert "32 bits              right" in capsys.readouterr().out
+    flipped = lambda numbers: pack_q4_1(numbers.flip(1))  # noqa: E731
+    assert not try_rounding(model, processor, to_int8, to_groups, flipped, each=3)
+    assert "wrong" in capsys.readouterr().out
+
+
+def test_without_the_published_model_the_trial_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINIPALI_WEIGHTS", str(tmp_path))
+    assert try_smollm2(gguf.q8_0, gguf.q4_1) is None
+    assert "python course.py weights smollm2" in capsys.readouterr().out
