@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits: whole numbers, and the factors that undo the rounding.
+"""Lesson 19. Weights in 8 or 4 bits: whole numbers, and the factors that undo the rounding.
 
 Decoding reads all weights for each token, so on a CPU fewer bytes are faster, as long as arithmetic
 keeps up with memory: unpacking 4 bits costs more of it than 8, so on a processor with AVX2 alone

@@ -24,8 +24,9 @@ STEMS = (
     "masks",
     "recipe",
     "lora",
+    "quantization",
 )
-NUMBERS = range(1, 19)
+NUMBERS = range(1, 20)
 
 
 @functools.cache
