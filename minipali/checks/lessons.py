@@ -24,8 +24,9 @@ STEMS = (
     "masks",
     "recipe",
     "lora",
+    "variants",
 )
-NUMBERS = range(1, 19)
+NUMBERS = (*range(1, 19), 20)
 
 
 @functools.cache
