@@ -180,12 +180,23 @@ def train_bpe(words, counts, merges):
     so many pairs
     returns: a list of tuples (left, right) of strings
     """
+
     ### BEGIN SOLUTION
+    def merged(parts, pair):
+        """The parts of a word after one merge."""
+        result, i = [], 0
+        while i < len(parts):
+            hit = tuple(parts[i : i + 2]) == pair
+            result.append("".join(pair) if hit else parts[i])
+            i += 2 if hit else 1
+        return result
+
     parts, found = [list(word) for word in words], []
     while len(found) < merges:
         places = {}
-        for own, count in zip(parts, counts):
-            for pair in zip(own, own[1:]):
+        for own, count in zip(parts, counts, strict=True):
+            for i in range(len(own) - 1):
+                pair = own[i], own[i + 1]
                 places[pair] = places.get(pair, 0) + count
         best = min(places, key=lambda pair: (-places[pair], pair), default=None)
         if best is None or places[best] < 2:
@@ -193,16 +204,6 @@ def train_bpe(words, counts, merges):
         found.append(best)
         parts = [merged(own, best) for own in parts]
     return found
-
-
-def merged(parts, pair):
-    """The parts of a word after one merge."""
-    result, i = [], 0
-    while i < len(parts):
-        hit = tuple(parts[i : i + 2]) == pair
-        result.append("".join(pair) if hit else parts[i])
-        i += 2 if hit else 1
-    return result
     ### END SOLUTION
 
 

@@ -21,6 +21,7 @@ from minipali.figures import (
     rope,
     tokens,
     training,
+    variants,
     vision,
     weights,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "slide",
     "tokens",
     "training",
+    "variants",
     "vision",
     "weights",
 ]
