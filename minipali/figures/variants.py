@@ -42,19 +42,22 @@ def costs(losses: dict[str, float], blind: float) -> None:
     told = "; ".join(f"{WORDS[name]}: {losses[name]:.2f}" for name in order)
     show(
         figure,
-        f"""Bars of the loss per token, by what is wrong. {told}. A dashed line at {blind:.1f}, a blind
-        guess with equal chances for all {math.exp(blind):,.0f} tokens.""",
+        f"""Bars of the loss per token, by what is wrong. {told}. A dashed line at {blind:.1f}, a
+        blind guess with equal chances for all {math.exp(blind):,.0f} tokens.""",
     )
 
 
 def windows(masks: list[Tensor]) -> None:
-    """Who sees whom in each layer (its mask (t, t)), and what reaches a token through all of them."""
+    """Who sees whom in a layer that slides and in the last one, and what comes through several.
+
+    masks: bool (t, t), of each layer; the last one is full.
+    """
     reach = [np.eye(len(masks[0]), dtype=bool)]
     for mask in masks:
         reach.append(mask.numpy() @ reach[-1])
     shown = (
-        (masks[0].numpy(), f"layers 1 to {len(masks) - 1}: slide"),
-        (masks[-1].numpy(), f"layer {len(masks)}: full"),
+        (masks[0].numpy(), f"layers 0 to {len(masks) - 2} slide"),
+        (masks[-1].numpy(), f"layer {len(masks) - 1} is full"),
         (reach[2], "through 2 that slide"),
         (reach[-2], f"through {len(masks) - 1} that slide"),
     )

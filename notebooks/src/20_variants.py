@@ -2,8 +2,8 @@
 # # 20 · Variants: Llama, Gemma 2, Gemma 3
 #
 # Your decoder is Gemma 1. Language models with other names are almost the same code: a few lines
-# differ. Today you change these lines, read a published model, and it answers in words. Then you take
-# each change back, one at a time, and see what it costs.
+# differ. Today you change them, read a published model, and it answers in words. Then you take each
+# change back, one at a time, and see what it costs.
 #
 # ## Do you remember?
 #
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from minipali import figures, published, variants
 from minipali.checks import reveal
-from minipali.config import KINDS, preset, replace, text_config
+from minipali.config import preset, replace, text_config
 from minipali.gemma import GeGLU, Gemma
 from minipali.gguf import GGUF
 from minipali.gguf_tokenizers import read_tokenizer
@@ -127,9 +127,9 @@ def swiglu(x, gate_weight, up_weight, down_weight):
 
 
 # %% [markdown]
-# Two changes more need no new code, but less. Llama's norms multiply by w, where Gemma's have 1 + w. And
-# Llama does not multiply the words' vectors by $\sqrt d$. That is all: norms before the parts, gated MLP,
-# RoPE, shared KV heads and a tied table are in both. (Larger Llamas have a head of their own.)
+# Two more changes leave something out. Llama's norms multiply by w, where Gemma's have 1 + w. And Llama
+# does not multiply the words' vectors by $\sqrt d$. That is all: the rest is in both. (Larger Llamas
+# have a head of their own, where this one's is tied.)
 #
 # ## See it: change after change
 #
@@ -154,10 +154,8 @@ try:
     config = variants.config_of(file)
     tokenizer = read_tokenizer(file.metadata, config.vocab_size)
     ids = torch.tensor([tokenizer.encode(" ".join(TEXT.split()))])
-    print(f"{config.num_attention_heads} query heads, {config.num_key_value_heads} KV heads of")
-    print(
-        f"{config.head_dim}, {config.num_hidden_layers} layers; the text has {ids.shape[1]} tokens"
-    )
+    print(f"{config.num_attention_heads} query heads, {config.num_key_value_heads} KV heads")
+    print(f"{config.num_hidden_layers} layers; the text has {ids.shape[1]} tokens")
 except published.PublishedError:
     file = None
     print("SmolLM2 is not on this computer: `python course.py weights` brings it (93 MB).")
@@ -214,10 +212,9 @@ if file:
     reveal("changes", guess_changes, better)
 
 # %% [markdown]
-# Look at the second and third line. SiLU is right, and the loss hardly moves. Leaving out the factor is
-# right as well, and the loss gets *worse*. Who goes by the loss alone takes both back, and never arrives.
-# As long as one thing is far wrong, the loss says nothing about the others. That is why this course
-# checks each piece for itself.
+# SiLU is right, and the loss hardly moves. Leaving out the factor is right as well, and the loss gets
+# *worse*. Who goes by the loss alone takes both back, and never arrives. As long as one thing is far
+# wrong, the loss says nothing about the others. That is why this course checks each piece for itself.
 #
 # ## See it: it answers
 #
@@ -232,7 +229,7 @@ if file:
 # %% [markdown]
 # Its tokenizer, **byte-level BPE**, is another one than SentencePiece (lesson 06): text is cut into
 # words, each word into bytes, and frequent neighbours are merged, in an order that was found once, in a
-# large text. In part 5 of the exercise you find such merges yourself. (`Ġ` stands for a space.)
+# large text. (`Ġ` stands for a space.)
 
 # %%
 if file:
@@ -283,15 +280,16 @@ if file:
         print(f"{name:7} {costs[name]:5.2f}  {told!r}")
     figures.variants.costs(costs, blind)
     least, *_, most = sorted(broken, key=costs.get)
-    reveal("least and most", (guess_least, guess_most), (least, most))
+    reveal("costs least", guess_least, least)
+    reveal("costs most", guess_most, most)
 
 # %% [markdown]
-# - **base**: almost nothing, on a text of 199 tokens. The pairs that turn slowly turn a little faster, and
-#   near words still find each other. A check that compares answers would not see it.
-# - **GELU** and **rows**: the model still makes sentences of a kind, and no longer knows what it was asked.
-#   `rows` damages only who looks at whom; GELU is close to SiLU.
-# - **factor**: the words are 24 times too large. What the first layers add is lost beside them.
-# - **heads** and **1 + w** are worse than a blind guess. The model is not unsure; it is certain of wrong
+# - **base**: the loss hardly moves, on a text of 199 tokens, and would pass for chance. The answer is
+#   another one.
+# - **GELU** still makes sentences, and no longer knows what it was asked. With the **rows** as in the file,
+#   who looks at whom is damaged, and it ends its turn at once.
+# - **factor**: the words are 24 times too large. What the layers add is lost beside them.
+# - **heads** and **1 + w** are worse than a blind guess. The model is not unsure, it is certain of wrong
 #   words, and that costs more.
 #
 # (One model and one text. For another model the order may be another.)
@@ -313,12 +311,11 @@ print([round(x, 1) for x in (50 * (scores / 50).tanh()).tolist()])
 # a little.
 #
 # Gemma 3 has no caps. It norms queries and keys, each head for itself: **QK-norm**. Long vectors can no longer
-# make large scores. The norm must come before RoPE. Why? Its weight has another factor for each number. If
-# it multiplies after the turn, the two numbers of a pair are stretched differently, in directions that
-# do not turn with them.
+# make large scores. This comes before RoPE. The norm's weight has another factor for each number, and if
+# it multiplies after the turn, it stretches pairs in directions that do not turn with them.
 #
 # **Write it now**: exercise 20, part 3. Queries or keys come in, (b, h, t, k), and go out. Two results:
-# [3, 4] with weight [1, 0] and eps 0.5 becomes [1.664, 1.109] before the turn, and [-1.109, 1.664] after a
+# [3, 4] with weight [1, 0] and eps 0.5 is [1.664, 1.109] before the turn, and [-1.109, 1.664] after a
 # quarter of one.
 
 
@@ -332,13 +329,12 @@ def norm_and_turn(x, weight, cos, sin, eps):
 # Lesson 07 promised that a score depends on the *distance* of two tokens alone. Does it still?
 
 
-# %%
+# %% tags=["nbval-check-output"]
 def turn_and_norm(x, weight, cos, sin, eps):
     x = apply_rope(x, cos, sin)
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * (1 + weight)
 
 
-# %% tags=["nbval-check-output"]
 torch.manual_seed(0)
 query, key, q_weight, k_weight = (
     torch.randn(1, 1, 1, 8),
@@ -390,8 +386,8 @@ for name, base in (("sliding", gemma3.rope_local_base_freq), ("full", gemma3.rop
 #
 # ## Check
 #
-# Our pieces against the package's, in random layers. The package's own four kinds are held to
-# transformers' logits by its tests, and SmolLM2's, read from this file, too.
+# Our pieces against the package's. Its tests hold the logits of all four kinds to transformers', and those
+# of SmolLM2, too: transformers reads the same file by itself.
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
@@ -404,8 +400,8 @@ print("rows:", torch.equal(halves_from_pairs(weight, 8), variants.halves_from_pa
 # %% [markdown]
 # ## In the real model
 #
-# All differences, as fields of one config: the package has *one* decoder layer for the four
-# (`minipali/gemma.py`), in 20 lines.
+# All differences, as fields of one config. The package has *one* decoder layer for the four, in
+# `minipali/gemma.py`.
 
 # %% tags=["nbval-check-output"]
 FIELDS = """hidden_activation norm_offset scale_embeddings post_norms qk_norm attn_logit_softcapping
