@@ -163,18 +163,15 @@ except published.PublishedError:
 
 
 # %% [markdown]
-# Each weight is read twice: as it stands in the file, and with the rows of queries and keys in order.
+# The weights as they stand in the file, and once more with the rows of queries and keys in order:
 
 
 # %%
-def read(file, rows):
-    """All weights by our names; `rows` puts those of queries and keys in order."""
-    with torch.device("meta"):
-        names = list(Gemma(config).state_dict())
-    weights = {name: file[variants.their_name(name, config)] for name in names}
-    for name in names:
+def in_order(stored):
+    weights = dict(stored)
+    for name in weights:
         if name.endswith(("q_proj.weight", "k_proj.weight")):
-            weights[name] = rows(weights[name], config.head_dim)
+            weights[name] = halves_from_pairs(weights[name], config.head_dim)
     return weights
 
 
@@ -196,13 +193,15 @@ def loss(model):
 # %%
 if file:
     blind = math.log(config.vocab_size)
-    stored = read(file, lambda weight, head_dim: weight)
+    with torch.device("meta"):
+        names = list(Gemma(config).state_dict())
+    stored = {name: file[variants.their_name(name, config)] for name in names}
     gemma = {"hidden_activation": "gelu_pytorch_tanh", "scale_embeddings": True, "norm_offset": 1.0}
     losses = {"Gemma 1's code": loss(made(stored, **gemma))}
     for field, change in zip(list(gemma), ("SiLU", "no factor", "w, not 1 + w"), strict=True):
         del gemma[field]  # what the file's own config says
         losses[f"+ {change}"] = loss(made(stored, **gemma))
-    weights = stored | read(file, halves_from_pairs)
+    weights = in_order(stored)
     model = made(weights)
     losses["+ rows in order"] = loss(model)
     for name, value in losses.items():
