@@ -22,6 +22,7 @@ from minipali.figures import (
     rope,
     tokens,
     training,
+    variants,
     vision,
     weights,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "slide",
     "tokens",
     "training",
+    "variants",
     "vision",
     "weights",
 ]
