@@ -272,6 +272,8 @@ def finetune(options: argparse.Namespace) -> int:
     from minipali.dataset import read_data
     from minipali.lora import find_targets
 
+    if options.model == "graft":
+        raise ValueError("the graft is trained by `python -m minipali.graft train`, see its --help")
     device = choose_device(options.device)
     model, processor = load_model(options.model, "cpu")
     data = read_data(options.data, processor, options.validation, options.seed)
