@@ -24,8 +24,9 @@ STEMS = (
     "masks",
     "recipe",
     "lora",
+    "graft",
 )
-NUMBERS = range(1, 19)
+NUMBERS = (*range(1, 19), 21)
 
 
 @functools.cache
