@@ -219,7 +219,9 @@ def shared_logits(
 
 # How often each kind of question is asked. Never about a category ("is there an animal?").
 SHARES = {"naming": 2, "background": 1, "places": 3, "counting": 2, "counting NAME": 2, "yes/no": 3}
-PICTURES, EACH, STEPS, RATE, PROJECTOR_RATE = 4, 6, 400, 1e-3, 5e-4
+FITTED = 1000  # pictures from which the projector is computed
+PICTURES, EACH, STEPS = 4, 6, 400  # pictures a step, questions a picture
+RATE, PROJECTOR_RATE = 1e-3, 5e-4
 
 
 def questions(rng: np.random.Generator, scene: scenes.Scene, number: int) -> list[scenes.Question]:
@@ -260,7 +262,7 @@ def train(
     """
     torch.manual_seed(seed)
     rng, artists = np.random.default_rng([seed, 0]), scenes.TRAINING_ARTISTS
-    made = [scenes.compose(rng, artists, strength=1.0) for _ in range(1000)]
+    made = [scenes.compose(rng, artists, strength=1.0) for _ in range(FITTED)]
     fit_projector(model, processor.encode, made)
     add_lora(model.language_model, list(TARGETS), RANK, ALPHA)
     model.multi_modal_projector.requires_grad_(True)

@@ -53,9 +53,7 @@ def shared(mask: Tensor, tokens: list[str], owner: list[int]) -> None:
     figure, axis = plt.subplots(figsize=(6.6, 6.6), layout="constrained")
     for (row, column), sees in np.ndenumerate(mask.numpy()):
         colour = colours[owner[row] % len(colours)] if sees else "white"
-        axis.add_patch(
-            Rectangle((column - 0.5, row - 0.5), 1, 1, fc=colour, ec="#CCCCCC", lw=0.5)
-        )
+        axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fc=colour, ec="#CCCCCC", lw=0.5))
     for place in range(1, len(owner)):
         if owner[place] != owner[place - 1]:
             axis.axhline(place - 0.5, color=DARK, lw=1.2)
