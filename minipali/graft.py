@@ -8,6 +8,7 @@ a projector between them, found by least squares, and LoRA beside the language m
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -377,6 +378,16 @@ def exam(
     return evaluation.by_task(asked, evaluation.answers(model, processor, asked, shown))
 
 
+def measured(what: str, file: Path, artists: dict, each: int, seed: int = 21) -> dict[str, float]:
+    """One column of the card: of the graft in `file` with its "own" picture, the one "before" it,
+    or a "grey" one; of the "small" model; or of the "commonest" answer, which has no categories."""
+    if what == "commonest":
+        found = evaluation.commonest(artists, each, seed)
+        return {task: found[task] for task in TASKS}
+    model, processor = weights.load("small") if what == "small" else load(file)
+    return exam(model, processor, artists, each, seed, "own" if what == "small" else what)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m minipali.graft")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -384,11 +395,14 @@ def main() -> None:
     one.add_argument("--file", type=Path, default=Path("runs/graft/graft.safetensors"))
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--steps", type=int, default=STEPS)
-    one = verbs.add_parser("exam", help="measure a file on drawings that nothing was trained on")
+    one = verbs.add_parser("exam", help="measure on drawings that nothing was trained on")
     one.add_argument("--file", type=Path, default=SHIPPED)
     one.add_argument("--artist", choices=evaluation.ARTISTS, default="test")
-    one.add_argument("--each", type=int, default=200, help="questions of each kind")
-    one.add_argument("--shown", choices=("own", "before", "grey"), default="own")
+    one.add_argument("--each", type=int, default=200, help="questions of a task, default 200")
+    kinds = ("own", "before", "grey", "small", "commonest")
+    one.add_argument("--what", choices=kinds, default="own", help="who is measured")
+    one.add_argument("--json", type=Path, help="put the result into this file, too")
+    one.add_argument("--column", help="its name in there; default: what is measured")
     given = parser.parse_args()
     try:
         if given.verb == "train":
@@ -401,13 +415,15 @@ def main() -> None:
             train(model, processor, given.seed, given.steps, tell)
             save(model, given.file)
             print(f"written {given.file}: python -m minipali.graft exam --file {given.file}")
-        else:
-            model, processor = load(given.file)
-            artists = evaluation.ARTISTS[given.artist]
-            for task, right in exam(model, processor, artists, given.each, 21, given.shown).items():
-                number = given.each if task in TASKS else given.each // 2
-                low, high = evaluation.interval(right, number)
-                print(f"{task:14} {100 * right:5.1f} ({100 * low:.0f}-{100 * high:.0f})")
+            return
+        found = measured(given.what, given.file, evaluation.ARTISTS[given.artist], given.each)
+        for task, right in found.items():
+            low, high = evaluation.interval(right, given.each // (1 if task in TASKS else 2))
+            print(f"{task:14} {100 * right:5.1f} ({100 * low:.0f}-{100 * high:.0f})")
+        if given.json:
+            table = json.loads(given.json.read_text("utf-8")) if given.json.exists() else {}
+            table[given.column or given.what] = {k: round(v, 4) for k, v in found.items()}
+            given.json.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
     except (OSError, ValueError) as error:  # PublishedError and WeightsError are such
         print(f"minipali: error: {error}", file=sys.stderr)
         sys.exit(2)

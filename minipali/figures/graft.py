@@ -73,17 +73,43 @@ def shared(mask: Tensor, tokens: list[str], owner: list[int]) -> None:
     )
 
 
-def loss(losses: dict[str, list[float]], window: int = 10) -> None:
-    """Training losses on a logarithmic scale, each the mean of `window` steps."""
-    figure, axis = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
-    told = []
-    for (name, curve), colour, style in zip(
-        losses.items(), (BLUE, ORANGE, GREEN), ("-", "--", "-."), strict=False
-    ):
-        kept = np.array(curve[: len(curve) // window * window]).reshape(-1, window).mean(axis=1)
-        axis.plot(window * (1 + np.arange(len(kept))), kept, style, color=colour, label=name)
-        told.append(f"{name}: from {kept[0]:.2f} to {kept[-1]:.2f}")
-    axis.set(xlabel="step", ylabel="loss", yscale="log")
+def exam(columns: dict[str, dict[str, float]], tasks: tuple[str, ...], each: int) -> None:
+    """Shares of right answers by task: the seeds as dots around their mean, and who does not see.
+
+    columns: "seed 0", "seed 1", ... and others -> the share of each task; each: questions of a task.
+    """
+    from minipali.evaluation import interval
+
+    seeds = [own for name, own in columns.items() if name.startswith("seed")]
+    kinds = {
+        "small": ("the small model", GREEN, "^"),
+        "before": ("another picture", ORANGE, "s"),
+        "grey": ("a grey picture", GREY, "x"),
+        "commonest": ("commonest answer", DARK, "|"),
+    }
+    figure, axis = plt.subplots(figsize=(8.5, 0.45 * len(tasks) + 1.2), layout="constrained")
+    rows, told = np.arange(len(tasks)), {task: [] for task in tasks}
+    means = np.array([np.mean([own[task] for own in seeds]) for task in tasks])
+    ends = np.array([interval(mean, each) for mean in means]).T
+    axis.barh(rows, 100 * means, height=0.5, color=BLUE + "44", label=f"graft, {len(seeds)} seeds")
+    axis.hlines(rows, 100 * ends[0], 100 * ends[1], color=BLUE, lw=2)
+    for own in seeds:
+        axis.plot([100 * own[task] for task in tasks], rows, "o", color=BLUE, ms=5, mec="white")
+    for task, mean in zip(tasks, means, strict=True):
+        told[task].append(f"graft {100 * mean:.0f}")
+    for number, (key, (name, colour, mark)) in enumerate(kinds.items()):
+        shares = columns.get(key, {})
+        there = [(100 * shares[task], row) for row, task in zip(rows, tasks) if task in shares]
+        if there:
+            x, y = np.array(there).T
+            axis.plot(x, y + 0.1 * (number - 1.5), mark, color=colour, ms=9 if mark == "|" else 6,
+                      mew=2, label=name)  # fmt: skip
+        for task in set(tasks) & set(shares):
+            told[task].append(f"{name} {100 * shares[task]:.0f}")
+    axis.set_yticks(rows, tasks)
+    axis.invert_yaxis()
+    axis.set(xlabel="right in %, lines: 95 % intervals", xlim=(-2, 103))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=9)
-    show(figure, f"The loss of the training. {'; '.join(told)}.")
+    axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    said = "; ".join(f"{task}: {', '.join(own)}" for task, own in told.items())
+    show(figure, f"Right answers in percent. {said}.")
