@@ -76,7 +76,7 @@ def shared(mask: Tensor, tokens: list[str], owner: list[int]) -> None:
 def exam(columns: dict[str, dict[str, float]], tasks: tuple[str, ...], each: int) -> None:
     """Shares of right answers by task: the seeds as dots around their mean, and who does not see.
 
-    columns: "seed 0", "seed 1", ... and others -> the share of each task; each: questions of a task.
+    columns: "seed 0", "seed 1", ... and others -> share by task; each: questions of a task.
     """
     from minipali.evaluation import interval
 
@@ -99,7 +99,7 @@ def exam(columns: dict[str, dict[str, float]], tasks: tuple[str, ...], each: int
         told[task].append(f"graft {100 * mean:.0f}")
     for number, (key, (name, colour, mark)) in enumerate(kinds.items()):
         shares = columns.get(key, {})
-        there = [(100 * shares[task], row) for row, task in zip(rows, tasks) if task in shares]
+        there = [(100 * shares[task], row) for row, task in enumerate(tasks) if task in shares]
         if there:
             x, y = np.array(there).T
             axis.plot(x, y + 0.1 * (number - 1.5), mark, color=colour, ms=9 if mark == "|" else 6,

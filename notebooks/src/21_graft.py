@@ -37,7 +37,6 @@ import torch.nn.functional as F
 from minipali import figures, generate, graft, load, published, scenes
 from minipali.checks import reveal
 from minipali.config import preset
-from minipali.lora import merge_lora
 
 # %%
 torch.set_num_threads(2)
