@@ -131,8 +131,8 @@ check("shared_positions", shared_positions)
 # A thousand pictures make 36,000 patches, and the words for them fill 83 MB. A million pictures would
 # fill 83 GB. But the equation of part 1 needs of all these patches only a few small sums. So take them
 # in parts: `batches` are pairs of patches and words, and of each you keep what you need and forget the
-# rest. At the end, return what part 1 would return for **all patches together**. The parts differ
-# in size, and in where they lie.
+# rest: a tensor of all patches is refused. At the end, return what part 1 would return for **all
+# patches together**. The parts differ in size, and in where they lie.
 #
 # A hint from statistics: the mean of $(x - m)(x - m)^T$ is the mean of $x x^T$ less $m m^T$. Add up in
 # float64.

@@ -52,6 +52,12 @@ def _bias_penalised(patches: Tensor, words: Tensor, ridge: float) -> tuple[Tenso
     return both[:, :-1], both[:, -1]
 
 
+def _standardised(patches: Tensor, words: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    spread = patches.std(dim=0, correction=0)
+    weight, bias = projector(patches / spread, words, ridge)
+    return weight / spread, bias
+
+
 def _from_words(patches: Tensor, words: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     return projector(words, patches, ridge)
 
@@ -134,6 +140,18 @@ PROJECTOR = Exercise(
             "words alone centred",
             partial(projector, x_centre=_zero),
             "The mean of the words is subtracted, that of the patches is not. Subtract both.",
+        ),
+        Mistake(
+            "one mean for all",
+            partial(projector, x_centre=lambda x: x.mean(), y_centre=lambda y: y.mean()),
+            "One number is subtracted, the mean of all numbers of all patches. Each of the p"
+            " numbers has a mean of its own: mean(dim=0).",
+        ),
+        Mistake(
+            "standardised",
+            _standardised,
+            "The patches are divided by their spread before the ridge is added, so that the ridge"
+            " falls on other weights than those that are returned. Subtract the means alone.",
         ),
         Mistake(
             "bias is the mean",
@@ -440,6 +458,12 @@ POSITIONS = Exercise(
             "There is a gap of one between the picture and each question.",
         ),
         Mistake(
+            "pictures of all rows",
+            partial(positions, start=lambda pictures: pictures.sum()),
+            "The places of the pictures are added up over the whole batch. Each row has a picture"
+            " of its own: sum(dim=1, keepdim=True).",
+        ),
+        Mistake(
             "all alike",
             partial(positions, within=torch.ones_like),
             "All tokens of a question have the same position, so that their order is lost.",
@@ -507,7 +531,7 @@ def _parts() -> list[tuple]:
             batches.append((x, y))
         return batches, ridge
 
-    return [case((6, 6), 2, 3, 0.3), case((4, 9, 2), 3, 2, 0.1), case((7,), 3, 3, 0.2)]
+    return [case((6, 6), 2, 3, 0.3), case((4, 5, 3) * 10, 3, 2, 0.1), case((7,), 3, 3, 0.2)]
 
 
 def fit_in_parts(
@@ -556,17 +580,31 @@ def _centred_apart(batches, ridge) -> tuple[Tensor, Tensor]:
     return weight, (y.mean(dim=0) - weight.double() @ x.mean(dim=0)).float()
 
 
+def _means_of_means(batches, ridge) -> tuple[Tensor, Tensor]:
+    """All batches around the mean of their means, whatever their sizes are."""
+    x_mean, y_mean = (
+        torch.stack([part.double().mean(dim=0) for part in own]).mean(dim=0)
+        for own in zip(*batches, strict=True)
+    )
+    n, eye = sum(len(x) for x, _ in batches), torch.eye(len(x_mean)).double()
+    gram = sum((x - x_mean).T @ (x - x_mean) for x, _ in batches) / n + ridge * eye
+    cross = sum((x - x_mean).T @ (y - y_mean) for x, y in batches) / n
+    weight = torch.linalg.solve(gram, cross).T
+    return weight.float(), (y_mean - weight @ x_mean).float()
+
+
 FIT_IN_PARTS = Exercise(
     name="fit_in_parts",
     transfer=True,
+    largest=300,  # all patches of the second case have 360 numbers
     reference=fit_in_parts,
     cases=_parts,
     axes="d p;d",
     parts=("the weight", "the bias"),
     tolerance=1e-4,
     checked=(
-        "weight and bias for two batches of 6 patches, three of 4, 9 and 2, and a single one, each"
-        " batch around another mean; inputs unchanged"
+        "weight and bias for two batches of 6 patches, for thirty of 3 to 5, and for a single one,"
+        " each batch around another mean; no tensor of all patches; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -604,6 +642,12 @@ FIT_IN_PARTS = Exercise(
             partial(fit_in_parts, size=lambda n: 1 / n),
             "Every batch counts the same, however many patches it has. Every patch must: add up"
             " sums, not means.",
+        ),
+        Mistake(
+            "mean of means",
+            _means_of_means,
+            "The mean of all patches is taken as the mean of the batches' means. The batches differ"
+            " in size: add up the sums, and divide by the number of all patches.",
         ),
         Mistake(
             "not centred",
