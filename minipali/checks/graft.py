@@ -572,25 +572,30 @@ def _mean_of_solutions(batches, ridge, weighted: bool = False) -> tuple[Tensor, 
                  for own in zip(*found, strict=True))  # fmt: skip
 
 
+def _around(batches, ridge, centres: list[tuple], means: tuple) -> tuple[Tensor, Tensor]:
+    """The solution where each batch is taken around a centre; the bias is that of the means."""
+    n, gram, cross = sum(len(x) for x, _ in batches), 0, 0
+    for (x, y), (x_centre, y_centre) in zip(batches, centres, strict=True):
+        gram = gram + (x - x_centre).T @ (x - x_centre) / n
+        cross = cross + (x - x_centre).T @ (y - y_centre) / n
+    weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), cross).T
+    return weight, means[1] - weight @ means[0]
+
+
+def _batch_means(batches) -> list[tuple]:
+    return [(x.mean(dim=0), y.mean(dim=0)) for x, y in batches]
+
+
 def _centred_apart(batches, ridge) -> tuple[Tensor, Tensor]:
-    """Each batch less its own means; the bias from the means of all."""
-    x, y = (torch.cat(own).double() for own in zip(*batches, strict=True))
-    apart = [(a - a.mean(dim=0), b - b.mean(dim=0)) for a, b in batches]
-    weight, _ = graft.closed_form_projector(*map(torch.cat, zip(*apart, strict=True)), ridge)
-    return weight, (y.mean(dim=0) - weight.double() @ x.mean(dim=0)).float()
+    n = sum(len(x) for x, _ in batches)
+    means = tuple(sum(part.sum(dim=0) for part in own) / n for own in zip(*batches, strict=True))
+    return _around(batches, ridge, _batch_means(batches), means)
 
 
 def _means_of_means(batches, ridge) -> tuple[Tensor, Tensor]:
-    """All batches around the mean of their means, whatever their sizes are."""
-    x_mean, y_mean = (
-        torch.stack([part.double().mean(dim=0) for part in own]).mean(dim=0)
-        for own in zip(*batches, strict=True)
-    )
-    n, eye = sum(len(x) for x, _ in batches), torch.eye(len(x_mean)).double()
-    gram = sum((x - x_mean).T @ (x - x_mean) for x, _ in batches) / n + ridge * eye
-    cross = sum((x - x_mean).T @ (y - y_mean) for x, y in batches) / n
-    weight = torch.linalg.solve(gram, cross).T
-    return weight.float(), (y_mean - weight @ x_mean).float()
+    own = _batch_means(batches)
+    means = tuple(sum(part) / len(own) for part in zip(*own, strict=True))
+    return _around(batches, ridge, [means] * len(batches), means)
 
 
 FIT_IN_PARTS = Exercise(
