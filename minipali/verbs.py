@@ -336,6 +336,8 @@ def finetune(options: argparse.Namespace) -> int:
     from minipali.dataset import read_data
     from minipali.lora import find_targets
 
+    if options.model == "graft":
+        raise ValueError("the graft is trained by `python -m minipali.graft train`, see its --help")
     if options.less_memory:
         give_back_memory()
     device = choose_device(options.device)

@@ -17,7 +17,7 @@ from minipali.lora import add_lora
 from minipali.narrow import rounded, widened
 from minipali.quantization import Int4Linear, Int8Linear, int8_linear, quantize, to_int4, to_int8
 from minipali.scenes import TEST_ARTIST, examples
-from minipali.text_models import causal_states
+from minipali.variants import causal_states
 
 
 @pytest.fixture(params=[7, 50, 2**22], ids=lambda n: f"blocks of {n}")

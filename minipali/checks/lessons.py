@@ -26,6 +26,7 @@ STEMS = (
     "lora",
     "quantization",
     "variants",
+    "graft",
 )
 
 
