@@ -28,6 +28,7 @@ PARTS = {
     "hkproj_avx2": ("3B as AVX2", SPEED),
     "small_size": ("small model", ("decoding", "training step")),
     "small_size_amx": ("small model, AMX", ("decoding", "training step")),
+    "smollm2": ("SmolLM2 135M", ("prefill", "decoding")),
     "cold_start": ("cold start", ("cold start",)),
 }
 

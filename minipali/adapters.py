@@ -56,8 +56,16 @@ def load(
     these, with the adapter merged, and only answers then (`minipali.quantization.quantize`).
 
     source can also be "smollm2", "gemma3" or a GGUF file: a language model in float32 and its
-    tokenizer (`minipali.variants.load`).
+    tokenizer (`minipali.variants.load`). "graft" is the small model's tower joined to SmolLM2
+    (`minipali.graft.load`), in float32.
     """
+    if str(source) == "graft":
+        from minipali import graft  # lesson 21, which comes after this module's
+
+        if (dtype, adapter) != (None, None):
+            raise ValueError("the graft is read in float32: leave dtype and adapter out")
+        model, processor = graft.load()
+        return model.to(device), processor
     if str(source) in published.PUBLISHED or str(source).endswith(".gguf"):
         if (dtype, device, adapter) != (None, None, None):
             raise ValueError(

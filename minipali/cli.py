@@ -286,7 +286,8 @@ def add_common(verb: argparse.ArgumentParser) -> None:
         "--model",
         action=Once,
         default="small",
-        help="small (default), a model folder, or a model on the hub: owner/name@revision",
+        help="small (default), graft (the small model's eyes on SmolLM2), a model folder, or a"
+        " model on the hub: owner/name@revision",
     )
     verb.add_argument(
         "--adapter",

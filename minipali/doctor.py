@@ -30,7 +30,8 @@ def one_line(error: BaseException) -> str:
 def look() -> int:
     """Print one line for each thing looked at; exit code 1 if anything is wrong."""
     wrong = 0
-    for part in (packages, small_model, drawings, kernel, room_for_3b, hub_token):
+    parts = (packages, small_model, drawings, kernel, language_models, room_for_3b, hub_token)
+    for part in parts:
         for kind, text in part():
             print(f"{kind:6}{text}", flush=True)
             wrong += kind == WRONG
@@ -124,6 +125,23 @@ def kernel() -> Iterator[Finding]:
         yield OK, "Jupyter has a Python kernel"
     else:
         yield WRONG, f"Jupyter has no Python kernel: {PYTHON} -m pip install ipykernel"
+
+
+def language_models() -> Iterator[Finding]:
+    """Which of the published language models are in the cache."""
+    from minipali.published import PUBLISHED, PublishedError, cache_folder, find
+
+    here, missing = [], []
+    for name, model in PUBLISHED.items():
+        try:
+            find(name)
+        except PublishedError:
+            how = f"python course.py weights {name}, {model.megabytes} MB"
+            missing.append(f"{model.title} is not ({how})")
+        else:
+            here.append(f"{model.title} is there")
+    told = f"published language models in {cache_folder()}: {'; '.join(here + missing)}"
+    yield OK if here else NOTE, told
 
 
 def room_for_3b() -> Iterator[Finding]:

@@ -13,11 +13,13 @@ calls `suit`. Weights of 8 and 4 bits are in `minipali.quantization`. `benchmark
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minipali.gemma import Gemma
 from minipali.paligemma import PaliGemma
 from minipali.patches import PatchEmbedding
 
@@ -177,27 +179,35 @@ WIDE = {
 }
 
 
-def suit(model: PaliGemma) -> PaliGemma:
+Model = TypeVar("Model", PaliGemma, Gemma)
+
+
+def decoder_of(model: PaliGemma | Gemma) -> Gemma:
+    """The decoder of a PaliGemma; a language model alone is one itself."""
+    return model if isinstance(model, Gemma) else model.language_model
+
+
+def suit(model: Model) -> Model:
     """Let a model on a CPU compute as fast as its weights allow; one in float32 does already.
 
     The weights stay as they are. Only the classes of its modules change, so that it can be copied
     and saved as before.
     """
-    dtype = model.language_model.norm.weight.dtype
+    dtype = decoder_of(model).norm.weight.dtype
     if dtype not in (torch.bfloat16, torch.float16):
         return model
     fastest(dtype, one_row=True)  # measured now, and not while somebody waits for the second token
     return widen(model) if is_slow(dtype) else _become(model, {nn.Linear: NarrowLinear})
 
 
-def widen(model: PaliGemma) -> PaliGemma:
+def widen(model: Model) -> Model:
     """Let a model with narrow weights compute in float32, in the way of `suit`."""
     return _become(model, WIDE)
 
 
-def _become(model: PaliGemma, classes: dict[type, type]) -> PaliGemma:
+def _become(model: Model, classes: dict[type, type]) -> Model:
     for module in model.modules():
         if type(module) in classes:
             module.__class__ = classes[type(module)]
-    model.language_model.head = linear
+    decoder_of(model).head = linear
     return model

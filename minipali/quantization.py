@@ -10,20 +10,21 @@ time anyway.
 import torch
 from torch import Tensor, nn
 
-from minipali.narrow import BLOCK, WideEmbedding, suit, widened
-from minipali.paligemma import PaliGemma
+from minipali.lora import lora_layers
+from minipali.narrow import BLOCK, Model, WideEmbedding, decoder_of, suit, widened
 
 GROUP = 32  # neighbours in a row that share a scale and a middle, in int4
 
 
-def quantize(model: PaliGemma, bits: int = 8) -> PaliGemma:
+def quantize(model: Model, bits: int = 8) -> Model:
     """Turn the decoder's matrices into 8 or 4 bits, in place; the model only answers then.
 
-    The table of tokens becomes int8 in both: rows of it are looked up, and in 4 bits the head's
-    rounding would reach the answer without a layer in between. 4 bits are for a CPU alone.
-    Raises ValueError for other bits or devices.
+    model: a PaliGemma, or a language model alone (`minipali.gemma.Gemma`) of any kind. The table of
+    tokens becomes int8 in both cases: rows of it are looked up, and in 4 bits the head's rounding
+    would reach the answer without a layer in between. 4 bits are for a CPU alone.
+    Raises ValueError for other bits or devices, and for LoRA layers, which must be merged first.
     """
-    decoder = model.language_model
+    decoder = decoder_of(model)
     on_cpu = decoder.norm.weight.device.type == "cpu"
     if bits not in (4, 8):
         raise ValueError(f"bits must be 8 or 4, found {bits!r}")
@@ -32,12 +33,14 @@ def quantize(model: PaliGemma, bits: int = 8) -> PaliGemma:
             "a model in int4 must be on the CPU, for which torch has the products, found"
             f" {decoder.norm.weight.device}: use int8, or the device cpu"
         )
+    if lora_layers(decoder):
+        raise ValueError("a model must have no LoRA layers when it is rounded: merge them first")
     if on_cpu:
         suit(model)
-    for layer in decoder.layers:
-        for part in (layer.self_attn, layer.mlp):
-            for name, module in list(part.named_children()):
-                setattr(part, name, _quantized(module, bits))
+    layers = decoder.layers
+    names = [name for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
+    for name in names:  # by names, so that each matrix can go before the next one is rounded
+        layers.set_submodule(name, _quantized(layers.get_submodule(name), bits))
     wide, table = isinstance(decoder.embed_tokens, WideEmbedding), decoder.embed_tokens.weight
     table = Int8Embedding(table, torch.float32 if wide else table.dtype)
     decoder.embed_tokens = table

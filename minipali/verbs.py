@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator
@@ -335,6 +336,10 @@ def finetune(options: argparse.Namespace) -> int:
     from minipali.dataset import read_data
     from minipali.lora import find_targets
 
+    if options.model == "graft":
+        raise ValueError("the graft is trained by `python -m minipali.graft train`, see its --help")
+    if options.less_memory:
+        give_back_memory()
     device = choose_device(options.device)
     model, processor = load_model(options.model, "cpu")
     data = read_data(options.data, processor, options.validation, options.seed)
@@ -399,6 +404,20 @@ def finetune(options: argparse.Namespace) -> int:
     base = "" if options.full or options.model == "small" else f" --model {options.model}"
     print(f"written   {options.output}; ask with{base} {how}")
     return 0
+
+
+def give_back_memory() -> None:
+    """Let glibc, where a Linux has it, return freed memory at once; for this whole process.
+
+    By itself it keeps blocks of up to 32 MB for later. What is freed of one layer then lies between
+    what the layer leaves behind, and the next layer finds no place in it: on 3B 2.8 GB in the end.
+    To get memory anew each time costs about a quarter more time (measured with AVX2).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        import ctypes
+
+        m_mmap_threshold = -3  # so malloc.h calls it
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 2**20)
 
 
 def needed_memory(model, processor, data, settings, device: str) -> str:

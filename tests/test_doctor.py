@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import minipali
-from minipali import cli, doctor, weights
+from minipali import cli, doctor, published, weights
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,8 @@ def test_doctor_starts_where_a_package_is_broken(tmp_path, name, error):
 
 
 def test_doctor_counts_what_is_wrong(monkeypatch, capsys):
-    for name in ("packages", "small_model", "drawings", "kernel", "room_for_3b", "hub_token"):
+    parts = ("packages", "small_model", "drawings", "kernel", "language_models", "room_for_3b")
+    for name in (*parts, "hub_token"):
         monkeypatch.setattr(doctor, name, lambda name=name: [(doctor.OK, name)])
     assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().out.endswith("\nAll is well.\n")
@@ -155,6 +156,23 @@ def test_doctor_sees_the_kernel(monkeypatch):
     ):
         monkeypatch.setattr(KernelSpecManager, "find_kernel_specs", lambda self, s=specs: s)
         assert [found for found, _ in doctor.kernel()] == [kind]
+
+
+def test_doctor_says_which_published_models_are_here_and_how_to_get_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIPALI_WEIGHTS", str(tmp_path))
+    ((kind, text),) = doctor.language_models()
+    assert kind == doctor.NOTE and "there" not in text and "\n" not in text
+    for name in published.PUBLISHED:
+        assert f"python course.py weights {name}," in text
+    model = published.PUBLISHED["smollm2"]
+    (tmp_path / "smollm2").mkdir()
+    with open(tmp_path / "smollm2" / model.file, "wb") as file:
+        file.truncate(model.bytes - 1)  # cut off
+        assert next(doctor.language_models())[0] == doctor.NOTE
+        file.truncate(model.bytes)
+    ((kind, text),) = doctor.language_models()
+    assert kind == doctor.OK and "SmolLM2-135M-Instruct is there" in text
+    assert "weights smollm2" not in text and "weights gemma3" in text and str(tmp_path) in text
 
 
 @pytest.mark.parametrize(("gigabytes", "kind"), [(1, doctor.NOTE), (1000, doctor.OK)])

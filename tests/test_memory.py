@@ -1,6 +1,9 @@
 """The memory of a fine-tuning that is counted beforehand; `test_real_size` measures a real one."""
 
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,27 @@ def test_what_each_option_saves():
     # The same weights, computed with in float32.
     wide = memory(SMALL, Settings(), wide=True, **ALONE)
     assert wide["weights"] == plain["weights"] and wide["activations"] > plain["activations"]
+
+
+FREED = """
+import re
+from minipali.verbs import give_back_memory
+give_back_memory()
+held = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+MB = 2**20
+block = b"x" * (20 * MB)
+del block  # from now on glibc would keep blocks as large as this one
+before = held()
+first, second = b"x" * (10 * MB), b"x" * (10 * MB)
+del first
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this system has no glibc")
+def test_what_is_freed_below_something_else_is_given_back():
+    told = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert float(told.stdout) == pytest.approx(10, abs=2)
 
 
 @pytest.mark.slow

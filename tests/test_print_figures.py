@@ -55,5 +55,8 @@ def test_a_figure_is_sharp_and_comes_with_its_caption_and_licence(course, monkey
 
 def test_a_lesson_that_is_not_there_is_named(course, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["print_figures", "99"])
-    assert print_figures.main() == 2
-    assert "No lesson begins with 99" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        print_figures.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().out
+    assert told == "No lesson begins with 99; they are called 03 to 03.\n"

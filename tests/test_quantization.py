@@ -6,16 +6,21 @@ import struct
 import numpy as np
 import pytest
 import torch
+from conftest import randomise
 
 from minipali import gguf, load, narrow, quantization, save
 from minipali.adapters import save_adapter
 from minipali.asking import generate
 from minipali.checks.quantization import pack_q4_1, to_groups, try_rounding, try_smollm2
+from minipali.config import KINDS, text_config
 from minipali.evaluation import answers, evaluation_set, score
+from minipali.gemma import Gemma
+from minipali.kv_cache import KVCache
 from minipali.lora import add_lora
 from minipali.narrow import rounded, widened
 from minipali.quantization import Int4Linear, Int8Linear, int8_linear, quantize, to_int4, to_int8
 from minipali.scenes import TEST_ARTIST, examples
+from minipali.variants import causal_states
 
 
 @pytest.fixture(params=[7, 50, 2**22], ids=lambda n: f"blocks of {n}")
@@ -179,6 +184,36 @@ def test_load_takes_few_bits_as_a_dtype_and_an_adapter_with_it(tmp_path, dtype):
     assert (found - wanted).abs().mean() < 0.4 * (plain - wanted).abs().mean()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.02), (4, 0.2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_language_models_alone_are_rounded_too(kind, bits, most, dtype):
+    """Norms within attention, as in Gemma 3, and more than two within a layer, stay as they are."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 97}
+    exact = Gemma(text_config(kind, **sizes, **heads)).eval()
+    randomise(exact)
+    exact = exact.to(dtype).float()
+    small = quantize(copy.deepcopy(exact).to(dtype), bits)
+    found = [m for m in small.modules() if isinstance(m, (Int8Linear, Int4Linear))]
+    assert len(found) == 2 * 7
+    assert {type(m) for m in found} == {Int8Linear if bits == 8 else Int4Linear}
+    assert not any(isinstance(m, torch.nn.Linear) for m in small.modules())
+
+    def near(told, wanted):
+        return 0 < (told - wanted).square().mean() < most**2 * wanted.square().mean()
+
+    ids = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    wanted, told = (m.logits(causal_states(m, ids)).float() for m in (exact, small))
+    assert near(told, wanted)
+    cache = KVCache(1, 9)  # a single row goes through other products
+    alone = [
+        small.logits(causal_states(small, one[None], kv_cache=cache)) for one in ids[0].split(1)
+    ]
+    assert near(torch.cat(alone, dim=1).float(), wanted[:1])
+
+
 def test_what_cannot_be_is_told():
     model, _ = load("small")
     before = copy.deepcopy(model.state_dict())
@@ -187,6 +222,9 @@ def test_what_cannot_be_is_told():
     with pytest.raises(ValueError, match="int4 must be on the CPU.* found meta"):
         quantize(model.to("meta"), 4)
     assert list(model.state_dict()) == list(before)
+    add_lora(model, ["q_proj"])
+    with pytest.raises(ValueError, match="must have no LoRA layers when it is rounded"):
+        quantize(model)
 
 
 def test_a_quantized_model_is_not_saved_as_if_it_were_whole(tmp_path):

@@ -120,6 +120,25 @@ def plan(only: list[str]) -> list[tuple[Path, NotebookNode, bool]]:
     return made
 
 
+def chosen_lessons(description: str, files: list[Path]) -> list[Path]:
+    """Those of the files that the command names; the beginnings of names are its arguments.
+
+    Ends the program with a sentence if there are none.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("only", nargs="*", help="beginnings of names, such as 03")
+    only = parser.parse_args().only
+    names = sorted(file.stem for file in files)
+    found = [file for file in sorted(files) if not only or file.name.startswith(tuple(only))]
+    if not found:
+        print(
+            f"No lesson begins with {', '.join(only)}; they are called {names[0][:2]} to"
+            f" {names[-1][:2]}."
+        )
+        sys.exit(2)
+    return found
+
+
 NOTES = "### What the notes say, and what is true"
 
 

@@ -7,7 +7,6 @@ A lesson is run from its source, as by the build, with 300 dots per inch in plac
 shows what the code draws now. The notebooks stay as they are.
 """
 
-import argparse
 import base64
 import re
 import shutil
@@ -51,15 +50,11 @@ def figures(source: Path) -> list[tuple[str, str, bytes]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write the lessons' figures into build/figures.")
-    parser.add_argument("only", nargs="*", help="beginnings of names, such as 03")
-    given = parser.parse_args()
     root = build_notebooks.ROOT
-    sources = sorted((root / "notebooks" / "src").glob("*.py"))
-    sources = [p for p in sources if not given.only or p.name.startswith(tuple(given.only))]
-    if not sources:
-        print(f"No lesson begins with {', '.join(given.only)}; they are called 00 to 18.")
-        return 2
+    sources = build_notebooks.chosen_lessons(
+        "Write the lessons' figures into build/figures.",
+        list((root / "notebooks" / "src").glob("*.py")),
+    )
     folder = root / "build" / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(root / "NOTICE.md", folder)

@@ -10,13 +10,13 @@ the slide after the question. Beside each file lies the same as a notebook whose
 loads reveal.js from the network).
 """
 
-import argparse
 import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import nbformat
+from build_notebooks import chosen_lessons
 from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,14 +152,9 @@ def page(slides: NotebookNode) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make slides of lessons, in build/slides.")
-    parser.add_argument("only", nargs="*", help="beginnings of names, such as 03")
-    given = parser.parse_args()
-    lessons = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    lessons = [p for p in lessons if not given.only or p.name.startswith(tuple(given.only))]
-    if not lessons:
-        print(f"No lesson begins with {', '.join(given.only)}; they are called 00 to 18.")
-        return 2
+    lessons = chosen_lessons(
+        "Make slides of lessons, in build/slides.", list((ROOT / "notebooks").glob("*.ipynb"))
+    )
     folder = ROOT / "build" / "slides"
     folder.mkdir(parents=True, exist_ok=True)
     if importlib.util.find_spec("latex2mathml") is None:

@@ -25,8 +25,9 @@ STEMS = (
     "recipe",
     "lora",
     "quantization",
+    "variants",
+    "graft",
 )
-NUMBERS = range(1, 20)
 
 
 @functools.cache
@@ -34,7 +35,7 @@ def by_lesson() -> dict[str, tuple[Exercise, ...]]:
     """The exercises of each lesson, by its file's stem: "01_patches" and so on."""
     return {
         f"{number:02d}_{stem}": importlib.import_module(f"minipali.checks.{stem}").EXERCISES
-        for number, stem in zip(NUMBERS, STEMS, strict=True)
+        for number, stem in enumerate(STEMS, start=1)
     }
 
 

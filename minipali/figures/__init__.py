@@ -10,6 +10,7 @@ from minipali.figures import (
     gemma,
     generation,
     gqa,
+    graft,
     kv_cache,
     locations,
     lora,
@@ -22,6 +23,7 @@ from minipali.figures import (
     rope,
     tokens,
     training,
+    variants,
     vision,
     weights,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "gemma",
     "generation",
     "gqa",
+    "graft",
     "kv_cache",
     "locations",
     "lora",
@@ -51,6 +54,7 @@ __all__ = [
     "slide",
     "tokens",
     "training",
+    "variants",
     "vision",
     "weights",
 ]

@@ -200,15 +200,17 @@ def changed(model, change, *how):
     return other, (far / length).sqrt().item()
 
 
-# %%
 before = exam(model)
 blind = np.mean(list(commonest(scenes.VALIDATION_ARTIST, 10, 19, learned_from=100).values()))
+
+# %%
 errors, right = {}, {}
 for name, size in {"a row, one group": 10**6, "groups of 32": 32}.items():
-    errors[name], right[name] = {}, {}
-    for bits in (8, 6, 4, 3, 2, 1):
-        other, errors[name][bits] = changed(model, rounded, size, bits)
-        right[name][bits] = exam(other)
+    tried = {bits: changed(model, rounded, size, bits) for bits in (8, 6, 4, 3, 2, 1)}
+    errors[name] = {bits: error for bits, (_, error) in tried.items()}
+    right[name] = {bits: exam(other) for bits, (other, _) in tried.items()}
+
+# %%
 figures.quantization.bits(errors, right, before, blind)
 enough = [bits for bits, found in right["groups of 32"].items() if found > before - 0.05]
 reveal("bits", guess_bits, min(enough))
@@ -371,7 +373,7 @@ if path:
 # %% [markdown]
 # ## Break it: mistakes that keep every shape
 #
-# First the small model, with 4 bits and groups of 32. Which mistake does the exam hardly notice?
+# First the small model. Which mistake does the exam hardly notice?
 
 
 # %%
@@ -392,17 +394,14 @@ def unsigned(weight):
 
 
 def halves(weight):
-    """Upper and lower nibbles exchanged."""
-    return rounded(weight, 32, 4).unflatten(1, (-1, 2, 16)).flip(2).flatten(1)
+    """Numbers 0 to 15 of each group stand where 16 to 31 should be."""
+    return weight.unflatten(1, (-1, 2, 16)).flip(2).flatten(1)
 
 
 # %%
-for name, change in {
-    "cut off in place of rounded": cut_off,
-    "scale and least exchanged": exchanged,
-    "int8 read as uint8": unsigned,
-    "nibbles exchanged": halves,
-}.items():
+mistakes = {"cut off in place of rounded": cut_off, "scale and least exchanged": exchanged}
+mistakes |= {"int8 read as uint8": unsigned, "nibbles exchanged": halves}
+for name, change in mistakes.items():
     other, error = changed(model, change)
     print(f"{name:28} error of the weights {error:7.1%}, right {exam(other):6.1%}")
 
@@ -412,15 +411,9 @@ for name, change in {
 #
 # And SmolLM2? Its nibbles exchanged, and then its layers rounded once more, to 3 bits:
 
-
 # %%
-def swapped(blocks):
-    packed = blocks[:, 4:]
-    return unpack_q4_1(torch.cat((blocks[:, :4], packed >> 4 | packed << 4), dim=1))
-
-
 if path:
-    print("nibbles exchanged:", says({"Q4_1": swapped}))
+    print("nibbles exchanged:", says({"Q4_1": lambda blocks: halves(unpack_q4_1(blocks))}))
     print("in 3 bits:        ", says({}, lambda weight: rounded(weight, 32, 3)))
 
 # %% [markdown]
@@ -441,10 +434,9 @@ stored[:, 1] &= 59  # finite float16 numbers
 stored[:, 3] &= 59
 print("Q8_0:", torch.equal(unpack_q8_0(stored), gguf.q8_0(stored)))
 print("Q4_1:", torch.equal(unpack_q4_1(stored[:, :20]), gguf.q4_1(stored[:, :20])))
-error = (rounded(weight, 32, 4) - weight).abs() / to_groups(weight, 32, 4)[1].repeat_interleave(
-    32, 1
-)
-print(f"at most half a step off: {error.max() <= 0.5001}")
+steps = to_groups(weight, 32, 4)[1].repeat_interleave(32, 1)
+off = (rounded(weight, 32, 4) - weight).abs() / steps
+print(f"at most half a step off: {off.max() <= 0.5001}")
 
 # %% [markdown]
 # ## In the real model
@@ -455,13 +447,11 @@ print(f"at most half a step off: {error.max() <= 0.5001}")
 
 # %% tags=["nbval-check-output"]
 count = sum(p.numel() for p in real.parameters())
-sizes = {"float32": 32 * count, "bfloat16": 16 * count}
-sizes["decoder in int8, rows"] = 16 * (count - read) + 8 * read + 32 * rows
-sizes["decoder in Q8_0"] = 16 * (count - read) + 8.5 * read
-sizes["decoder in Q4_1"] = 16 * (count - read) + 5 * read
+ways = {"float32": 32, "bfloat16": 16, "int8, rows": 8 + 32 * rows / read, "Q8_0": 8.5, "Q4_1": 5}
 print(f"{count:,} numbers, {read:,} of them read for each token")
-for name, bits in sizes.items():
-    print(f"{name:22} {bits / 8e9:5.2f} GB")
+for name, bits in ways.items():
+    rest = max(bits, 16)  # the vision tower and norms stay in bfloat16
+    print(f"decoder in {name:10} {(read * bits + (count - read) * rest) / 8e9:5.2f} GB")
 
 # %% [markdown]
 # ## Your turn
