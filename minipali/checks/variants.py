@@ -428,10 +428,10 @@ NORM_AND_TURN = Exercise(
         Mistake(
             "turned first",
             partial(norm_and_turn, order=lambda x, norm, scale, turn: scale(norm(turn(x)))),
-            "RoPE comes first, then the norm with its weight. The weight has another factor for"
-            " each of the two numbers of a pair, and multiplies them after they were turned: then"
-            " query times key depends on where both stand, not only on how far apart. Norm first,"
-            " turn last.",
+            "The norm's weight multiplies after RoPE. (On which side you divide is the same: a turn"
+            " keeps lengths.) It has another factor for each of the two numbers of a pair, so"
+            " they are stretched after they were turned, and query times key depends on where both"
+            " stand, not only on how far apart. Norm and weight first, turn last.",
         ),
         Mistake(
             "weight forgotten",
@@ -498,7 +498,8 @@ NORM_AND_TURN = Exercise(
         Mistake(
             "eps forgotten",
             partial(norm_and_turn, norm=lambda x, eps: _rms(x, 0.0)),
-            "eps is missing. It is added to the mean of the squares, under the root.",
+            "eps is missing, or it is not the one that was given. It is added to the mean of the"
+            " squares, under the root.",
         ),
         Mistake(
             "root forgotten",
@@ -726,6 +727,26 @@ LAYER_MASK = Exercise(
             ),
             "In layers that slide, a token sees tokens after it that are near. It sees backwards"
             " alone, itself among them.",
+        ),
+        Mistake(
+            "in the middle",
+            partial(
+                layer_mask,
+                near=lambda query, key, window, s: (key - query).abs() <= window // 2,
+                past=lambda query, key: key >= 0,
+            ),
+            "In layers that slide, the token stands in the middle of its window and sees tokens"
+            " after it. The window ends at the token itself.",
+        ),
+        Mistake(
+            "forwards",
+            partial(
+                layer_mask,
+                near=lambda query, key, window, s: key < query + window,
+                past=lambda query, key: key >= query,
+            ),
+            "In layers that slide, the window looks forwards. It ends at the token itself, and goes"
+            " back from there.",
         ),
         Mistake(
             "the future",
