@@ -1,4 +1,4 @@
-"""Lesson 20: its pieces against the tokenizers library and in models, SmolLM2 in transformers."""
+"""Lesson 20: its pieces against `tokenizers` and in models, SmolLM2 against transformers."""
 
 import random
 import string

@@ -43,14 +43,23 @@ def swiglu(
     bend: Callable[[Tensor], Tensor] = F.silu,
     bend_up: Callable[[Tensor], Tensor] = lambda up: up,
     join: Callable[[Tensor, Tensor], Tensor] = lambda gate, up: gate * up,
-    finish: Callable[[Tensor], Tensor] = lambda y: y,
+    finish: Callable[[Tensor, Tensor], Tensor] = lambda x, y: y,
+    read: Callable[[Tensor], Tensor] = lambda x: x,
+    read_by_up: Callable[[Tensor], Tensor] = lambda x: x,
+    down: Callable[[Tensor, Tensor], Tensor] = F.linear,
     swapped: bool = False,
 ) -> Tensor:
     """(b, t, d) -> (b, t, d). The reference, or with one thing changed."""
-    gate, up = x @ gate_weight.T, x @ up_weight.T
+    gate, up = read(x) @ gate_weight.T, read_by_up(x) @ up_weight.T
     if swapped:
         gate, up = up, gate
-    return finish(join(bend(gate), bend_up(up)) @ down_weight.T)
+    return finish(x, down(join(bend(gate), bend_up(up)), down_weight))
+
+
+_BEND = (
+    "The gate is bent by another function. SiLU is the gate times its own sigmoid: gate *"
+    " sigmoid(gate)."
+)
 
 
 SWIGLU = Exercise(
@@ -104,6 +113,44 @@ SWIGLU = Exercise(
             partial(swiglu, bend=F.softplus),
             "The gate is bent by softplus, log(1 + exp(gate)). SiLU is gate * sigmoid(gate).",
         ),
+        Mistake("softmax", partial(swiglu, bend=partial(torch.softmax, dim=-1)), _BEND),
+        Mistake("mish", partial(swiglu, bend=F.mish), _BEND),
+        Mistake("leaky ReLU", partial(swiglu, bend=F.leaky_relu), _BEND),
+        Mistake("ELU", partial(swiglu, bend=F.elu), _BEND),
+        Mistake(
+            "times the gate twice",
+            partial(swiglu, bend=lambda x: x * F.silu(x)),
+            "The gate's own number is in it twice: gate * gate * sigmoid(gate). SiLU has it"
+            " already: silu(gate) * up.",
+        ),
+        Mistake(
+            "x bent",
+            partial(swiglu, read=F.silu),
+            "SiLU comes before the gate's matrix. First x W_gate^T, then SiLU of that.",
+        ),
+        Mistake(
+            "x bent for both",
+            partial(swiglu, read=F.silu, read_by_up=F.silu, bend=lambda x: x),
+            "x is bent before both matrices. First x W_gate^T, then SiLU of that; up is not bent.",
+        ),
+        Mistake(
+            "x bent for the gate, the gate not",
+            partial(swiglu, read=F.silu, bend=lambda x: x),
+            "SiLU comes before the gate's matrix, in place of after it. First x W_gate^T, then SiLU"
+            " of that.",
+        ),
+        Mistake(
+            "the sigmoid of up",
+            partial(swiglu, bend=lambda x: x, bend_up=torch.sigmoid),
+            "The gate is multiplied by the sigmoid of up. The sigmoid is the gate's own: gate *"
+            " sigmoid(gate) * up.",
+        ),
+        Mistake(
+            "without down",
+            partial(swiglu, down=lambda y, weight: y),
+            "`down` is missing: the tokens are still as wide as inside. The last matrix brings them"
+            " back to d.",
+        ),
         Mistake(
             "the other sign",
             partial(swiglu, bend=lambda x: x * (-x).sigmoid()),
@@ -128,7 +175,7 @@ SWIGLU = Exercise(
         ),
         Mistake(
             "bent at the end",
-            partial(swiglu, bend=lambda x: x, finish=F.silu),
+            partial(swiglu, bend=lambda x: x, finish=lambda x, y: F.silu(y)),
             "SiLU comes after `down`. It belongs on the gate, before gate and up are multiplied.",
         ),
         Mistake(
@@ -149,7 +196,7 @@ SWIGLU = Exercise(
         ),
         Mistake(
             "with x added",
-            lambda x, *weights: x + swiglu(x, *weights),
+            partial(swiglu, finish=lambda x, y: x + y),
             "x is added. That is the residual connection, and it belongs to the layer: the MLP"
             " gives only what is added.",
         ),
@@ -230,6 +277,33 @@ HALVES = Exercise(
             ),
             "The rows are cut into heads the wrong way: a head's rows stand together, k after k, so"
             " the heads are the *first* axis, (h, k, d).",
+        ),
+        Mistake(
+            "heads in the middle",
+            lambda weight, head_dim: (
+                weight.unflatten(0, (head_dim // 2, -1, 2)).transpose(1, 2).flatten(0, 2)
+            ),
+            "The rows are cut into (k / 2, heads, 2). A head's rows stand together, so the heads"
+            " are the *first* axis: (heads, k / 2, 2).",
+        ),
+        Mistake(
+            "heads mixed at the end",
+            partial(_in_heads, finish=lambda heads: heads.transpose(0, 1).flatten(0, 1)),
+            "Each head is in order, but then rows of different heads stand side by side. The heads"
+            " keep their places: one after the other.",
+        ),
+        Mistake(
+            "the first head alone",
+            lambda weight, head_dim: torch.cat(
+                (weight[:head_dim:2], weight[1:head_dim:2], weight[head_dim:])
+            ),
+            "Only the first head is in order. The others want it as well, each for itself.",
+        ),
+        Mistake(
+            "all of the weight in two halves",
+            lambda weight, head_dim: weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1),
+            "The two halves of the *whole* weight are put side by side, row by row. Each head is"
+            " put in order for itself: its rows 0, 2, 4, ..., then 1, 3, 5, ...",
         ),
         Mistake(
             "odd ones first",
@@ -354,10 +428,10 @@ NORM_AND_TURN = Exercise(
         Mistake(
             "turned first",
             partial(norm_and_turn, order=lambda x, norm, scale, turn: scale(norm(turn(x)))),
-            "RoPE comes first, then the norm with its weight. The weight has another factor for"
-            " each of the two numbers of a pair, and multiplies them after they were turned: then"
-            " query times key depends on where both stand, not only on how far apart. Norm first,"
-            " turn last.",
+            "The norm's weight multiplies after RoPE. (On which side you divide is the same: a turn"
+            " keeps lengths.) It has another factor for each of the two numbers of a pair, so"
+            " they are stretched after they were turned, and query times key depends on where both"
+            " stand, not only on how far apart. Norm and weight first, turn last.",
         ),
         Mistake(
             "weight forgotten",
@@ -424,7 +498,8 @@ NORM_AND_TURN = Exercise(
         Mistake(
             "eps forgotten",
             partial(norm_and_turn, norm=lambda x, eps: _rms(x, 0.0)),
-            "eps is missing. It is added to the mean of the squares, under the root.",
+            "eps is missing, or it is not the one that was given. It is added to the mean of the"
+            " squares, under the root.",
         ),
         Mistake(
             "root forgotten",
@@ -432,6 +507,108 @@ NORM_AND_TURN = Exercise(
                 norm_and_turn, norm=lambda x, eps: x / (x.square().mean(-1, keepdim=True) + eps)
             ),
             "It divides by the mean of the squares. Take its root first.",
+        ),
+        Mistake(
+            "multiplied",
+            partial(
+                norm_and_turn,
+                norm=lambda x, eps: x * (x.square().mean(-1, keepdim=True) + eps).sqrt(),
+            ),
+            "It multiplies by the root mean square. Divide by it, or multiply by torch.rsqrt.",
+        ),
+        Mistake(
+            "standard deviation",
+            partial(norm_and_turn, norm=lambda x, eps: x / (x.std(-1, keepdim=True) + eps)),
+            "It divides by the standard deviation, which subtracts the mean first. RMSNorm divides"
+            " by the root of the mean of the squares, plus eps.",
+        ),
+        Mistake(
+            "over everything",
+            partial(norm_and_turn, norm=partial(_rms, dim=(0, 1, 2, 3))),
+            "One mean is taken over all numbers of the batch. Each head of each token has a norm of"
+            " its own: over the last axis alone, with keepdim.",
+        ),
+        Mistake(
+            "each half",
+            partial(
+                norm_and_turn,
+                norm=lambda x, eps: torch.cat([_rms(half, eps) for half in x.chunk(2, -1)], -1),
+            ),
+            "Each half of a head is normed for itself. One mean over all k numbers of the head.",
+        ),
+        *(
+            Mistake(
+                name,
+                partial(norm_and_turn, order=order),
+                "The weight is added. It multiplies: (1 + weight) times the normed numbers.",
+            )
+            for name, order in (
+                ("weight added", lambda x, norm, scale, turn: turn(norm(x) + scale(1.0) - 1)),
+                ("1 + weight added", lambda x, norm, scale, turn: turn(norm(x) + scale(1.0))),
+            )
+        ),
+        Mistake(
+            "exponential of the weight",
+            partial(norm_and_turn, factor=torch.exp),
+            "The factor is exp(weight). It is 1 + weight.",
+        ),
+        Mistake(
+            "1 - weight",
+            partial(norm_and_turn, factor=lambda weight: 1 - weight),
+            "The factor is 1 - weight. It is 1 + weight.",
+        ),
+        Mistake(
+            "cos and sin exchanged",
+            partial(norm_and_turn, turn=lambda x, cos, sin: apply_rope(x, sin, cos)),
+            "cos and sin are exchanged. The first half becomes first * cos - second * sin, the"
+            " second half second * cos + first * sin.",
+        ),
+        Mistake(
+            "two plus signs",
+            partial(
+                norm_and_turn,
+                turn=lambda x, cos, sin: torch.cat(
+                    (
+                        apply_rope(x, cos, -sin).chunk(2, -1)[0],
+                        apply_rope(x, cos, sin).chunk(2, -1)[1],
+                    ),
+                    -1,
+                ),
+            ),
+            "Both halves have a plus sign. That is no turn: the first half becomes first * cos -"
+            " second * sin.",
+        ),
+        Mistake(
+            "two minus signs",
+            partial(
+                norm_and_turn,
+                turn=lambda x, cos, sin: torch.cat(
+                    (
+                        apply_rope(x, cos, sin).chunk(2, -1)[0],
+                        apply_rope(x, cos, -sin).chunk(2, -1)[1],
+                    ),
+                    -1,
+                ),
+            ),
+            "Both halves have a minus sign. That is no turn: the second half becomes second * cos +"
+            " first * sin.",
+        ),
+        Mistake(
+            "halves exchanged at the end",
+            partial(
+                norm_and_turn,
+                turn=lambda x, cos, sin: torch.cat(apply_rope(x, cos, sin).chunk(2, -1)[::-1], -1),
+            ),
+            "The two halves of the result have changed places. The first half comes first: first *"
+            " cos - second * sin.",
+        ),
+        Mistake(
+            "turned twice",
+            partial(
+                norm_and_turn,
+                turn=lambda x, cos, sin: apply_rope(apply_rope(x, cos, sin), cos, sin),
+            ),
+            "The heads are turned twice. Once is enough.",
         ),
         Mistake(
             "neighbours",
@@ -504,15 +681,16 @@ def layer_mask(
     every: int,
     *,
     full: Callable[[int, int], bool] = lambda layer, every: (layer + 1) % every == 0,
-    first: Callable[[int, int], int] = lambda t, s: s - t,
+    first: Callable[[int, int, bool], int] = lambda t, s, is_full: s - t,
     near: Callable = lambda query, key, window, s: key > query - window,
     past: Callable = lambda query, key: key <= query,
     past_of_full: Callable = lambda query, key: key <= query,
     finish: Callable[[Tensor], Tensor] = lambda seen: seen,
 ) -> Tensor:
     """bool (t, s). The reference, or with one thing changed."""
-    query, key = first(t, s) + torch.arange(t)[:, None], torch.arange(s)
-    if full(layer, every):
+    is_full = full(layer, every)
+    query, key = first(t, s, is_full) + torch.arange(t)[:, None], torch.arange(s)
+    if is_full:
         return finish(past_of_full(query, key).expand(t, s))
     return finish((past(query, key) & near(query, key, window, s)).expand(t, s))
 
@@ -551,6 +729,26 @@ LAYER_MASK = Exercise(
             " alone, itself among them.",
         ),
         Mistake(
+            "in the middle",
+            partial(
+                layer_mask,
+                near=lambda query, key, window, s: (key - query).abs() <= window // 2,
+                past=lambda query, key: key >= 0,
+            ),
+            "In layers that slide, the token stands in the middle of its window and sees tokens"
+            " after it. The window ends at the token itself.",
+        ),
+        Mistake(
+            "forwards",
+            partial(
+                layer_mask,
+                near=lambda query, key, window, s: key < query + window,
+                past=lambda query, key: key >= query,
+            ),
+            "In layers that slide, the window looks forwards. It ends at the token itself, and goes"
+            " back from there.",
+        ),
+        Mistake(
             "the future",
             partial(layer_mask, past=lambda query, key: key >= 0),
             "In layers that slide, a token sees all tokens after it. The window cuts off what is"
@@ -573,18 +771,59 @@ LAYER_MASK = Exercise(
         ),
         Mistake(
             "queries from 0",
-            partial(layer_mask, first=lambda t, s: 0),
+            partial(layer_mask, first=lambda t, s, is_full: 0),
             "The t queries are taken for the first t of the s tokens. They are the last: the cache"
             " holds what came before them, so query 0 is token s - t.",
         ),
         Mistake(
+            "queries from 0 in full layers",
+            partial(layer_mask, first=lambda t, s, is_full: 0 if is_full else s - t),
+            "In full layers the t queries are taken for the first t of the s tokens. They are the"
+            " last, in all layers: query 0 is token s - t.",
+        ),
+        Mistake(
+            "queries from 0 in layers that slide",
+            partial(layer_mask, first=lambda t, s, is_full: s - t if is_full else 0),
+            "In layers that slide the t queries are taken for the first t of the s tokens. They are"
+            " the last, in all layers: query 0 is token s - t.",
+        ),
+        Mistake(
+            "without the cache",
+            lambda layer, t, s, window, every: layer_mask(layer, t, t, window, every),
+            "The mask is (t, t): keys that the cache holds from before are missing. A column for"
+            " each of the s tokens.",
+        ),
+        Mistake(
+            "a row for every token",
+            lambda layer, t, s, window, every: layer_mask(layer, s, s, window, every),
+            "The mask has a row for each of the s tokens. Only the last t of them are queries now:"
+            " (t, s).",
+        ),
+        Mistake(
+            "window and every exchanged",
+            lambda layer, t, s, window, every: layer_mask(layer, t, s, every, window),
+            "`window` and `every` are exchanged. `window` says how far a token sees, `every` which"
+            " layers are full.",
+        ),
+        Mistake(
+            "every second",
+            partial(layer_mask, full=lambda layer, every: layer % 2 == 1),
+            "Every second layer is full, whatever `every` says. So it is in Gemma 2. Here `every`"
+            " says how many layers make a group.",
+        ),
+        Mistake(
+            "every sixth",
+            partial(layer_mask, full=lambda layer, every: layer % 6 == 5),
+            "Every sixth layer is full, whatever `every` says.",
+        ),
+        Mistake(
             "queries one too early",
-            partial(layer_mask, first=lambda t, s: s - t - 1),
+            partial(layer_mask, first=lambda t, s, is_full: s - t - 1),
             "The queries stand one place too early. Query 0 is token s - t.",
         ),
         Mistake(
             "queries one too late",
-            partial(layer_mask, first=lambda t, s: s - t + 1),
+            partial(layer_mask, first=lambda t, s, is_full: s - t + 1),
             "The queries stand one place too late, and see the token after them. Query 0 is token"
             " s - t.",
         ),
@@ -659,9 +898,19 @@ LAYER_MASK = Exercise(
             " tensor: True where a key may be seen.",
         ),
         Mistake(
-            "numbers",
-            partial(layer_mask, finish=torch.Tensor.float),
-            "The mask has numbers, 1 and 0. Return a bool tensor: True where a key may be seen.",
+            "added, a large number",
+            partial(layer_mask, finish=lambda seen: torch.where(seen, 0.0, -1e9)),
+            "The mask has numbers that are added to scores, 0 and a very negative one. Return a"
+            " bool tensor: True where a key may be seen.",
+        ),
+        *(
+            Mistake(
+                f"numbers, {dtype}",
+                partial(layer_mask, finish=partial(torch.Tensor.to, dtype=dtype)),
+                "The mask has numbers, 1 and 0. Return a bool tensor: True where a key may be"
+                " seen.",
+            )
+            for dtype in (torch.float32, torch.int64, torch.int32)
         ),
         Mistake(
             "transposed",
@@ -851,6 +1100,16 @@ TRAIN_BPE = Exercise(
             _TIES,
         ),
         Mistake(
+            "ties: the longest",
+            partial(
+                train_bpe,
+                best=lambda counts: max(
+                    counts, key=lambda pair: (counts[pair], len("".join(pair)))
+                ),
+            ),
+            _TIES,
+        ),
+        Mistake(
             "the rarest",
             partial(
                 train_bpe, best=lambda counts: min(counts, key=lambda pair: (counts[pair], pair))
@@ -905,6 +1164,31 @@ TRAIN_BPE = Exercise(
             "There is one merge too few.",
         ),
         Mistake(
+            "letters counted as merges",
+            lambda words, counts, merges: train_bpe(
+                words, counts, max(0, merges - len(set("".join(words))))
+            ),
+            "There are too few merges: the letters seem to count among them. `merges` is the number"
+            " of pairs, not the size of the vocabulary.",
+        ),
+        Mistake(
+            "a mark at the end",
+            lambda words, counts, merges: train_bpe([f"{w}</w>" for w in words], counts, merges),
+            "Each word has a mark at its end, and the mark is merged, too. The parts of a word are"
+            " its letters alone.",
+        ),
+        Mistake(
+            "an underscore at the end",
+            lambda words, counts, merges: train_bpe([f"{w}_" for w in words], counts, merges),
+            "Each word has a mark at its end, and the mark is merged, too. The parts of a word are"
+            " its letters alone.",
+        ),
+        Mistake(
+            "in any order",
+            partial(train_bpe, of_word=lambda parts: [tuple(sorted(one)) for one in _pairs(parts)]),
+            "(a, b) and (b, a) are counted as one. A pair has a left and a right part.",
+        ),
+        Mistake(
             "over the ends of words",
             partial(train_bpe, one_text=True),
             "Pairs are counted from the end of one word to the start of the next, too. A merge"
@@ -925,6 +1209,11 @@ TRAIN_BPE = Exercise(
             "lists",
             partial(train_bpe, give=lambda found: [list(pair) for pair in found]),
             "The pairs are lists. Return tuples: (left, right).",
+        ),
+        Mistake(
+            "a tuple",
+            partial(train_bpe, give=tuple),
+            "It returns a tuple of pairs. Return a list.",
         ),
         Mistake(
             "a set",

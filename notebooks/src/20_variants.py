@@ -85,8 +85,8 @@ def turned(x):
 
 
 neighbours = torch.stack((-x[1::2], x[::2]), dim=1).flatten()
-print("halves:                 ", turned(x).tolist())
-print("neighbours:             ", neighbours.tolist())
+print("halves:                  ", turned(x).tolist())
+print("neighbours:              ", neighbours.tolist())
 print("halves, in another order:", turned(x[[0, 2, 1, 3]]).tolist())
 
 # %% [markdown]
@@ -112,7 +112,7 @@ def halves_from_pairs(weight, head_dim):
 # ## Build: Llama's MLP
 #
 # The gate is bent by SiLU, a number times its own sigmoid. It is a close relative of GELU: both are 0 at
-# 0, shut below and open above.
+# 0, shut below and open above. With this gate an MLP is called **SwiGLU**.
 #
 # $$\text{SiLU}(g) = g \cdot \sigma(g) = \frac{g}{1 + e^{-g}}$$
 #
@@ -233,12 +233,8 @@ if file:
 # %%
 if file:
     print(file.metadata["tokenizer.ggml.merges"][:12])
-    print(
-        [
-            file.metadata["tokenizer.ggml.tokens"][i]
-            for i in tokenizer.encode(" mistakes of millers")
-        ]
-    )
+    tokens = file.metadata["tokenizer.ggml.tokens"]
+    print([tokens[i] for i in tokenizer.encode(" mistakes of millers")])
 
 # %% [markdown]
 # ## Break it: one thing at a time
@@ -249,16 +245,13 @@ if file:
 
 # %%
 def other_heads(weights):
-    """Query head i reads KV head i % g: the columns of heads change places, before and after."""
-    g = config.num_key_value_heads
-    moved = dict(weights)
+    """Query head i reads KV head i % g: the heads change places, behind q and before o."""
+    moved, cut = dict(weights), (config.num_key_value_heads, -1, config.head_dim)
     for name, weight in weights.items():
         if name.endswith("q_proj.weight"):
-            moved[name] = (
-                weight.unflatten(0, (g, -1, config.head_dim)).transpose(0, 1).flatten(0, 2)
-            )
+            moved[name] = weight.unflatten(0, cut).transpose(0, 1).flatten(0, 2)
         if name.endswith("o_proj.weight"):
-            moved[name] = weight.unflatten(1, (g, -1, config.head_dim)).transpose(1, 2).flatten(1)
+            moved[name] = weight.unflatten(1, cut).transpose(1, 2).flatten(1)
     return moved
 
 
@@ -287,7 +280,7 @@ if file:
 #   another one.
 # - **GELU** still makes sentences, and no longer knows what it was asked. With the **rows** as in the file,
 #   who looks at whom is damaged, and it ends its turn at once.
-# - **factor**: the words are 24 times too large. What the layers add is lost beside them.
+# - **factor**: the words are 24 times too large. What the first layers add is small beside them.
 # - **heads** and **1 + w** are worse than a blind guess. The model is not unsure, it is certain of wrong
 #   words, and that costs more.
 #
