@@ -39,7 +39,6 @@ from minipali.checks import reveal
 from minipali.config import preset
 
 # %%
-torch.set_num_threads(2)
 eyes, _ = load("small")
 try:
     model, processor = graft.new_graft()  # both halves, nothing trained between them
@@ -261,10 +260,10 @@ if SMOLLM2:
 
 # %%
 if SMOLLM2:
-    trained, processor = graft.load()
+    graft.put(model)
     asked = ("what is on the left?", "what is at the top?", "what is this?")
     for scene, question in zip(shown, asked, strict=True):
-        print(question, "->", generate(trained, processor, scene.picture, question, 8))
+        print(question, "->", generate(model, processor, scene.picture, question, 8))
 
 # %% [markdown]
 # How good is it? The exam was held on the **test artist**, whom neither half of it ever saw and by whom
@@ -297,7 +296,7 @@ reveal("percent of the animals", guess_animal, f"{100 * animal:.0f}")
 if SMOLLM2:
     penguin = scenes.examples()["penguin_test_artist"]
     for question in ("is there a bird?", "was ist das?", "which sound does it make?", "caption en"):
-        print(question, "->", generate(trained, processor, penguin, question, 8))
+        print(question, "->", generate(model, processor, penguin, question, 8))
 
 # %% [markdown]
 # It answers with the few words that its training has left it: names, numbers, colours, yes and no.
@@ -311,7 +310,7 @@ if SMOLLM2:
 # %%
 if SMOLLM2:
     rng = np.random.default_rng(5)
-    kinds = [list(rng.choice(scenes.OBJECTS, 2, replace=False)) for _ in range(24)]
+    kinds = [list(rng.choice(scenes.OBJECTS, 2, replace=False)) for _ in range(16)]
     made = [
         scenes.compose(rng, scenes.VALIDATION_ARTIST, names=list(map(str, own))) for own in kinds
     ]
@@ -320,7 +319,7 @@ if SMOLLM2:
         there = [(scene, thing.name) for scene, thing in there if thing is not None]
         question = f"what is {'at' if place in ('top', 'bottom') else 'on'} the {place}?"
         pictures = [scene.picture for scene, _ in there]
-        told = generate(trained, processor, pictures, [question] * len(there), 5)
+        told = generate(model, processor, pictures, [question] * len(there), 5)
         hits = sum(one == name for one, (_, name) in zip(told, there, strict=True))
         others = [{thing.name for thing in scene.things} - {name} for scene, name in there]
         swapped = sum(one in other for one, other in zip(told, others, strict=True))
@@ -335,7 +334,7 @@ if SMOLLM2:
 #
 # ## Break it: what does each part do?
 #
-# Twelve scenes of the validation artist, four questions each. One part is taken away at a time, from the
+# Ten scenes of the validation artist, four questions each. One part is taken away at a time, from the
 # trained graft. Which do you expect to hurt most?
 
 
@@ -358,19 +357,19 @@ def right(model, rows, made, **changed):
 # %%
 if SMOLLM2:
     rng = np.random.default_rng(9)
-    made = [scenes.compose(rng, scenes.VALIDATION_ARTIST, 2 + i % 2) for i in range(12)]
+    made = [scenes.compose(rng, scenes.VALIDATION_ARTIST, 2 + i % 2) for i in range(10)]
     rows = [[graft.question_row(processor, q) for q in graft.questions(rng, s, 4)] for s in made]
     leak = {"shared_mask": lambda owner: shared_mask(owner.clamp(max=0))}
     leak["shared_positions"] = shared_positions
     through = {"shared_positions": lambda owner: torch.arange(1, owner.shape[1] + 1)[None]}
-    places = trained.multi_modal_projector.places
-    print(f"as it was trained             {right(trained, rows, made):4.0%}")
-    print(f"questions see each other      {right(trained, rows, made, **leak):4.0%}")
-    print(f"positions counted through     {right(trained, rows, made, **through):4.0%}")
-    print(f"another picture               {right(trained, rows, made[1:] + made[:1]):4.0%}")
+    places = model.multi_modal_projector.places
+    print(f"as it was trained             {right(model, rows, made):4.0%}")
+    print(f"questions see each other      {right(model, rows, made, **leak):4.0%}")
+    print(f"positions counted through     {right(model, rows, made, **through):4.0%}")
+    print(f"another picture               {right(model, rows, made[1:] + made[:1]):4.0%}")
     kept = places.data.clone()
     places.data = kept.mean(dim=0).expand_as(kept).clone()
-    print(f"all places alike              {right(trained, rows, made):4.0%}")
+    print(f"all places alike              {right(model, rows, made):4.0%}")
     places.data = kept
 
 # %% [markdown]
