@@ -24,7 +24,7 @@ from minipali import evaluation, published, scenes, variants, weights
 from minipali.config import PaliGemmaConfig
 from minipali.gemma import Gemma
 from minipali.gguf_tokenizers import Tokenizer
-from minipali.lora import add_lora, merge_lora
+from minipali.lora import add_lora, find_targets, merge_lora
 from minipali.paligemma import PaliGemma
 from minipali.tokens import IGNORE, Processor, pad_rows
 from minipali.training import fit, row_labels
@@ -301,30 +301,43 @@ def save(model: PaliGemma, file: Path) -> None:
     save_file(found, file, {"language_model": published.PUBLISHED["smollm2"].sha256})
 
 
-def load(file: Path = SHIPPED) -> tuple[PaliGemma, GraftProcessor]:
-    """The graft in float32, in eval mode, with LoRA merged, and its processor.
+def put(model: PaliGemma, file: Path = SHIPPED) -> None:
+    """Give a new graft what a file holds, with LoRA merged.
 
-    Raises PublishedError if SmolLM2 has not been downloaded, WeightsError if the file is damaged or
-    belongs to something else.
+    Raises WeightsError, before the model is touched, if the file is damaged or belongs to another
+    language model.
     """
     with weights.open_weights(file) as stored:
         base = (stored.metadata() or {}).get("language_model")
         found = {name: stored.get_tensor(name).float() for name in stored.keys()}  # noqa: SIM118
-    model, processor = new_graft()
-    add_lora(model.language_model, list(TARGETS), RANK, ALPHA)
-    places = new_part(model)
-    shapes = {name: place.shape for name, place in places.items()}
-    if base != published.PUBLISHED["smollm2"].sha256 or shapes != {
-        name: x.shape for name, x in found.items()
-    }:
+    shapes = {name: tuple(x.shape) for name, x in found.items()}
+    if base != published.PUBLISHED["smollm2"].sha256 or shapes != new_shapes(model):
         raise weights.WeightsError(
             f"{file} must hold the projector and the LoRA matrices of a graft on this SmolLM2:"
             " make it again with `python -m minipali.graft train`"
         )
-    for name, place in places.items():
+    add_lora(model.language_model, list(TARGETS), RANK, ALPHA)
+    for name, place in new_part(model).items():
         place.data.copy_(found[name])
     merge_lora(model)
-    return model.requires_grad_(False).eval(), processor
+    model.requires_grad_(False).eval()
+
+
+def new_shapes(model: PaliGemma) -> dict[str, tuple[int, ...]]:
+    """What `new_part` will hold once a new graft has LoRA: name -> shape."""
+    shapes = {name: tuple(x.shape) for name, x in new_part(model).items()}
+    for name in find_targets(model.language_model, list(TARGETS)):
+        n, d = model.language_model.get_submodule(name).weight.shape
+        shapes[f"language_model.{name}.lora_A"] = (RANK, d)
+        shapes[f"language_model.{name}.lora_B"] = (n, RANK)
+    return shapes
+
+
+def load(file: Path = SHIPPED) -> tuple[PaliGemma, GraftProcessor]:
+    """The graft in float32, in eval mode, and its processor: `new_graft` and `put`."""
+    model, processor = new_graft()
+    put(model, file)
+    return model, processor
 
 
 # --- the exam ------------------------------------------------------------------------------------

@@ -39,7 +39,6 @@ from minipali.checks import reveal
 from minipali.config import preset
 
 # %%
-torch.set_num_threads(2)
 eyes, _ = load("small")
 try:
     model, processor = graft.new_graft()  # both halves, nothing trained between them
@@ -172,19 +171,18 @@ if SMOLLM2:
 
 # %%
 if SMOLLM2:
-    scenes_300 = drawn(300, scenes.TRAINING_ARTISTS, 0)
-    graft.fit_projector(model, processor.encode, scenes_300)
-    for scene, question in zip(shown, ("what is on the left?", "what is on the right?",
-                                       "what is this?"), strict=True):  # fmt: skip
+    with torch.no_grad():
+        model.multi_modal_projector.weight.copy_(weight)
+        model.multi_modal_projector.bias.copy_(bias)
+    asked = ("what is on the left?", "what is at the top?", "what is this?")
+    for scene, question in zip(shown, asked, strict=True):
         print(question, "->", generate(model, processor, scene.picture, question, 8))
 
 # %% [markdown]
-# It talks on as a text would. It has never met a row that begins with 36 words and ends with a short
-# answer. It must learn to look: that is what LoRA is for. But first two helps that cost nothing.
+# It talks on as a text would. It must learn to look: that is what LoRA is for. First two helps.
 #
-# - **Where** is a patch? RoPE counts 1 to 36, row by row: hard to see a square in. So each place gets a
-#   vector of its own. It starts as a mix of the *words* left, right, top and bottom: "what is on the
-#   left?" then looks for something that holds the word left.
+# - **Where** is a patch? RoPE counts 1 to 36, row by row. So each place gets a vector of its own, which
+#   starts as a mix of the *words* left, right, top and bottom.
 # - The **first token**: a language model parks attention on the first token of its text. We leave it one
 #   there, `<|im_start|>`, and let it read the picture as it reads everything: forward. The tower has
 #   looked both ways already.
@@ -260,16 +258,19 @@ if SMOLLM2:
 
 # %%
 if SMOLLM2:
-    trained, processor = graft.load()
-    for scene, question in zip(shown, ("what is on the left?", "what is on the right?",
-                                       "what is this?"), strict=True):  # fmt: skip
-        print(question, "->", generate(trained, processor, scene.picture, question, 8))
+    graft.put(model)
+    asked = ("what is on the left?", "what is at the top?", "what is this?")
+    for scene, question in zip(shown, asked, strict=True):
+        print(question, "->", generate(model, processor, scene.picture, question, 8))
 
 # %% [markdown]
-# How good is it? The exam was held on the **test artist**, whom neither half of it ever saw and by whom
-# nothing was chosen, for three trainings with three seeds. Beside it stands whoever does not see that
-# picture: the same model with a grey one, with the picture before, and the commonest answer. The small
-# model has the same tower and was trained far longer.
+# One word each, and two of the three are wrong: the umbrella was a balloon already in the map of words;
+# left and right follow below.
+#
+# How good is it? The exam was on the **test artist**, whom nothing was trained on and by whom nothing
+# was chosen, with three seeds. Beside it stands who does not see the picture: the same model with a grey
+# one, or the one before, and the commonest answer. The small model has the same tower and was trained
+# far longer.
 
 # %%
 results = json.loads((graft.SHIPPED.parent / "exam.json").read_text())
@@ -286,11 +287,54 @@ animal = np.mean([found["animal"] for name, found in results.items() if name.sta
 reveal("percent of the animals", guess_animal, f"{100 * animal:.0f}")
 
 # %% [markdown]
-# TEXT-CATEGORIES
+# The small model says the same to everything: half is right. The graft often knows that a dog is an
+# animal, though no picture ever said so: **the language model brought that along**. Do not call it
+# reasoning. Probably *dog* and *animal* lie near each other in its table; with plants and toys it
+# guesses. Instrument is one object here, the guitar, and fruit the apple. And the seeds differ. Now other
+# wordings:
+
+# %%
+if SMOLLM2:
+    penguin = scenes.examples()["penguin_test_artist"]
+    for question in ("is there a bird?", "was ist das?", "which sound does it make?", "caption en"):
+        print(question, "->", generate(model, processor, penguin, question, 8))
+
+# %% [markdown]
+# It answers with the few words that its training has left it. SmolLM2's own talent, to go on with a
+# text, is covered up.
+#
+# ## See it: left and right
+#
+# Two thirds of the questions about places are right. Look at them one by one, in scenes with two
+# different objects.
+
+# %%
+if SMOLLM2:
+    rng = np.random.default_rng(5)
+    kinds = [list(rng.choice(scenes.OBJECTS, 2, replace=False)) for _ in range(16)]
+    made = [
+        scenes.compose(rng, scenes.VALIDATION_ARTIST, names=list(map(str, own))) for own in kinds
+    ]
+    for place in scenes.PLACES:
+        there = [(scene, scenes.extreme(scene, place)) for scene in made]
+        there = [(scene, thing.name) for scene, thing in there if thing is not None]
+        question = f"what is {'at' if place in ('top', 'bottom') else 'on'} the {place}?"
+        pictures = [scene.picture for scene, _ in there]
+        told = generate(model, processor, pictures, [question] * len(there), 5)
+        hits = sum(one == name for one, (_, name) in zip(told, there, strict=True))
+        others = [{thing.name for thing in scene.things} - {name} for scene, name in there]
+        swapped = sum(one in other for one, other in zip(told, others, strict=True))
+        print(f"{place:7} of {len(there)}: {hits:2} right, {swapped:2} the other object")
+
+# %% [markdown]
+# It knows top and bottom, and **not left and right**: there the other object comes as often. The patches
+# stand in the row line after line. What is at the top comes early, at the bottom late, and early and
+# late are what a language model knows. Left and right are only in the 36 vectors of the places, and our
+# training did not learn to use them. One number for "places" had hidden it.
 #
 # ## Break it: what does each part do?
 #
-# Twelve scenes of the validation artist, four questions each. One part is taken away at a time, from the
+# Ten scenes of the validation artist, four questions each. One part is taken away at a time, from the
 # trained graft. Which do you expect to hurt most?
 
 
@@ -313,23 +357,28 @@ def right(model, rows, made, **changed):
 # %%
 if SMOLLM2:
     rng = np.random.default_rng(9)
-    made = [scenes.compose(rng, scenes.VALIDATION_ARTIST, 2 + i % 2) for i in range(12)]
+    made = [scenes.compose(rng, scenes.VALIDATION_ARTIST, 2 + i % 2) for i in range(10)]
     rows = [[graft.question_row(processor, q) for q in graft.questions(rng, s, 4)] for s in made]
     leak = {"shared_mask": lambda owner: shared_mask(owner.clamp(max=0))}
     leak["shared_positions"] = shared_positions
     through = {"shared_positions": lambda owner: torch.arange(1, owner.shape[1] + 1)[None]}
-    places = trained.multi_modal_projector.places
-    print(f"as it was trained             {right(trained, rows, made):4.0%}")
-    print(f"questions see each other      {right(trained, rows, made, **leak):4.0%}")
-    print(f"positions counted through     {right(trained, rows, made, **through):4.0%}")
-    print(f"another picture               {right(trained, rows, made[1:] + made[:1]):4.0%}")
+    places = model.multi_modal_projector.places
+    print(f"as it was trained             {right(model, rows, made):4.0%}")
+    print(f"questions see each other      {right(model, rows, made, **leak):4.0%}")
+    print(f"positions counted through     {right(model, rows, made, **through):4.0%}")
+    print(f"another picture               {right(model, rows, made[1:] + made[:1]):4.0%}")
     kept = places.data.clone()
     places.data = kept.mean(dim=0).expand_as(kept).clone()
-    print(f"all places alike              {right(trained, rows, made):4.0%}")
+    print(f"all places alike              {right(model, rows, made):4.0%}")
     places.data = kept
 
 # %% [markdown]
-# TEXT-BREAK
+# - **Another picture** hurts most: what it says, it has seen.
+# - **Questions that see each other** were never met in the training. In a training with this mistake
+#   the loss would look *better*, because earlier answers help.
+# - **Positions counted through** do no harm here, with four short questions. Not every mistake shows in
+#   an exam, so compare the logits, as above.
+# - **All places alike** changes little: their vectors are hardly used. That fits with left and right.
 #
 # ## Check
 #
@@ -360,7 +409,13 @@ lora = 30 * 8 * (2 * (576 + 576) + 2 * (576 + 192))
 print(f"{'graft':18} 160 -> 576: {161 * 576:9,}, for places {36 * 576:,}, LoRA {lora:,}")
 
 # %% [markdown]
-# TEXT-NOT-SHOWN
+# What all this does **not** show:
+#
+# - The tower is no stranger. It had met such scenes, with a label for every patch in its first stage,
+#   and then answered these very questions inside the small model.
+# - Nobody has shown it a photograph. It has 24 objects and 9 colours.
+# - The bridge needed labels of patches. Without them a bridge has to be learned, and that takes far
+#   more pictures.
 #
 # ## Your turn
 #
