@@ -21,7 +21,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from minipali.checks.comparing import difference, of_gradients, of_parts, same, shown
-from minipali.checks.relations import Wrong, another, other_arguments, relation, shows_all
+from minipali.checks.relations import (
+    Wrong,
+    another,
+    is_constant,
+    other_arguments,
+    relation,
+    shows_all,
+)
 from minipali.checks.running import DATA, call, copied, plain_torch
 from minipali.checks.shapes import axis_names, of_shapes
 
@@ -325,7 +332,8 @@ def _of_arguments(exercise: Exercise, attempt: Callable, results: list, wrong: l
     """Whether all results are right for other arguments, or do not depend on one, or ""."""
     cases, names = exercise.cases(), exercise.parameters
     tries = [wrong[0], *(one for one in range(len(cases)) if one != wrong[0])]
-    for sentence, changed in other_arguments(names, cases):
+    several = not all(map(is_constant, map(results.__getitem__, wrong)))
+    for sentence, changed in other_arguments(names, cases) if several else ():
         own = [(arguments, False) for arguments in changed]
         try:
             found = _answers(exercise, exercise.reference, tries, own, watch=False)

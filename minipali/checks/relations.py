@@ -113,6 +113,13 @@ def another(x):
     return None
 
 
+def is_constant(result) -> bool:
+    """Whether it is one number everywhere, as many arguments would give it."""
+    return (
+        isinstance(result, Tensor) and result.numel() > 1 and bool((result == result.min()).all())
+    )
+
+
 def shows_all(result) -> bool:
     """Whether any change would show: whole numbers and nan often stay the same."""
     parts = result if isinstance(result, tuple) else (result,)
@@ -306,7 +313,12 @@ def _of_axes(wrong: list[Wrong]) -> Iterator[Fact]:
     for axis, name in enumerate(axes):
 
         def along(make: Callable[[Wrong, int], tuple], axis=axis) -> Callable[[Wrong], tuple]:
-            return lambda one: make(one, axis)
+            def made(one: Wrong) -> tuple:
+                if one.right.shape[axis] < 2:  # of one number alone everything is easily made
+                    raise ValueError
+                return make(one, axis)
+
+            return made
 
         yield (
             f"Along {name} your result is the right one, reversed.",
