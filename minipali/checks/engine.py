@@ -4,10 +4,12 @@ The contract of every exercise is weights and inputs in, outputs out; names insi
 learner's own.
 """
 
+import contextlib
 import dis
 import functools
 import importlib
 import inspect
+import io
 import itertools
 import sysconfig
 import traceback
@@ -178,7 +180,7 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
             if raised.status == NOT_ATTEMPTED:
                 return raised
             # A mistake that shows in an earlier case is often the reason, and says more.
-            if complaint := _first_wrong(exercise, results, only_known=True):
+            if complaint := _first_wrong(exercise, results):
                 return outcome(WRONG, complaint)
             axes = axis_names(attempt.__doc__, exercise.parameters, arguments)
             told = f"{case}: {raised.message}{of_shapes(error, axes)}"
@@ -213,14 +215,8 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
                 )
         results.append(_whole(exercise, result, given))
 
-    if complaint := _first_wrong(exercise, results):
-        if not complaint.startswith("Case "):
-            return outcome(WRONG, complaint)
-        try:
-            related = _related(exercise, attempt, results)
-        except Exception:  # results can be anything, and what is known is to be said all the same
-            related = ""
-        return outcome(WRONG, f"{related} {complaint}".lstrip())
+    if complaint := _first_wrong(exercise, results, attempt):
+        return outcome(WRONG, complaint)
     return outcome(CORRECT, f"Checked: {exercise.checked}.")
 
 
@@ -276,8 +272,11 @@ def _result(
     return reached, ran
 
 
-def _first_wrong(exercise: Exercise, results: list, only_known: bool = False) -> str:
-    """What is wrong with the first wrong one of the results there are, or ""."""
+def _first_wrong(exercise: Exercise, results: list, attempt: Callable | None = None) -> str:
+    """What is wrong with the first wrong one of the results there are, or "".
+
+    Without the attempt only known mistakes count.
+    """
     cases = len(exercise.cases())
     expected = answers(exercise, exercise.reference, len(results))
     for number, (result, right) in enumerate(zip(results, expected, strict=True), start=1):
@@ -289,7 +288,13 @@ def _first_wrong(exercise: Exercise, results: list, only_known: bool = False) ->
             complaint += f" {before} right."
         if named := diagnose(exercise, results, number):
             return f"{named} {_case(exercise, number)}: {complaint}"
-        return "" if only_known else f"{_case(exercise, number)}: {complaint}"
+        if attempt is None:
+            return ""
+        try:
+            related = _related(exercise, attempt, results)
+        except Exception:  # results can be anything, and the rest is to be said all the same
+            related = ""
+        return f"{related} {_case(exercise, number)}: {complaint}".lstrip()
     return ""
 
 
@@ -363,7 +368,8 @@ def _without_effect(
         own = [(cases[one], False), (changed, False)]
         try:
             right = list(_answers(exercise, exercise.reference, (0, 1), own, watch=False))
-            found = list(_answers(exercise, attempt, (0, 1), own, watch=False))
+            with contextlib.redirect_stdout(io.StringIO()):  # it has printed in its tries
+                found = list(_answers(exercise, attempt, (0, 1), own, watch=False))
         except Exception:
             return False
         if not all(map(shows_all, (*right, *found))) or not same(*found, 0.0):
