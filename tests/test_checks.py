@@ -865,3 +865,112 @@ def test_numbers_that_look_alike_are_told_apart_and_nearly_right_is_said():
     assert told.endswith("expected 2.35, found 2.25.")
     told = difference(torch.tensor([5000]), torch.tensor([5001]), "row", 1e-5)
     assert told.endswith("expected 5001, found 5000.")
+
+
+def related(right, wrong, cases, axes="b n", **more):
+    """What is said of a wrong function, if no mistake is known."""
+    one = _with(
+        "layer_norm", reference=right, cases=lambda: cases, axes=axes, mistakes=(), banned=(),
+        gradients=(), **more,
+    )  # fmt: skip
+    outcome = examine(one, wrong)
+    assert outcome.status == WRONG
+    return outcome.message.split("Case 1")[0].strip()
+
+
+def numbers(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+TABLES = [(numbers(3, 4),), (numbers(2, 5),)]
+PAIRS = [(numbers(3, 4), numbers(4)), (numbers(2, 5), numbers(5))]
+MASKED = [(numbers(3, 4), numbers(3, 4) > 0), (numbers(2, 5), numbers(2, 5) > 0)]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "cases", "said"),
+    [
+        # The right function with other arguments.
+        (lambda a, b: a - b, lambda a, b: b - a, [(numbers(4), numbers(3, 4)[0])] * 2,
+         "gives what is right if `a` and `b` are exchanged."),
+        (lambda x, mask: x * mask, lambda x, mask: x * ~mask, MASKED,
+         "if `mask` is the other way round (not `mask`)."),
+        (lambda x, mask: x * mask, lambda x, mask: x + 0, MASKED, "if all of `mask` is True."),
+        (lambda x, w: x * w, lambda x, w: x + 0, PAIRS, "if all of `w` is 1. Is it left out?"),
+        (lambda x, w: x + w, lambda x, w: x - w, PAIRS, "if `w` has the opposite sign."),
+        (lambda x, k: x[:, :k], lambda x, k: x[:, : k - 1], [(numbers(3, 4), 3)],
+         "if `k` is smaller by 1."),
+        (lambda x, w: (x * w).exp() + w, lambda x, w: x.exp(), PAIRS, "`w` has no effect"),
+        # Number by number.
+        (lambda x: x.square(), lambda x: -x.square(), TABLES, "with the opposite sign."),
+        (lambda x: x > 0.3, lambda x: x <= 0.3, TABLES, "1 minus the right one"),
+        (lambda x: x.exp(), lambda x: x + 0, TABLES, "the logarithm of the right one."),
+        (lambda x: x.exp(), lambda x: x.exp() / x.shape[1], TABLES, "times 1 / n."),
+        (lambda x: x.exp(), lambda x: x.exp() / 2, TABLES, "times 0.5."),
+        (lambda x: x.argsort(), lambda x: x.argsort() + 1, TABLES, "1 more, at every place."),
+        (lambda x, w: x.sin() * w, lambda x, w: x.sin() * w + x, PAIRS,
+         "has `x` added once too often"),
+        (lambda x: x.sin(), lambda x: x + 0, TABLES, "Your result is `x` itself."),
+        # Along an axis.
+        (lambda x: x.cumsum(1), lambda x: x.cumsum(1).flip(1), TABLES, "Along n your result is the right"),
+        (lambda x: x.cumsum(1), lambda x: x.cumsum(1).roll(1, 1), TABLES, "one place too late."),
+        (lambda x: x.sin().softmax(1), lambda x: x.sin(), TABLES, "A softmax along n makes your result"),
+        (lambda x: x.sin(), lambda x: x[:1].sin().expand_as(x), TABLES,
+         "Along b all places of your result hold what is right at the first."),
+        (lambda x: x / (x.square().sum(1, True) + 0.1), lambda x: x / (x.square().sum(1, True) + 1),
+         TABLES, "factor that is the same along n and differs with b."),
+        (lambda x, w: (x / x.norm(dim=1, keepdim=True)) + w, lambda x, w: x + w, PAIRS,
+         "less `w` is the right one less `w`, times a factor that is the same along n"),
+        # Shapes, lists and texts.
+        (lambda x: x.exp(), lambda x: x.exp()[None], TABLES, "an axis of length 1 is too many"),
+        (lambda x: x.exp(), lambda x: x.exp().mT, TABLES, "right once it is turned (.mT)."),
+        (lambda x: x.exp(), lambda x: x.exp()[:, 1:], TABLES, "Along n the first is missing"),
+        (lambda n: list("abcd")[:n], lambda n: list("bcd"), [(4,)], "The first item is missing"),
+        (lambda n: "one two", lambda n: "one two\n", [(4,)], "The last character is too many"),
+        (lambda n: "one two", lambda n: "one  two ", [(4,)], "All but blanks and line ends"),
+        (lambda n: ["b", "a", "c"], lambda n: ["a", "b", "c"], [(4,)], "but in another order."),
+        # Places.
+        (lambda x: x.exp(), lambda x: x.exp() * (torch.arange(x.shape[1]) > 0), TABLES,
+         "Along n only the first place is wrong."),
+        (lambda x, mask: x.sin() * mask, lambda x, mask: x.sin() * mask + x.cos() * ~mask, MASKED,
+         "It is wrong only where `mask` is False."),
+    ],
+)  # fmt: skip
+def test_a_relation_to_the_right_result_is_told_where_no_mistake_is_known(
+    right, wrong, cases, said
+):
+    assert said in related(right, wrong, cases)
+
+
+def test_parts_in_another_order_are_told():
+    def said(change):
+        return related(
+            lambda x: (x.sin(), x.cos()), lambda x: change(x.sin(), x.cos()), TABLES,
+            axes="b n; b n", parts=("sine", "cosine"),
+        )  # fmt: skip
+
+    assert said(lambda s, c: (c, s)) == "What you return as sine is what cosine must be."
+    assert said(lambda s, c: (s, 2 * c)) == "cosine: Your result is the right one times 2."
+
+
+def test_a_relation_of_gradients_is_told():
+    one = _with(
+        "layer_norm", reference=lambda x: x.sin(), cases=lambda: TABLES, axes="b n", mistakes=(),
+        banned=(), gradients=("x",),
+    )  # fmt: skip
+    outcome = examine(one, lambda x: 2 * x.sin() - x.sin().detach())
+    assert outcome.message.startswith("The gradient of `x`: Your result is the right one times 2.")
+
+
+def test_a_relation_must_hold_in_all_wrong_cases():
+    """And explain what was wrong, not only vanish beside large numbers."""
+
+    def sometimes(x):
+        return x.sin() * (2 if x.shape[0] == 3 else -1)
+
+    assert "times 2" not in related(lambda x: x.sin(), sometimes, TABLES)
+    large = [(1e8 + numbers(3, 4), numbers(3, 4))]
+    told = related(lambda x, y: y.sin(), lambda x, y: y.sin() + y, large)
+    assert "less `x`" not in told
+    # Two wrong numbers can be related by chance.
+    assert related(lambda x: x[0, :1].sin(), lambda x: 2 * x[0, :1].sin(), TABLES, axes="n") == ""

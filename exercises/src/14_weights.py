@@ -23,9 +23,9 @@ from minipali.checks import check, hint
 # The bytes of a safetensors file: 8 bytes with the length of the header (a whole number, its last byte
 # first), the header in JSON, then the numbers. For each tensor the header has `dtype` (`F32`, `BF16` or
 # `F16`), `shape`, and `data_offsets`: the first byte and the byte after the last, counted from the end of
-# the header. A name `__metadata__` is no tensor. Keep the kind of number that the file has. The header's
-# order means nothing. A tensor may be a single number, shape `[]`, or have no numbers at all, such as shape
-# `[0, 3]`.
+# the header. A name `__metadata__`, which need not be there, is no tensor. Keep the kind of number that the
+# file has. The header's order means nothing. A tensor may be a single number, shape `[]`, or have no numbers
+# at all, such as shape `[0, 3]`.
 #
 # Write it without the safetensors library: its `load` is refused.
 #
@@ -67,8 +67,8 @@ check("read_tensors", read_tensors)
 # ## 2. bfloat16 by hand
 #
 # You get the 16 bits of each number as a whole number (`int16`), and give the number itself, exactly: also
-# for 0, for the smallest numbers of all (exponent 0), for infinity and for nan. `torch.bfloat16` is refused:
-# it does the whole work.
+# for 0 (which keeps its sign), for the smallest numbers of all (exponent 0), for infinity and for nan.
+# `torch.bfloat16` is refused: it does the whole work.
 #
 # By hand: 0x3F80 is 0 01111111 0000000, sign, exponent, fraction. 1 · 2^(127 - 127) = 1. And 0xC040 is
 # 1 10000000 1000000, which is -(1 + 64/128) · 2^(128 - 127) = -3.
@@ -107,8 +107,8 @@ check("bfloat16_to_float", bfloat16_to_float)
 # A key that begins with none of the table's beginnings, each with its dot, belongs to another model: return
 # `None`, and raise nothing.
 #
-# Two kinds of keys are left to you, since no file has them: our own names where the table begins otherwise
-# (`language_model.norm.weight`), and mixtures of two rows (`model.lm_head.weight`).
+# Two kinds of keys are left to you, since no file has them: our own names of the text where the table begins
+# otherwise (`language_model.norm.weight`), and mixtures of two rows (`model.lm_head.weight`).
 #
 # By hand: `model.vision_tower.encoder.layers.3.mlp.fc2.bias` becomes `vision_tower.layers.3.mlp.fc2.bias`.
 # `ema.language_model.model.norm.weight` becomes `None`, though the words are in it.
@@ -148,7 +148,7 @@ check("our_name", our_name)
 # ## 4. Fill, strictly
 #
 # `shapes` says which weights the model wants. `tensors` is what a file had, under our names. Return a
-# dict with exactly the wanted ones. Raise `ValueError`, with a guilty name in it,
+# dict with exactly the wanted ones. Raise `ValueError`, with a guilty name in it (one, if several are guilty),
 #
 # - if one is missing,
 # - if there is one that nobody wants,
@@ -196,7 +196,8 @@ check("fill", fill)
 # from `start` up to `end`, which is not among them, as a slice does. Servers can do that, and disks too.
 #
 # Read what you need and nothing else: the length of one header, this header, and the bytes of this tensor.
-# No byte twice. (The check counts bytes. To read none, from a place to the same place, is allowed.) The files
+# No byte twice, and nothing kept for the next call, which may ask another server. (The check counts bytes.
+# To read none, from a place to the same place, is allowed.) The files
 # are built as in part 1, and all that holds there holds here: for single numbers, for tensors without
 # numbers, and for the kinds.
 #

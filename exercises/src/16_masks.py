@@ -79,7 +79,7 @@ check("straight_through", straight_through)
 # where they pass through 0. Put it into its box, in a picture of True and False.
 #
 # - The edges of the box are rounded to whole pixels with Python's `round`, also where they lie just between
-#   two: `round(2.5)` is 2, the even one. The box lies in the picture.
+#   two: `round(2.5)` is 2, the even one. The rounded box lies in the picture, and y0 <= y1, x0 <= x1.
 # - The *numbers* are resized to the rounded box: bilinear, and averaged where they become fewer. Pillow
 #   does that (`Image.resize` with `Image.Resampling.BILINEAR`), and so does torch
 #   (`F.interpolate(..., mode="bilinear", antialias=True)`), with one exception: for a box that is 1 pixel

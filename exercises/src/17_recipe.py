@@ -19,7 +19,8 @@ from minipali.checks import check, hint
 # A scene is composed, so we know where each object lies: in a box (y0, x0, y1, x1), in fractions of
 # the picture. The picture is cut into `side` x `side` patches, numbered row by row. For each patch:
 # the **number of the box that covers most of it**, counted from 0, if that box covers **more than**
-# `share` of the patch; else -1. Boxes may overlap.
+# `share` of the patch; else -1. Boxes may overlap; where two cover equally much, take either. The
+# boxes that you are given stay as they are.
 #
 # By hand: one box (0, 0.5, 0.75, 1), two by two patches, share 0.4. The box is as wide as the right
 # half, and reaches from the top to three quarters of the height. It covers all of patch 1, half of
@@ -58,8 +59,9 @@ check("patch_targets", patch_targets)
 # $$P = \text{softmax}\left(\frac{Q K^T}{\sqrt{k}}\right), \qquad O = P V$$
 #
 # Training needs it backwards. Someone gives you G, the gradient of the loss by each number of the
-# output O. You give back the gradients by Q, K and V. **Without autograd**: no `backward`, no
-# `grad`, and no finished attention; `softmax` you may use. What you need from mathematics:
+# output O. You give back the gradients by Q, K and V, and change none of your inputs. **Without
+# autograd**, in whatever form: no `backward`, no `grad`, nothing from `torch.func`. No finished
+# attention either; `softmax` you may use. What you need from mathematics:
 #
 # - For Y = A B with the gradient G of Y, the gradient of A is $G B^T$ and that of B is $A^T G$.
 # - Softmax, one row: the shares $p_j$ come from the scores $s_j$. A score moves its own share and,
@@ -82,7 +84,7 @@ def attention_backward(gradient, query, key, value, mask):
     """The gradients of attention's three inputs.
 
     gradient: (b, h, t, k), of the output; query: (b, h, t, k); key, value: (b, h, s, k)
-    mask: None, or bool that fits (b, h, t, s), True where a query may look
+    mask: None, or bool that broadcasts to (b, h, t, s), True where a query may look
     returns: (query_gradient, key_gradient, value_gradient), of the shapes of query, key and value
     """
     ### BEGIN SOLUTION

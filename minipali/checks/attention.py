@@ -81,6 +81,7 @@ def _attend(
     distances: bool = False,
     added: float | None = None,
     lowered: float | None = None,
+    limit: float = math.inf,
     after: Callable[[Tensor, Tensor], Tensor] = lambda mixed, query: mixed,
     soft: Callable[[Tensor, int], Tensor] = torch.softmax,
     mask_of: Callable[[Tensor], Tensor | None] = lambda mask: mask,
@@ -93,7 +94,7 @@ def _attend(
     if cosines:
         query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
     scores = -torch.cdist(query, key) if distances else query @ key.mT
-    scores = scores * scale(query, key)
+    scores = (scores * scale(query, key)).clamp(-limit, limit)
     mask = None if mask is None else mask_of(mask)
     if mask is None:
         return after(soft(scores, axis) @ values(key, value), query)
@@ -102,6 +103,7 @@ def _attend(
         weights = soft(scores + added * mask, axis)
     elif lowered is not None:
         weights = soft(scores - lowered * hidden, axis)
+        weights = weights * mask.any(-1, keepdim=True) if clean else weights
     else:
         weights = soft(scores.masked_fill(hidden, fill), axis)
         weights = weights.masked_fill(hidden, 0.0) if clean else weights
@@ -118,6 +120,22 @@ def _hidden_ones_largest(query, key, value, mask, least: float):
     shares = (scores - scores.amax(-1, keepdim=True)).exp()
     shares = shares if mask is None else shares * mask
     return shares / shares.sum(-1, keepdim=True).clamp(min=least) @ value
+
+
+def _mask_squeezed(query, key, value, mask):
+    return (
+        attend(query, key, value, None)
+        if mask is None
+        else (query @ key.mT).masked_fill(~mask.squeeze(1), float("-inf"))
+    )
+
+
+def _index_with_mask(query, key, value, mask):
+    if mask is None:
+        return attend(query, key, value, None)
+    scores = query @ key.mT
+    scores[~mask] = float("-inf")
+    return scores
 
 
 SCALE_MISSING = (
@@ -307,12 +325,28 @@ ATTEND = Exercise(
         *(
             Mistake(
                 f"hidden scores lowered by {by:g}",
-                partial(_attend, lowered=by),
+                partial(_attend, lowered=by, clean=False),
                 "A query that may see nothing looks at all keys: you lower every hidden score by"
                 " one large number, and if all are lowered, the softmax does not notice it. The"
                 " contract says zeros.",
             )
             for by in (1e4, 1e5, 1e6)
+        ),
+        *(
+            Mistake(
+                f"hidden scores lowered by only {by:g}",
+                partial(_attend, lowered=by),
+                "The scores of hidden keys are lowered by a fixed number. Where they are higher by"
+                " more, hidden keys still get a share. Fill in -inf, below which nothing is.",
+            )
+            for by in (10.0, 100.0, 1000.0)
+        ),
+        Mistake(
+            "clamped",
+            partial(_attend, limit=50.0),
+            "The scores are clamped, so that exp cannot overflow. Then all large scores count the"
+            " same. Subtract each query's largest score instead, as torch's softmax does: that"
+            " changes no weight.",
         ),
         *(
             Mistake(
@@ -388,6 +422,19 @@ ATTEND = Exercise(
             "None filled",
             lambda query, key, value, mask: query.masked_fill(mask == 0, 0.0),
             "mask may be None, and then there is nothing to hide: ask `if mask is None` first.",
+        ),
+        Mistake(
+            "mask without its axis for the heads",
+            _mask_squeezed,
+            "The mask has lost its axis for the heads: (b, t, s) is set against (b, h, t, s) from"
+            " the right, so its b meets h. Leave it (b, 1, t, s): the axis of length 1 stretches"
+            " over all heads.",
+        ),
+        Mistake(
+            "indexed by the mask",
+            _index_with_mask,
+            "scores[~mask] wants a mask of just the shape of the scores. This one has an axis of"
+            " length 1 for all heads: masked_fill(~mask, ...) stretches it.",
         ),
         Mistake(
             "not transposed",
@@ -856,6 +903,15 @@ def attend_in_blocks(
     return mixed / (total + more) if divide and not divide_in_turn else mixed
 
 
+def _one_late(blocks: Blocks) -> Blocks:
+    kept = None
+    for block in blocks:
+        if kept is not None:
+            yield kept
+        kept = block
+    yield kept
+
+
 def _each_by_itself(
     query: Tensor,
     blocks: Blocks,
@@ -1062,6 +1118,12 @@ ATTEND_IN_BLOCKS = Exercise(
             partial(attend_in_blocks, collect=True),
             "You collect the blocks before you compute. They come in the same memory, so what you"
             " have collected is the last block, many times. Use each block at once, and keep sums.",
+        ),
+        Mistake(
+            "one block late",
+            lambda query, blocks: attend_in_blocks(query, _one_late(blocks)),
+            "You work on a block when the next one has come already. They come in the same memory,"
+            " so what you kept of it is overwritten by then. Use each block at once.",
         ),
         Mistake(
             "values collected",

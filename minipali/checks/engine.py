@@ -4,10 +4,12 @@ The contract of every exercise is weights and inputs in, outputs out; names insi
 learner's own.
 """
 
+import contextlib
 import dis
 import functools
 import importlib
 import inspect
+import io
 import itertools
 import sysconfig
 import traceback
@@ -21,6 +23,14 @@ from PIL.Image import Image
 from torch import Tensor
 
 from minipali.checks.comparing import difference, of_gradients, of_parts, same, shown
+from minipali.checks.relations import (
+    Wrong,
+    another,
+    is_constant,
+    other_arguments,
+    relation,
+    shows_all,
+)
 from minipali.checks.running import DATA, call, copied, plain_torch
 from minipali.checks.shapes import axis_names, of_shapes
 
@@ -170,7 +180,7 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
             if raised.status == NOT_ATTEMPTED:
                 return raised
             # A mistake that shows in an earlier case is often the reason, and says more.
-            if complaint := _first_wrong(exercise, results, only_known=True):
+            if complaint := _first_wrong(exercise, results):
                 return outcome(WRONG, complaint)
             axes = axis_names(attempt.__doc__, exercise.parameters, arguments)
             told = f"{case}: {raised.message}{of_shapes(error, axes)}"
@@ -205,7 +215,7 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
                 )
         results.append(_whole(exercise, result, given))
 
-    if complaint := _first_wrong(exercise, results):
+    if complaint := _first_wrong(exercise, results, attempt):
         return outcome(WRONG, complaint)
     return outcome(CORRECT, f"Checked: {exercise.checked}.")
 
@@ -262,8 +272,11 @@ def _result(
     return reached, ran
 
 
-def _first_wrong(exercise: Exercise, results: list, only_known: bool = False) -> str:
-    """What is wrong with the first wrong one of the results there are, or ""."""
+def _first_wrong(exercise: Exercise, results: list, attempt: Callable | None = None) -> str:
+    """What is wrong with the first wrong one of the results there are, or "".
+
+    Without the attempt only known mistakes count.
+    """
     cases = len(exercise.cases())
     expected = answers(exercise, exercise.reference, len(results))
     for number, (result, right) in enumerate(zip(results, expected, strict=True), start=1):
@@ -275,8 +288,94 @@ def _first_wrong(exercise: Exercise, results: list, only_known: bool = False) ->
             complaint += f" {before} right."
         if named := diagnose(exercise, results, number):
             return f"{named} {_case(exercise, number)}: {complaint}"
-        return "" if only_known else f"{_case(exercise, number)}: {complaint}"
+        if attempt is None:
+            return ""
+        try:
+            related = _related(exercise, attempt, results)
+        except Exception:  # results can be anything, and the rest is to be said all the same
+            related = ""
+        return f"{related} {_case(exercise, number)}: {complaint}".lstrip()
     return ""
+
+
+def _related(exercise: Exercise, attempt: Callable, results: list) -> str:
+    """How wrong results that no known mistake gives are related to the right ones, or ""."""
+    cases, expected = exercise.cases(), answers(exercise, exercise.reference, len(results))
+    backward = all(map(same, results, expected, itertools.repeat(exercise.tolerance, len(cases))))
+    parts = exercise.gradients if backward else exercise.parts
+    tries = range(len(cases), len(results)) if backward else range(len(cases))
+    wrong = [one for one in tries if not same(results[one], expected[one], exercise.tolerance)]
+    part = 0  # the first wrong one
+    if parts:
+        both = zip(results[wrong[0]], expected[wrong[0]], strict=True)
+        part = next(i for i, (a, b) in enumerate(both) if not same(a, b, exercise.tolerance))
+    pairs = []
+    for one in wrong:
+        found, right = results[one], expected[one]
+        if parts:
+            found, right = found[part], right[part]
+        if type(found) is not type(right):
+            return ""  # it is told as such
+        given = dict(zip(exercise.parameters, cases[one % len(cases)], strict=False))
+        axes = [] if backward else exercise.axes.split(";")[part if parts else 0].split("|")
+        kinds = [kind.split() for kind in axes]
+        axes = next((kind for kind in kinds if len(kind) == getattr(right, "ndim", 0)), [])
+        if not same(found, right, exercise.tolerance):
+            pairs.append(Wrong(given, found, right, axes, attempt.__doc__))
+    if said := "" if backward else _of_arguments(exercise, attempt, results, wrong):
+        return said
+    if not backward:
+        for other, name in enumerate(parts):
+            if all(same(results[i][part], expected[i][other], exercise.tolerance) for i in wrong):
+                return f"What you return as {parts[part]} is what {name} must be."
+    said = relation(pairs, exercise.tolerance)
+    of = f"The gradient of `{parts[part]}`" if backward else parts[part] if parts else ""
+    return f"{of}: {said}" if said and of else said
+
+
+def _of_arguments(exercise: Exercise, attempt: Callable, results: list, wrong: list[int]) -> str:
+    """Whether all results are right for other arguments, or do not depend on one, or ""."""
+    cases, names = exercise.cases(), exercise.parameters
+    tries = [wrong[0], *(one for one in range(len(cases)) if one != wrong[0])]
+    several = not all(map(is_constant, map(results.__getitem__, wrong)))
+    for sentence, changed in other_arguments(names, cases) if several else ():
+        own = [(arguments, False) for arguments in changed]
+        try:
+            found = _answers(exercise, exercise.reference, tries, own, watch=False)
+            if all(same(results[one], next(found), exercise.tolerance) for one in tries):
+                return sentence
+        except Exception:  # with these arguments the right function does nothing
+            continue
+    for place, name in enumerate(names[: len(cases[0])]):
+        told = f"`{name}` has no effect in your function: with another one it gives the same."
+        if _without_effect(exercise, attempt, tries, place):
+            return told
+        if len(wrong) < len(cases) and _without_effect(exercise, attempt, wrong, place):
+            return f"Where it is wrong, {told}"
+    return ""
+
+
+def _without_effect(
+    exercise: Exercise, attempt: Callable, tries: Iterable[int], place: int
+) -> bool:
+    """Whether another argument at that place changes right results and none of the attempt's."""
+    cases, counts = exercise.cases(), 0
+    for one in tries:
+        other = another(cases[one][place])
+        if other is None:
+            return False
+        changed = (*cases[one][:place], other, *cases[one][place + 1 :])
+        own = [(cases[one], False), (changed, False)]
+        try:
+            right = list(_answers(exercise, exercise.reference, (0, 1), own, watch=False))
+            with contextlib.redirect_stdout(io.StringIO()):  # it has printed in its tries
+                found = list(_answers(exercise, attempt, (0, 1), own, watch=False))
+        except Exception:
+            return False
+        if not all(map(shows_all, (*right, *found))) or not same(*found, 0.0):
+            return False
+        counts += not same(*right, exercise.tolerance)
+    return counts > 1  # once could be a softmax that is all in one place already
 
 
 def _compare(exercise: Exercise, result, expected, backward: bool) -> str:
@@ -386,6 +485,9 @@ def _of_crash(exercise: Exercise, results: list, error: BaseException) -> str:
         try:
             if not all(same(one, next(found), exercise.tolerance) for one in results):
                 continue
+        except Exception:  # it raises earlier
+            continue
+        try:
             next(found)
         except Exception as other:
             if what(other) == what(error):

@@ -380,7 +380,26 @@ STRAIGHT_THROUGH = Exercise(
                 ("times vectors", lambda gradient, v, c: gradient * v),
                 ("times chosen", lambda gradient, v, c: gradient * c),
                 ("the difference", lambda gradient, v, c: v - c),
+                ("times the quotient", lambda gradient, v, c: gradient * c / v),
             )
+        ),
+        *(
+            Mistake(
+                f"commitment, {factor}{' by their number' if mean else ''}",
+                partial(
+                    straight_through,
+                    result=_backwards(
+                        lambda gradient, v, c, factor=factor, mean=mean: (
+                            gradient + factor * (v - c) / (v.numel() if mean else 1)
+                        )
+                    ),
+                ),
+                "The values are right, but the gradient that vectors gets has the pull of another"
+                " loss in it, towards chosen. That loss is a term of its own. Here the gradient of"
+                " the result comes through as it is.",
+            )
+            for factor in (2.0, 1.0, 0.5, 0.25)
+            for mean in (False, True)
         ),
         Mistake(
             "half of each",
@@ -436,6 +455,7 @@ def _masks() -> list[tuple]:
         (mask(16), [2.5, 30.5, 12.7, 37.8], 20, 50),
         (with_zeros, [0.0, 0.0, 33.0, 27.0], 33, 27),  # the whole picture
         (mask(8), [3.1, 2.0, 3.4, 9.0], 12, 14),  # no rows after rounding
+        (mask(8), [2.0, 3.1, 9.0, 3.4], 12, 14),  # no columns
     ]
 
 
@@ -469,16 +489,17 @@ def paste_mask(
     whole: Callable[[list[float]], list[int]] = lambda edges: [round(edge) for edge in edges],
     read: Callable[[Sequence[float]], Sequence[float]] = lambda box: box,
     give: Callable[[Tensor], Tensor] = lambda picture: picture,
-    also_empty: bool = False,
+    also_empty: str = "",
 ) -> Tensor:
     """(s, s) -> bool (height, width). `masks.place_mask`, or with one thing changed.
 
     first: what is done before the resize; whole: edges to whole pixels; read: the box, before;
-    give: the picture, at the end.
+    give: the picture, at the end; also_empty: whether a box without "rows" or "columns" is filled.
     """
     y0, x0, y1, x1 = whole(read(box))
     picture = torch.zeros(height, width, dtype=torch.bool)
-    if also_empty or (y1 > y0 and x1 > x0):
+    rows, columns = y1 > y0 or "rows" in also_empty, x1 > x0 or "columns" in also_empty
+    if rows and columns:
         made = inside(resize(first(mask), y1 - y0, x1 - x0))
         picture[y0:y1, x0:x1] = made[: height - y0, : width - x0]
     return give(picture)
@@ -524,9 +545,9 @@ PASTE_MASK = Exercise(
     cases=_masks,
     axes="y x",
     checked=(
-        "every pixel for 4 masks and boxes: larger and smaller than the mask, as large as the"
-        " picture, with numbers that are just 0, with edges just between two pixels, and a box"
-        " without rows; inputs unchanged"
+        "every pixel for 5 masks and boxes: larger and smaller than the mask, as large as the"
+        " picture, with numbers that are just 0, with edges just between two pixels, a box without"
+        " rows, and one without columns; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -607,6 +628,13 @@ PASTE_MASK = Exercise(
                 _RESIZE,
             )
             for smooth in (False, True)
+        ),
+        Mistake(
+            "height and width exchanged",
+            partial(paste_mask, resize=lambda mask, h, w: _bilinear(mask, w, h).reshape(h, w)),
+            "Height and width are exchanged in the resize. Pillow takes (width, height), torch"
+            " (height, width). A reshape brings back the shape, but the rows run on from one into"
+            " the next.",
         ),
         Mistake("areas", partial(paste_mask, resize=_by_torch(mode="area")), _RESIZE),
         Mistake(
@@ -768,11 +796,12 @@ PASTE_MASK = Exercise(
     crashes=(
         *(
             Mistake(
-                f"no rows, {name}",
-                partial(paste_mask, also_empty=True, resize=resize),
-                "After rounding this box has no rows, and nothing can be resized to that. Look"
-                " first: if it has no rows or no columns, the picture stays False.",
+                f"no {empty}, {name}",
+                partial(paste_mask, also_empty=empty, resize=resize),
+                f"After rounding this box has no {empty.split()[0]}, and nothing can be resized to"
+                " that. Look first: if it has no rows or no columns, the picture stays False.",
             )
+            for empty in ("rows and columns", "columns")
             for name, resize in (
                 ("Pillow", _bilinear),
                 ("torch", _by_torch(mode="bilinear", antialias=True)),
@@ -862,6 +891,29 @@ def _smoothed(made: tuple, old: tuple, eps: float) -> tuple:
     return counts, sums, sums / counts[:, None]
 
 
+def _divided_by_smoothed(made: tuple, old: tuple, eps: float) -> tuple:
+    counts, sums, _ = made
+    return counts, sums, _smoothed(made, old, eps)[2]
+
+
+_GIVEN = type("tensor that you were given", (str,), {})
+
+
+def _new_tensors(follow: Callable) -> Callable:
+    """What is tried: the results, of which none may lie in the memory of an input."""
+
+    def tried(vectors, codes, counts, sums, decay):
+        made = follow(vectors, codes, counts, sums, decay)
+        if not isinstance(made, (tuple, list)):
+            return made
+        old = {one.data_ptr() for one in (vectors, counts, sums)}
+        return tuple(
+            _GIVEN() if isinstance(one, Tensor) and one.data_ptr() in old else one for one in made
+        )
+
+    return tried
+
+
 def _one_of_each(empty: Tensor, codes: Tensor, vectors: Tensor) -> Tensor:
     empty = empty.clone()
     for code, vector in zip(codes.tolist(), vectors, strict=True):
@@ -901,7 +953,11 @@ def _follow_cases() -> list[tuple]:
         return vectors, codes, counts, entries * counts[:, None], decay
 
     # The last count has faded: whoever adds something to it moves its entry.
-    return [case(2, 5, 4, 3, 0.6, 2.0), case(3, 4, 6, 2, 0.9, 1e-4)]
+    return [
+        case(2, 5, 4, 3, 0.6, 2.0),
+        case(3, 4, 6, 2, 0.9, 1e-4),
+        case(2, 3, 5, 2, 1.0, 1.0),  # nothing changes
+    ]
 
 
 FOLLOW = Exercise(
@@ -912,10 +968,11 @@ FOLLOW = Exercise(
     axes="m; m d; m d",
     parts=("counts", "sums", "codebook"),
     gradients=("vectors",),
+    asked=_new_tensors,
     checked=(
-        "new counts, sums and codebook for 2 batches of 2 x 5 and 3 x 4 vectors, decay 0.6 and 0.9;"
-        " some entries are chosen by several vectors and one by none; no gradient comes out; inputs"
-        " unchanged"
+        "new counts, sums and codebook for 3 batches of 2 x 5, 3 x 4 and 2 x 3 vectors, decay 0.6,"
+        " 0.9 and 1; some entries are chosen by several vectors and one by none; new tensors; no"
+        " gradient comes out; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -1066,6 +1123,35 @@ FOLLOW = Exercise(
                 " return them as they are, and divide by them as they are.",
             )
             for eps in (1.0, 1e-1, 1e-2, 1e-3)
+        ),
+        *(
+            Mistake(
+                f"divided by counts smoothed by {eps}",
+                partial(follow, give=partial(_divided_by_smoothed, eps=eps)),
+                "counts and sums are right, but you divide by smoothed counts: something is added"
+                " to each, and all are scaled back to the same total. That helps where a count can"
+                " be 0. Here the counts are above 0: divide by them as they are.",
+            )
+            for eps in (1.0, 1e-1, 1e-2, 1e-3)
+        ),
+        Mistake(
+            "given back",
+            partial(
+                follow,
+                give=lambda made, old: tuple(
+                    before if torch.equal(new, before) else new
+                    for new, before in zip(made, (*old, made[2]), strict=True)
+                ),
+            ),
+            "With decay 1 nothing changes, and you return the tensors that you were given. Return"
+            " new ones: whoever writes into a result would change the input.",
+        ),
+        Mistake(
+            "divided in place",
+            partial(follow, give=lambda made, old: (made[0], made[2], made[2])),
+            "The codebook is right, but what you return as the sums is the codebook, too: codebook"
+            " = sums gives one tensor two names, and /= changes both. Write codebook = sums /"
+            " counts[:, None].",
         ),
         Mistake(
             "idle entries rest",

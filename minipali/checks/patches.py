@@ -137,6 +137,12 @@ THREE_CHANNELS: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros added": lambda pixels: F.pad(pixels, (0, 0, 0, 0, 0, 2))[:, :3],
 }
 
+
+def _pictures_mixed(pixels: Tensor, patch_size: int) -> Tensor:
+    patches = patchify(pixels, patch_size)  # (b, n, values)
+    return patches.transpose(0, 1).reshape(patches.shape)
+
+
 PATCHIFY = Exercise(
     name="patchify",
     reference=patchify,
@@ -152,6 +158,13 @@ PATCHIFY = Exercise(
             "scan lines, channels last",
             partial(_patchify, cut=_scan_lines_channels_last),
             SCAN_LINE_SENTENCE,
+        ),
+        Mistake(
+            "pictures mixed",
+            _pictures_mixed,
+            "Patches of different pictures stand in one row: they were joined along the batch, and"
+            " a reshape does not part them again. Join them along an axis of their own:"
+            " torch.stack(patches, dim=1).",
         ),
         Mistake("columns first", partial(_patchify, places="(nx ny)"), COLUMNS_SENTENCE),
         Mistake("channels last", partial(_patchify, values="(py px c)"), CHANNELS_LAST_SENTENCE),
@@ -276,7 +289,8 @@ PATCHIFY = Exercise(
                 f"last patches missing {without}",
                 partial(_patchify, without=without),
                 "The last row or the last column of patches is missing. Does your loop end one step"
-                " early? range(0, y, p) goes up to the last patch by itself.",
+                " early (range(0, y, p) goes up to the last patch by itself), or does it count one"
+                " side and take it for both?",
             )
             for without in ((1, 1), (1, 0), (0, 1))
         ),
@@ -712,6 +726,12 @@ def _shares(old: int, new: int, places: Callable, beyond: str, share: Callable) 
     at = at.clamp(0, old - 1) if beyond == "border" else at
     at = at.clamp(max=old - 1) if beyond == "line at the start" else at
     first = at.floor()
+    if beyond == "share kept":
+        shares, rows = torch.zeros(new, old, dtype=torch.float64), torch.arange(new)
+        low = first.clamp(0, old - 1).long()
+        shares[rows, low] += 1 - share(at - first)
+        shares[rows, (low + 1).clamp(max=old - 1)] += share(at - first)
+        return shares
     if beyond == "line at the start":
         first = first.clamp(min=0)
     if beyond == "line":
@@ -777,6 +797,11 @@ def _in_one_line(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     return F.interpolate(positions.T[None], size=new[0] * new[1], mode="linear")[0].T
 
 
+def _areas_if_smaller(grid: Tensor, new: tuple[int, int]) -> Tensor:
+    smaller = all(after <= before for before, after in zip(grid.shape[-2:], new, strict=True))
+    return F.interpolate(grid, size=new, mode="area" if smaller else "bilinear")
+
+
 def _corners(i: Tensor, old: int, new: int) -> Tensor:
     return i * (old - 1) / max(new - 1, 1)
 
@@ -784,6 +809,13 @@ def _corners(i: Tensor, old: int, new: int) -> Tensor:
 SQUARE_SENTENCE = (
     "You take the old grid to be square. It need not be: `old` says how many rows and columns it"
     " has."
+)
+CORNERS_SENTENCE = (
+    "The first and last centres of both grids lie on each other (align_corners=True). Here the"
+    " outer edges meet, so a new place lies at (i + 0.5) * old / new - 0.5: align_corners=False."
+)
+BICUBIC_SENTENCE = (
+    "This is bicubic: four neighbours along each axis. Bilinear is asked for, which takes two."
 )
 NEAREST_SENTENCE = (
     "Each new place gets a copy of one old row. Between two old centres a new place gets a share of"
@@ -815,9 +847,7 @@ STRETCH_POSITIONS = Exercise(
         Mistake(
             "corners on corners",
             partial(stretch_positions, places=_corners),
-            "The first and last centres of both grids lie on each other (align_corners=True). Here"
-            " the outer edges meet, so a new place lies at (i + 0.5) * old / new - 0.5:"
-            " align_corners=False.",
+            CORNERS_SENTENCE,
         ),
         Mistake(
             "halves forgotten",
@@ -907,10 +937,29 @@ STRETCH_POSITIONS = Exercise(
             " row is mixed from old ones.",
         ),
         Mistake(
+            "share kept",
+            partial(stretch_positions, beyond="share kept"),
+            "Before the first old centre you clamp the row, but not the place: its share is still"
+            " that of a place before the first, and mixes in the second row. Clamp the place first,"
+            " between 0 and old - 1; then take its floor and its share.",
+        ),
+        Mistake(
+            "areas where it becomes smaller",
+            partial(stretch_positions, by=_areas_if_smaller),
+            "You average over areas where the table becomes smaller. Bilinear takes the two nearest"
+            " old places along each axis, for larger and smaller tables alike.",
+        ),
+        Mistake(
             "bicubic",
             partial(stretch_positions, by=partial(F.interpolate, mode="bicubic")),
-            "This is bicubic: four neighbours along each axis. Bilinear is asked for, which takes"
-            " two.",
+            BICUBIC_SENTENCE,
+        ),
+        Mistake(
+            "bicubic, corners on corners",
+            partial(
+                stretch_positions, by=partial(F.interpolate, mode="bicubic", align_corners=True)
+            ),
+            f"Two things at once. {BICUBIC_SENTENCE} And: {CORNERS_SENTENCE}",
         ),
         Mistake(
             "antialiased",

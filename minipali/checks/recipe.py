@@ -28,12 +28,16 @@ def _boxes() -> list[tuple]:
 
     # Edges on quarters of a patch: some patches are covered by just a half, and by a whole.
     exact = torch.tensor([[0.125, 0.0, 0.75, 0.5], [0.25, 0.5, 1.0, 0.875]])
+    # Two boxes cover less than half of a patch each, and more of it together; a third covers
+    # hardly more than half: so little shows in no small number of points.
+    halves = torch.tensor([[0, 0, 1, 0.0938], [0, 0.1562, 0.75, 0.25], [0.0, 0.5, 0.5, 0.6255]])
     return [
         (torch.tensor([[0.0, 0.5, 0.75, 1.0]]), 2, 0.4),
         case(2, 5, 1 / 3),
         case(3, 6, 0.5),
         case(4, 4, 0.1),
         (exact, 4, 0.5),
+        (halves, 4, 0.5),
     ]
 
 
@@ -53,6 +57,22 @@ def _first(cover: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return cover.gather(0, box[None])[0], box
 
 
+def _last(cover: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    value, box = _first(cover.flip(0), share)
+    return value, len(cover) - 1 - box
+
+
+def _together(cover: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    return cover.sum(dim=0), cover.argmax(dim=0)
+
+
+def _points(low: Tensor, high: Tensor, side: int, number: int) -> Tensor:
+    """Which part of some points of each cell lies between low and high: (m, side)."""
+    points = (torch.arange(side * number) + 0.5) / number
+    inside = ((points > low) & (points < high)).float()
+    return inside.unflatten(1, (side, number)).mean(dim=-1)
+
+
 def patch_targets(
     boxes: Tensor,
     side: int,
@@ -65,17 +85,15 @@ def patch_targets(
     enough: Callable[[Tensor, float], Tensor] = torch.gt,
     nothing: int = -1,
     first: int = 0,
-    middle: bool = False,
+    points: int = 0,
 ) -> Tensor:
     """The number of the box that covers each patch. The reference, or with one thing changed."""
     y0, x0, y1, x1 = (side * boxes[:, list(edges)]).T[..., None]
     rows, columns = _overlap(y0, y1, side), _overlap(x0, x1, side)
     if clamp:
         rows, columns = rows.clamp(min=0), columns.clamp(min=0)
-    if middle:
-        centre = torch.arange(side) + 0.5
-        rows = ((centre > y0) & (centre < y1)).float()
-        columns = ((centre > x0) & (centre < x1)).float()
+    if points:
+        rows, columns = _points(y0, y1, side, points), _points(x0, x1, side, points)
     cover = (rows[:, :, None] * columns[:, None, :]).flatten(1)
     cover = of(cover, (y1 - y0) * (x1 - x0))
     value, box = choose(cover, share)
@@ -89,7 +107,8 @@ PATCH_TARGETS = Exercise(
     axes="n",
     checked=(
         "the example by hand; 2, 3 and 4 boxes in 25, 36 and 16 patches, also boxes that overlap;"
-        " patches that are covered by just the share that was given; inputs unchanged"
+        " patches that are covered by just the share that was given, by hardly more, and by two"
+        " boxes that reach it only together; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -118,6 +137,39 @@ PATCH_TARGETS = Exercise(
             " most of it.",
         ),
         Mistake(
+            "the last that is enough",
+            partial(patch_targets, choose=_last),
+            "Where two boxes cover enough of a patch, you take the last: a later one is painted"
+            " over an earlier one. Take the one that covers most of it.",
+        ),
+        Mistake(
+            "all boxes together",
+            partial(patch_targets, choose=_together),
+            "You compare `share` with what all boxes cover together. One box must cover more than"
+            " `share` of the patch by itself: the one that covers most.",
+        ),
+        Mistake(
+            "intersection over union",
+            partial(patch_targets, of=lambda cover, area: cover / (area + 1 - cover)),
+            "You divide by the union of box and patch (the overlap of lesson 15). Then a large box"
+            " covers no small patch. Asked is which part of the *patch* lies in the box.",
+        ),
+        Mistake(
+            "share of the picture",
+            partial(patch_targets, of=lambda cover, area: cover / cover.shape[-1]),
+            "You compare the area in fractions of the *picture*. A whole patch is only 1 / (side *"
+            " side) of it: multiply by side * side, and it is the part of the patch.",
+        ),
+        *(
+            Mistake(
+                f"{number} x {number} points",
+                partial(patch_targets, points=number),
+                "You count points in each patch. That gives its covered part only roughly. Compute"
+                " it: the common length of rows times the common length of columns.",
+            )
+            for number in (2, 4, 8)
+        ),
+        Mistake(
             "at least",
             partial(patch_targets, enough=torch.ge),
             "A patch that is covered by just `share` gets a box. It must be covered by more.",
@@ -130,7 +182,7 @@ PATCH_TARGETS = Exercise(
         ),
         Mistake(
             "by the middle",
-            partial(patch_targets, middle=True, enough=lambda value, share: value > 0),
+            partial(patch_targets, points=1),
             "You ask whether the middle of the patch lies in the box. Compute which part of the"
             " patch is covered, and compare it with `share`.",
         ),
@@ -179,12 +231,17 @@ def _backward_cases() -> list[tuple]:
     some[..., 1], some[..., 3] = True, False
     causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5).clone()
     gradient, query, key, value, _ = case(1, 2, 3, 4, 4, None)
+    # Of the large scores the largest are hidden.
+    large = 40 * query.round(), 10 * key.round()
+    visible = torch.ones(1, 2, 3, 4, dtype=torch.bool)
+    visible.scatter_(-1, (large[0] @ large[1].mT).argmax(dim=-1, keepdim=True), False)
     return [
         by_hand,
         case(2, 3, 4, 5, 9, None),
         case(3, 2, 4, 5, 7, some),
         case(2, 2, 5, 5, 5, causal),
-        (gradient, 40 * query.round(), 10 * key.round(), value, None),
+        (gradient, *large, value, None),
+        (gradient, *large, value, visible),
     ]
 
 
@@ -202,42 +259,76 @@ def attention_backward(
     value: Tensor,
     mask: Tensor | None,
     *,
-    stable: bool = True,
-    hidden: bool = True,
+    hides: Callable[[Tensor], Tensor] = torch.logical_not,
+    fill: float = float("-inf"),
+    lowered: float | None = None,
+    limit: float | None = None,
+    soft: Callable[[Tensor, Tensor | None], Tensor] = lambda scores, _: scores.softmax(dim=-1),
+    scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
     of_value: Callable[[Tensor, Tensor], Tensor] = lambda shares, scores: shares,
     term: Term = _share_of_all,
     inner: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    query_scale: Callable[[int], float] = lambda k: k**-0.5,
-    key_scale: Callable[[int], float] = lambda k: k**-0.5,
+    query_scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
+    key_scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
     order: tuple[int, int, int] = (0, 1, 2),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value. The reference, or with one thing changed.
 
     Not by autograd, which the exercise bans; a test holds it against autograd.
     """
-    k = query.shape[-1]
-    scores = query @ key.mT * k**-0.5
-    if mask is not None and hidden:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    if stable:
-        shares = scores.softmax(dim=-1)
-    else:
-        shares = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+    k, s = query.shape[-1], key.shape[-2]
+    scores = query @ key.mT * scale(k, s)
+    if limit is not None:
+        scores = scores.clamp(-limit, limit)
+    hidden = None if mask is None else hides(mask)
+    if hidden is not None and lowered is not None:
+        scores = scores - lowered * hidden
+    elif hidden is not None:
+        scores = scores.masked_fill(hidden, fill)
+    shares = soft(scores, hidden)
     back = gradient @ value.mT  # (b, h, t, s), of the shares
     if inner is None:
         of_scores = shares * (back - term(shares, back))
     else:
         of_scores = inner(shares, back, term(shares, back))
     result = (
-        query_scale(k) * of_scores @ key,
-        key_scale(k) * of_scores.mT @ query,
+        query_scale(k, s) * of_scores @ key,
+        key_scale(k, s) * of_scores.mT @ query,
         of_value(shares, scores).mT @ gradient,
     )
     return tuple(result[place] for place in order)
 
 
-def _once(k: int) -> float:
+def _once(k: int, s: int) -> float:
     return 1.0
+
+
+def _root_of_keys(k: int, s: int) -> float:
+    return s**-0.5
+
+
+def _overflows(scores: Tensor, hidden: Tensor | None) -> Tensor:
+    return scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+
+
+def _masked_later(scores: Tensor, hidden: Tensor | None, again: bool) -> Tensor:
+    """Shares of all keys, of which the hidden ones are set to 0; again: and the rest divided."""
+    shares = scores.softmax(dim=-1)
+    if hidden is None:
+        return shares
+    shares = shares.masked_fill(hidden, 0.0)
+    return shares / shares.sum(dim=-1, keepdim=True) if again else shares
+
+
+def _no_mask(mask: Tensor) -> Tensor:
+    return torch.zeros_like(mask)
+
+
+def _index_with_mask(gradient, query, key, value, mask):
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores[~mask] = float("-inf")
+    return attention_backward(gradient, query, key, value, mask)
 
 
 ATTENTION_BACKWARD = Exercise(
@@ -257,7 +348,16 @@ ATTENTION_BACKWARD = Exercise(
     tolerance=1e-4,
     checked=(
         "the gradients of query, key and value: the example by hand, 4 queries on 5 keys without"
-        " and with a mask, a causal mask, and scores of several hundred; inputs unchanged"
+        " and with a mask, a causal mask, and scores of several hundred, without a mask and with"
+        " the largest ones hidden; inputs unchanged"
+    ),
+    crashes=(
+        Mistake(
+            "indexed by the mask",
+            _index_with_mask,
+            "scores[~mask] wants a mask of just the shape of the scores. This one has an axis of"
+            " length 1 for all heads: masked_fill(~mask, ...) stretches it.",
+        ),
     ),
     mistakes=(
         Mistake(
@@ -319,15 +419,100 @@ ATTENTION_BACKWARD = Exercise(
         ),
         Mistake(
             "scale without the root",
-            partial(attention_backward, query_scale=lambda k: 1 / k, key_scale=lambda k: 1 / k),
+            partial(
+                attention_backward, query_scale=lambda k, s: 1 / k, key_scale=lambda k, s: 1 / k
+            ),
             "On the way back you divide by k. On the way there it was sqrt(k); so it is sqrt(k)"
             " here. (Perhaps it is in it twice.)",
         ),
         Mistake(
             "mask ignored",
-            partial(attention_backward, hidden=False),
+            partial(attention_backward, hides=_no_mask),
             "Keys that the mask hides get a gradient, and give one. Their shares are 0: set their"
             " scores to -inf before the softmax. (True means: may be looked at.)",
+        ),
+        Mistake(
+            "mask the wrong way round",
+            partial(attention_backward, hides=lambda mask: mask),
+            "The mask is used the wrong way round: you hide the keys where it is True. True is"
+            " where a query may look, so hide where it is False: ~mask.",
+        ),
+        *(
+            Mistake(
+                f"hidden by {fill}",
+                partial(attention_backward, fill=fill),
+                "Hidden keys get a fixed number as their score, and visible scores may be smaller"
+                " still: then a hidden key gets the largest share. Use -inf, below which nothing"
+                " is.",
+            )
+            for fill in (0.0, -10.0, -100.0)
+        ),
+        Mistake(
+            "mask added",
+            partial(attention_backward, lowered=1.0),
+            "The mask of True and False is added to the scores, which makes them 1 larger where a"
+            " query may look and hides nothing. Use masked_fill(~mask, float('-inf')).",
+        ),
+        *(
+            Mistake(
+                f"lowered by {lowered}",
+                partial(attention_backward, lowered=lowered),
+                "The scores of hidden keys are lowered by a fixed number. Where they are higher by"
+                " more, the hidden keys still get a share. Use -inf: masked_fill(~mask,"
+                " float('-inf')).",
+            )
+            for lowered in (10.0, 100.0)
+        ),
+        Mistake(
+            "mask after the softmax",
+            partial(attention_backward, soft=partial(_masked_later, again=False), lowered=0.0),
+            "The mask comes after the softmax. Hidden keys have already taken their share, so the"
+            " shares of a query add up to less than 1. Put -inf into the scores, then take the"
+            " softmax.",
+        ),
+        Mistake(
+            "mask after the softmax, divided again",
+            partial(attention_backward, soft=partial(_masked_later, again=True), lowered=0.0),
+            "You take the softmax over all keys, set the hidden shares to 0 and divide by what is"
+            " left. If a hidden score is larger by some hundred, nothing is left: 0 / 0 is NaN."
+            " Put -inf into the scores, then take the softmax.",
+        ),
+        Mistake(
+            "clamped",
+            partial(attention_backward, limit=50.0),
+            "The scores are clamped, so that exp cannot overflow. Then all large scores count the"
+            " same. Scores may be in the hundreds: subtract each query's largest one instead, as"
+            " torch's softmax does.",
+        ),
+        *(
+            Mistake(
+                f"scale by the keys, {where}",
+                partial(attention_backward, **dict.fromkeys(where, _root_of_keys)),
+                "You divide by the root of the number of keys. It is the root of k, the length of a"
+                " query: query.shape[-1].",
+            )
+            for where in (
+                ("scale", "query_scale", "key_scale"),
+                ("scale",),
+                ("query_scale", "key_scale"),
+            )
+        ),
+        Mistake(
+            "no scale on the way there",
+            partial(attention_backward, scale=_once),
+            "On the way there the scores are not divided by sqrt(k), so the shares are others:"
+            " P = softmax(Q K^T / sqrt(k)).",
+        ),
+        Mistake(
+            "no scale at all",
+            partial(
+                attention_backward,
+                scale=_once,
+                query_scale=_once,
+                key_scale=_once,
+            ),
+            "1 / sqrt(k) is missing everywhere. The scores are divided by sqrt(k) before the"
+            " softmax, and so are the gradients of query and key on the way back.",
         ),
         Mistake(
             "values by the scores",
@@ -340,7 +525,7 @@ ATTENTION_BACKWARD = Exercise(
         ),
         Mistake(
             "softmax that overflows",
-            partial(attention_backward, stable=False),
+            partial(attention_backward, soft=_overflows),
             "With scores of several hundred exp is infinite, and infinity by infinity is NaN."
             " Subtract each query's largest score first, as torch's softmax does.",
         ),
@@ -348,6 +533,11 @@ ATTENTION_BACKWARD = Exercise(
             "query and key exchanged",
             partial(attention_backward, order=(1, 0, 2)),
             "The gradients of query and key are exchanged. Return query's, key's, value's.",
+        ),
+        Mistake(
+            "key and value exchanged",
+            partial(attention_backward, order=(0, 2, 1)),
+            "The gradients of key and value are exchanged. Return query's, key's, value's.",
         ),
         Mistake(
             "value first",

@@ -1,6 +1,7 @@
 """Lesson 14: the bytes of a file, bfloat16, names of weights, and a model that is filled whole."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -100,6 +101,7 @@ def read_tensors(
     cut: Callable[[bytes, int], bytes] = lambda data, length: data[8 : 8 + length],
     start: Callable[[int], int] = lambda length: 8 + length,
     notes: str = "",
+    pop: Callable[[dict], object] = lambda header: header.pop("__metadata__", None),
     kinds: dict[str, torch.dtype] = KINDS,
     stop: Callable[[int, int], int] = lambda begin, end: end,
     shaped: Callable[[Tensor, list[int]], Tensor] = _as_stored,
@@ -116,7 +118,7 @@ def read_tensors(
     length = length_of(data[:8])
     header = json.loads(cut(data, length))
     if not notes:
-        header.pop("__metadata__", None)
+        pop(header)
     tensors, place = {}, 0
     for name, entry in header.items():
         _ = entry[notes or "dtype"]
@@ -131,6 +133,23 @@ def read_tensors(
             own = bytes(units.flip(1).reshape(-1).tolist())
         tensors[name] = finish(shaped(numbers(own, kind), entry["shape"]))
     return {name: tensor for name, tensor in tensors.items() if keep(tensor)}
+
+
+def _by_count(data: bytes, cut: bool) -> dict[str, Tensor]:
+    """All tensors, each cut out by torch.frombuffer itself."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    given, before = (bytearray(data[start:]), 0) if cut else (bytearray(data), start)
+    return {
+        name: torch.frombuffer(
+            given,
+            dtype=KINDS[entry["dtype"]],
+            offset=before + entry["data_offsets"][0],
+            count=math.prod(entry["shape"]),
+        ).reshape(entry["shape"])
+        for name, entry in header.items()
+    }
 
 
 # Results in place of errors that tell which mistake it was; their types show in the message.
@@ -168,6 +187,10 @@ _HEADER = (
 _KINDS = (
     "Your table of kinds of numbers is not complete. There are three: F32 (torch.float32), BF16"
     " (torch.bfloat16) and F16 (torch.float16)."
+)
+_SINGLE = (
+    "A tensor whose shape is [] is taken for one without numbers. It is a single number: only a"
+    " shape with a 0 in it has none. Ask whether there are bytes, and not whether there is a shape."
 )
 _TURNED = (
     "The shape is turned round. The file's shape is the tensor's: reshape(shape), and nothing more."
@@ -280,6 +303,17 @@ READ_TENSORS = Exercise(
             "A single number, whose shape is [], gets an axis of length 1. reshape([]) makes a"
             " tensor without axes.",
         ),
+        *(
+            Mistake(
+                f"a single number as none, {name}",
+                partial(read_tensors, shaped=shaped),
+                _SINGLE,
+            )
+            for name, shaped in (
+                ("zero", lambda flat, shape: flat.reshape(shape) * bool(shape)),
+                ("empty", lambda flat, shape: flat.reshape(shape) if shape else flat[:0]),
+            )
+        ),
         Mistake(
             "transposed",
             partial(
@@ -318,6 +352,16 @@ READ_TENSORS = Exercise(
     ),
     crashes=(
         Mistake("empty", partial(read_tensors, numbers=_never_empty), _EMPTY),
+        *(
+            Mistake(f"empty, {name} by offset and count", partial(_by_count, cut=cut), _EMPTY)
+            for name, cut in (("the file", False), ("the numbers", True))
+        ),
+        Mistake(
+            "notes taken for granted",
+            partial(read_tensors, pop=lambda header: header.pop("__metadata__")),
+            "Not every header has `__metadata__`. Take it out only if it is there:"
+            " header.pop('__metadata__', None).",
+        ),
         Mistake(
             "empty ones left out",
             partial(read_tensors, keep=lambda tensor: tensor.numel() > 0),
@@ -399,6 +443,8 @@ def _by_formula(
             top = torch.full_like(size, torch.nan)
         if large == "exchanged":
             top = torch.where(fraction > 0, torch.inf, torch.nan).double()
+        if large == "unsigned":
+            top = top * (1 - 2 * (whole >> 15))
         size = torch.where(exponent == 255, top, size)
     return (size * (1 - 2 * (whole >> 15)) if signed else size).float()
 
@@ -542,6 +588,18 @@ BFLOAT16_TO_FLOAT = Exercise(
             " 0xFF.",
         ),
         Mistake(
+            "infinity without its sign",
+            partial(_by_formula, large="unsigned"),
+            "Minus infinity has become infinity. It has its sign like any other number.",
+        ),
+        Mistake(
+            "the sign as -1",
+            lambda bits: bfloat16_to_float(bits) * torch.where(bits < 0, -3, 1),
+            "Negative numbers come out positive and three times as large. `bits >> 15` of an int16"
+            " fills up with the sign and gives -1, so that 1 - 2 * sign is 3. Keep one bit alone:"
+            " (bits >> 15) & 1.",
+        ),
+        Mistake(
             "the minus of a whole number",
             lambda bits: (
                 bits.to(torch.int32).sign() * (bits.to(torch.int32).abs() << 16).view(torch.float32)
@@ -639,6 +697,9 @@ KEYS = (
     "model.language_model.layers.2.vision_model.weight",
     "vision_tower.vision_model.head.encoder.linear.weight",
     "language_model.model.encoder.layers.0.weight",
+    "vision_tower.encoder.encoder.layers.0.weight",
+    "vision_tower.vision_model.encoder.final.weight",
+    "weights",  # no dot at all
 )
 
 
@@ -714,6 +775,18 @@ def _or_raised(our_name: Callable) -> Callable:
     return tried
 
 
+def _two_words(key: str, *, error: type[Exception] | None = None) -> str | None:
+    if error and "." not in key:
+        raise error
+    return our_name(key)
+
+
+def _each_encoder(name: str) -> str:
+    while name.startswith("vision_tower.encoder."):
+        name = name.replace("encoder.", "", 1)
+    return name
+
+
 def _raises(key: str) -> str:
     if (name := our_name(key)) is None:
         raise KeyError(key)
@@ -722,6 +795,8 @@ def _raises(key: str) -> str:
 
 def _after_any_beginning(name: str) -> str:
     first, rest = name.split(".", 1)
+    if first == "vision_tower":  # there it is gone already
+        return name
     return f"{first}.{rest.removeprefix('encoder.')}"
 
 
@@ -796,6 +871,43 @@ OUR_NAME = Exercise(
             ),
             "The projector keeps `linear.` in its name. Ours is the linear map itself:"
             " multi_modal_projector.weight.",
+        ),
+        Mistake(
+            "linear if it is there",
+            partial(
+                our_name,
+                beginnings=BEGINNINGS | {"multi_modal_projector.": "multi_modal_projector."},
+            ),
+            "A key of the projector gets a name without `linear.`, too. In the table its beginning"
+            " is multi_modal_projector.linear., whole: a key that begins otherwise gets None.",
+        ),
+        Mistake(
+            "every encoder",
+            partial(our_name, after=_each_encoder),
+            "Right after the tower's beginning you remove `encoder.` as often as it comes. One"
+            " goes; what follows stays as it is.",
+        ),
+        Mistake(
+            "encoder only before layers",
+            partial(
+                our_name,
+                beginnings={
+                    theirs.replace("encoder.", "encoder.layers."): ours
+                    + "layers." * ("encoder." in theirs)
+                    for theirs, ours in BEGINNINGS.items()
+                },
+            ),
+            "`encoder.` is removed only if `layers.` follows. It goes whatever follows: all that"
+            " lies in it lies right in our tower.",
+        ),
+        *(
+            Mistake(
+                f"a key of one word, {error.__name__}",
+                partial(_two_words, error=error),
+                "A key of one word, without a dot, raises an error. It belongs to another model:"
+                " return None.",
+            )
+            for error in (IndexError, ValueError)
         ),
         Mistake(
             "anything passes",
@@ -1060,15 +1172,22 @@ def fill(
     head: str = "compare",
     equal: Callable[[Tensor, Tensor], bool] = torch.equal,
     error: type[Exception] = ValueError,
-    said: Callable[[str], str] = lambda name: name,
+    quiet: str = "",
 ) -> dict:
-    """Exactly the wanted weights. The reference, or with one thing changed."""
+    """Exactly the wanted weights. The reference, or with one thing changed.
+
+    quiet: kinds of errors that name no weight.
+    """
+
+    def raised(kind: str, name: str) -> Exception:
+        return error("the weights do not fit" if kind in quiet else name)
+
     given, filled = dict(tensors), {}
     if head == "require" and HEAD not in given:
-        raise error(said(HEAD))
+        raise raised("head", HEAD)
     if missing == "count":
         if len(given.keys() - {HEAD}) != len(shapes):
-            raise error(said(min((given.keys() - {HEAD}) ^ shapes.keys())))
+            raise raised("missing", min((given.keys() - {HEAD}) ^ shapes.keys()))
         shapes = {name: shapes.get(name, given[name].shape) for name in given.keys() - {HEAD}}
     if missing == "from the head" and HEAD in given:
         given.setdefault(TABLE, given[HEAD])
@@ -1079,11 +1198,11 @@ def fill(
         given = {name: x for name, x in given.items() if not name.startswith("lm_head.")}
     places = set(shapes) | ({HEAD} if head == "keep" else set())
     if unexpected != "drop" and (more := set(given) - places):
-        raise error(said(min(more)))
+        raise raised("unexpected", min(more))
     for name, want in shapes.items():
         if name not in given:
             if missing not in ("make up", "skip"):
-                raise error(said(name))
+                raise raised("missing", name)
             if missing == "make up":
                 filled[name] = torch.zeros(want)
             continue
@@ -1095,14 +1214,14 @@ def fill(
         if shape == "turn" and tuple(one.t().shape) == tuple(want):
             filled[name] = one.t()
         else:
-            raise error(said(name))
+            raise raised("shape", name)
     if head == "keep" and HEAD in given:
         filled[HEAD] = given[HEAD]
     if head in ("compare", "require") and stored is not None:
         if TABLE not in given:
             return filled
         if not equal(stored, given[TABLE]):
-            raise error(said(HEAD))
+            raise raised("head", HEAD)
     return filled
 
 
@@ -1206,9 +1325,23 @@ FILL = Exercise(
             )
             for kind in (KeyError, AssertionError)
         ),
+        *(
+            Mistake(
+                f"no name in the error, {kind} alone",
+                partial(fill, quiet=kind),
+                f"Your error names no guilty weight where {what}. Whoever reads it has thousands:"
+                " put the name in.",
+            )
+            for kind, what in (
+                ("missing", "one is missing"),
+                ("unexpected", "one is too many"),
+                ("shape", "a shape is wrong"),
+                ("head", "the head is not the table"),
+            )
+        ),
         Mistake(
             "no name in the error",
-            partial(fill, said=lambda name: "the weights do not fit"),
+            partial(fill, quiet="missing unexpected shape head"),
             "Your error names no guilty weight. Whoever reads it has thousands: put the name in, as"
             " in ValueError(f'{name} is missing').",
         ),
@@ -1269,7 +1402,7 @@ def _shards() -> list[tuple]:
     second = {
         "scale": given(5).half(),
         "square": given(3, 3),
-        "empty": given(0, 2),
+        "empty": given(0, 2).bfloat16(),
         "one": given(),
     }
     files = {
@@ -1360,6 +1493,8 @@ def _counted(fetch_tensor: Callable) -> Callable:
             return tensor, "numbers of other tensors"
         if sum(map(len, spans)) > len(touched):
             return tensor, "bytes twice"
+        if not touched >= set(range(stop)):
+            return tensor, "no header (do you keep it from one call to the next?)"
         return tensor, "what is needed"
 
     return tried
@@ -1462,6 +1597,34 @@ FETCH_TENSOR = Exercise(
             partial(fetch_tensor, shaped=lambda flat, shape: flat.reshape(shape or [1])),
             "A single number, whose shape is [], gets an axis of length 1. reshape([]) makes a"
             " tensor without axes.",
+        ),
+        *(
+            Mistake(
+                f"a single number as none, {name}",
+                partial(fetch_tensor, shaped=shaped),
+                _SINGLE,
+            )
+            for name, shaped in (
+                ("zero", lambda flat, shape: flat.reshape(shape) * bool(shape)),
+                ("empty", lambda flat, shape: flat.reshape(shape) if shape else flat[:0]),
+            )
+        ),
+        Mistake(
+            "flat without numbers",
+            partial(
+                fetch_tensor, shaped=lambda flat, shape: flat.reshape(shape) if len(flat) else flat
+            ),
+            "A tensor without numbers comes out with the shape (0,). It has a shape in the header,"
+            " too, such as (0, 3): torch.empty(shape, dtype=...).",
+        ),
+        Mistake(
+            "float32 without numbers",
+            partial(
+                fetch_tensor,
+                numbers=lambda own, kind: _numbers(own, kind if own else torch.float32),
+            ),
+            "A tensor without numbers comes out as float32, whatever the header says. It has a kind"
+            " all the same: torch.empty(shape, dtype=...).",
         ),
         Mistake(
             "bfloat16 read as float16",
