@@ -412,9 +412,7 @@ try:
     large, its_tokenizer = variants.load("gemma3")
     print(variants.answer(large, its_tokenizer, "The capital of France is", max_new_tokens=12))
 except published.PublishedError:
-    print(
-        "Gemma 3 270M is not on this computer: `python course.py weights gemma3` shows its terms."
-    )
+    print("Gemma 3 is not on this computer: `python course.py weights gemma3` shows its terms.")
 
 # %% [markdown]
 # ## Your turn
