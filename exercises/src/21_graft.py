@@ -29,8 +29,8 @@ from minipali.checks import check, hint
 # and b is what makes the mean of the x go to the mean of the y. `torch.linalg.solve(G, R)` solves G Z
 # = R for Z.
 #
-# By hand: two patches of one number, x = 0 and x = 2, and words y = 1 and y = 5. Less their means they
-# are -1, 1 and -2, 2. X^T X / n is 1, X^T Y / n is 2. Without a ridge W = 2 and b = 3 - 2 · 1 = 1: the
+# By hand: two patches of one number, x = 0 and x = 2, and words y = 1 and y = 5. Minus their means
+# they are -1, 1 and -2, 2. X^T X / n is 1, X^T Y / n is 2. Without a ridge W = 2 and b = 3 - 2 · 1 = 1: the
 # line through both points. With ridge 1, W = 2 / (1 + 1) = 1 and b = 2.
 
 
@@ -68,7 +68,7 @@ check("closed_form_projector", closed_form_projector)
 # - it belongs to the picture, or to the same owner as the query.
 #
 # So a question sees the picture and what came before in itself, and no other question. Padding is
-# treated as one question more: nobody reads what comes of it, but no row of a mask may be empty.
+# treated as one more question: nobody reads what comes of it, but each row of a mask needs a key.
 #
 # By hand, for the owners 0 0 1 2 2, a row for each query:
 #
@@ -105,7 +105,7 @@ check("shared_mask", shared_mask)
 #
 # RoPE turns queries and keys by their positions. A question must stand where it would stand if it were
 # the only one: it goes on where the picture ended. Positions begin at 1. Padding is treated as one
-# question more.
+# more question.
 #
 # By hand, for the owners 0 0 1 2 2: 1, 2, 3, 3, 4. For 0 0 0 1 1 2 2 2 it is 1, 2, 3, 4, 5, 4, 5, 6.
 
@@ -132,13 +132,13 @@ check("shared_positions", shared_positions)
 # fill 83 GB. But the equation of part 1 needs of all these patches only a few small sums. So take them
 # in parts: `batches` are pairs of patches and words, and of each you keep what you need and forget the
 # rest: a tensor of all patches is refused. At the end, return what part 1 would return for **all
-# patches together**. The parts differ in size, and in where they lie.
+# patches together**. The batches differ in size, and in their means.
 #
-# A hint from statistics: the mean of $(x - m)(x - m)^T$ is the mean of $x x^T$ less $m m^T$. Add up in
+# A hint from statistics: the mean of $(x - m)(x - m)^T$ is the mean of $x x^T$ minus $m m^T$. Add up in
 # float64.
 #
 # By hand: the patch x = 0 with the word y = 1 is one batch, x = 2 with y = 5 is the other. Each batch
-# alone would say: W = 0. Together they say W = 2 and b = 1, as in part 1.
+# alone, minus its own mean, is 0 and says nothing about W. Together they say W = 2 and b = 1, as in part 1.
 
 
 # %%
@@ -198,8 +198,8 @@ if model is not None:
 #
 # - Give `try_projector` a projector whose weight is zero, and only the bias is right. What does it say
 #   of every patch?
-#   <details><summary>Answer</summary>The same word, the one nearest to the mean of all words: every patch
-#   is told alike. Its squared error is the variance of the words, and R2 is 0.</details>
+#   <details><summary>Answer</summary>The same word, the one nearest to the mean of all words, for every
+#   patch. Its squared error is the variance of the words, and R2 is 0.</details>
 # - Fit with `number=10` pictures in place of 300. Then with a ridge of 1 in place of 0.001. What
 #   happens on the artist whom it has not seen?
 #   <details><summary>Answer</summary>Ten pictures show at most thirty objects, some words never: those

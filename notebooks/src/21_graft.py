@@ -1,9 +1,10 @@
 # %% [markdown]
 # # 21 · Graft: eyes for a language model
 #
-# SmolLM2 has read books and web pages, and has never seen anything. Our small model has eyes and knows
-# a few hundred words. Today you join the two: the tower of one, the language of the other. The first
-# bridge between them needs no training at all. You compute it.
+# SmolLM2 has read very many texts, and has never seen anything. Our small model sees, and knows 24
+# objects by name. Today you join the two, the tower of one and the language model of the other, as a
+# gardener *grafts* a branch of one tree onto another. The first projector between them needs no training
+# at all. You compute it.
 #
 # ## Do you remember?
 #
@@ -62,12 +63,13 @@ figures.model_map("projector", eyes.config)
 #
 # ## Predict
 #
-# 1. The bridge is computed on training artists. Then it reads patches inside the objects of an artist
-#    whom it never saw. The nearest of 33 words is the right one for how many percent? (Chance: 3 %.)
-# 2. Three questions about one picture, each as a row of its own, have 136 tokens. In one row that
-#    shares the picture: how many?
+# 1. The projector is computed from pictures by the training artists. Then it reads patches inside the
+#    objects of an artist who is new to it. The nearest of 33 words (24 objects, 9 colours) is the right
+#    one for how many percent? (Chance: 3 %.)
+# 2. Three questions about one picture, each as a row of its own, have 136 tokens. In each row 37 are a
+#    first token and the picture's 36. In one row that shares these: how many tokens?
 # 3. After the training, which was about 24 objects by their names, it is asked "is there an animal?".
-#    How many percent are right, where half are to be answered yes?
+#    How many percent of the answers are right? (In half of the pictures there is one.)
 
 # %%
 guess_patches, guess_tokens, guess_animal = ..., ..., ...
@@ -75,8 +77,8 @@ guess_patches, guess_tokens, guess_animal = ..., ..., ...
 # %% [markdown]
 # ## By hand: a map by least squares
 #
-# Each patch has a vector x from the tower. Let y be the vector of the **word that covers it**, from the
-# table of the language model. We look for the linear map with the smallest mean of
+# Each patch has a vector x from the tower. Let y be the vector of the **word for what it shows**, from
+# the table of the language model. We look for the linear map with the smallest mean of
 # $\lVert W x + b - y \rVert^2$. There is a formula for it: no steps, no learning rate. Subtract the
 # means, write the x as rows of X and the y as rows of Y:
 #
@@ -96,7 +98,7 @@ for ridge in (0, 1):
     print(f"ridge {ridge}: W = {W:.0f}, b = {y.mean() - W * x.mean():.0f}")
 
 # %% [markdown]
-# ## Build: the bridge
+# ## Build: the projector
 #
 # **Write it now**: [exercise 21](../exercises/21_graft.ipynb), part 1. Patches (n, p), words (n, d) and
 # the ridge come in; the weight (d, p) and the bias (d,) go out. Two results are above. Then open the
@@ -114,7 +116,7 @@ def closed_form_projector(patches, words, ridge):
 
 
 # %% [markdown]
-# Which word covers a patch? We compose the scenes, so we know: the object whose box covers it, else the
+# What does a patch show? We compose the scenes, so we know: the object whose box covers it, else the
 # colour of the background, and a mix at the edges. These are **patch labels**. A photograph has none;
 # PaliGemma never had them. Keep that in mind when you read how fast all this is.
 
@@ -143,9 +145,9 @@ if SMOLLM2:
     print(f"{len(patches):,} patches, {tuple(weight.shape)} numbers; R2 {r2:.2f}")
 
 # %% [markdown]
-# **R2** is the share of the words' variance that the map explains. Now the test: an artist whom nobody
-# was trained on. Each patch goes through the bridge, and we look for the nearest of the 33 words. No
-# gradient has been computed in this lesson so far.
+# **R2** is the share of the words' variance that the map explains. Now the test: an artist whose drawings
+# were in no training. Each patch goes through the projector, and we look for the nearest of the 33 words.
+# No gradient has been computed in this lesson so far.
 
 # %%
 if SMOLLM2:
@@ -166,8 +168,8 @@ if SMOLLM2:
     reveal("percent of the patches", guess_patches, f"{100 * right:.0f} of {int(inside.sum())}")
 
 # %% [markdown]
-# So the picture has become a text of 36 words that stands in a square. What does the language model
-# make of it? Nothing yet. We put the words where PaliGemma has its image tokens, and ask.
+# The picture has become a text of 36 words, in a square; inside objects about two of three are right. What
+# does the language model make of it? We put the 36 vectors where PaliGemma has its image tokens, and ask.
 
 # %%
 if SMOLLM2:
@@ -179,17 +181,17 @@ if SMOLLM2:
         print(question, "->", generate(model, processor, scene.picture, question, 8))
 
 # %% [markdown]
-# It talks on as a text would. It must learn to look: that is what LoRA is for. First two helps.
+# It says nothing about the picture. It must learn to look: that is what LoRA is for. First, two helps.
 #
-# - **Where** is a patch? RoPE counts 1 to 36, row by row. So each place gets a vector of its own, which
-#   starts as a mix of the *words* left, right, top and bottom.
-# - The **first token**: a language model parks attention on the first token of its text. We leave it one
-#   there, `<|im_start|>`, and let it read the picture as it reads everything: forward. The tower has
-#   looked both ways already.
+# - **Where** is a patch? RoPE counts the patches row by row, as one line. So each place gets a vector of
+#   its own, which starts as a mix of the *words* left, right, top and bottom.
+# - The **first token**: language models give much attention to the first token, whatever it is. So
+#   `<|im_start|>` stays there, before the picture. And the model reads the picture as it reads everything:
+#   forward, each token sees those before it. In the tower each patch has seen all others already.
 #
 # ## Build: questions that share a picture
 #
-# A step of training costs as much as it has tokens. The picture's 36 stand in every row, and the
+# A step of training costs the more, the more tokens it has. The picture's 36 stand in every row, and the
 # questions are short. So we put several questions behind one picture. Then two things must be as if
 # each were alone:
 #
@@ -251,9 +253,9 @@ if SMOLLM2:
 # %% [markdown]
 # ## See it: after a training
 #
-# Bridge and LoRA (rank 8 on queries, keys, values and outputs) together were trained for 400 steps of 4
+# Projector and LoRA (rank 8 on queries, keys, values and outputs) together were trained for 400 steps of 4
 # pictures with 6 questions each. Not here: it takes minutes (`python -m minipali.graft train`). The
-# result lies in the package: 1 million numbers in 2 MB, float16. The 134 million of SmolLM2 are as they
+# result lies in the package: 1 million numbers in 2 MB, float16. The 135 million of SmolLM2 are as they
 # were.
 
 # %%
@@ -264,13 +266,13 @@ if SMOLLM2:
         print(question, "->", generate(model, processor, scene.picture, question, 8))
 
 # %% [markdown]
-# One word each, and two of the three are wrong: the umbrella was a balloon already in the map of words;
-# left and right follow below.
+# One word each, and two of the three are wrong. The umbrella was partly a balloon in the map of words
+# already. Left and right come further below.
 #
-# How good is it? The exam was on the **test artist**, whom nothing was trained on and by whom nothing
-# was chosen, with three seeds. Beside it stands who does not see the picture: the same model with a grey
-# one, or the one before, and the commonest answer. The small model has the same tower and was trained
-# far longer.
+# How good is it? The exam shows the **test artist**, with whose drawings nothing was trained and nothing
+# was chosen; it was taken by three trainings with different seeds. Beside them stand the same model that
+# is shown a grey picture, or that of the question before, and the commonest answer: these do not see the
+# picture. The small model has the same tower and was trained far longer.
 
 # %%
 results = json.loads((graft.SHIPPED.parent / "exam.json").read_text())
@@ -288,7 +290,7 @@ reveal("percent of the animals", guess_animal, f"{100 * animal:.0f}")
 
 # %% [markdown]
 # The small model says the same to everything: half is right. The graft often knows that a dog is an
-# animal, though no picture ever said so: **the language model brought that along**. Do not call it
+# animal, though no training question ever said so: **the language model brought that along**. Do not call it
 # reasoning. Probably *dog* and *animal* lie near each other in its table; with plants and toys it
 # guesses. Instrument is one object here, the guitar, and fruit the apple. And the seeds differ. Now other
 # wordings:
@@ -305,8 +307,8 @@ if SMOLLM2:
 #
 # ## See it: left and right
 #
-# Two thirds of the questions about places are right. Look at them one by one, in scenes with two
-# different objects.
+# Seven of ten questions about places are right in the exam. Look at them place by place, in scenes with
+# two different objects.
 
 # %%
 if SMOLLM2:
@@ -329,8 +331,8 @@ if SMOLLM2:
 # %% [markdown]
 # It knows top and bottom, and **not left and right**: there the other object comes as often. The patches
 # stand in the row line after line. What is at the top comes early, at the bottom late, and early and
-# late are what a language model knows. Left and right are only in the 36 vectors of the places, and our
-# training did not learn to use them. One number for "places" had hidden it.
+# late are what a language model knows well. Left and right are only in the 36 vectors of the places, and our
+# training did not learn to use them. The one number for "places" had hidden that.
 #
 # ## Break it: what does each part do?
 #
@@ -373,7 +375,7 @@ if SMOLLM2:
     places.data = kept
 
 # %% [markdown]
-# - **Another picture** hurts most: what it says, it has seen.
+# - **Another picture** hurts most: most of its answers come from what it sees.
 # - **Questions that see each other** were never met in the training. In a training with this mistake
 #   the loss would look *better*, because earlier answers help.
 # - **Positions counted through** do no harm here, with four short questions. Not every mistake shows in
@@ -382,7 +384,7 @@ if SMOLLM2:
 #
 # ## Check
 #
-# Our bridge, mask and positions against the package's, on the same numbers.
+# Our projector, mask and positions against the package's, on the same numbers.
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
@@ -396,9 +398,9 @@ print("positions:", torch.equal(shared_positions(owner), graft.shared_positions(
 # %% [markdown]
 # ## In the real model
 #
-# What is the bridge's share? PaliGemma's projector is one linear layer, too. But it starts from random
-# numbers, and *all* weights of both halves are trained with it, on a billion pictures with texts.
-# Others keep the halves frozen at first and train the bridge alone, as LLaVA does.
+# How large is the projector's part? PaliGemma's is one linear layer, too. But it starts from zeros, and
+# *all* weights of both halves are trained with it, on a billion examples (its paper; lesson 17). Others
+# keep the halves frozen at first and train the projector alone, as LLaVA does.
 
 # %% tags=["nbval-check-output"]
 for name in ("small", "paligemma-3b-224"):
@@ -411,16 +413,16 @@ print(f"{'graft':18} 160 -> 576: {161 * 576:9,}, for places {36 * 576:,}, LoRA {
 # %% [markdown]
 # What all this does **not** show:
 #
-# - The tower is no stranger. It had met such scenes, with a label for every patch in its first stage,
-#   and then answered these very questions inside the small model.
+# - The tower is not new to such pictures. It had met such scenes, with a label for every patch in its
+#   first stage, and then learned these kinds of questions inside the small model.
 # - Nobody has shown it a photograph. It has 24 objects and 9 colours.
-# - The bridge needed labels of patches. Without them a bridge has to be learned, and that takes far
-#   more pictures.
+# - Our projector needed labels of patches. Without them it has to be learned from pictures with texts:
+#   LLaVA's from 595,000 pairs (its paper).
 #
 # ## Your turn
 #
 # If you have not yet: [the exercise](../exercises/21_graft.ipynb). It has one piece more that no cell of
-# this lesson shows: the bridge from more pictures than your memory holds.
+# this lesson shows: the projector from more pictures than your memory holds.
 #
 # ## Take away
 #
@@ -431,7 +433,7 @@ print(f"{'graft':18} 160 -> 576: {161 * 576:9,}, for places {36 * 576:,}, LoRA {
 #
 # **Self-test**
 #
-# <details><summary>The ridge grows without end. What does the bridge say of every patch?</summary>
+# <details><summary>The ridge grows without end. What does the projector say of every patch?</summary>
 #
 # W goes to zero and b to the mean of the words: of every patch it says the same.
 # </details>
@@ -451,9 +453,9 @@ print(f"{'graft':18} 160 -> 576: {161 * 576:9,}, for places {36 * 576:,}, LoRA {
 #
 # **Sources.** Least squares with a ridge: Hoerl and Kennard 1970. A frozen language model that is given
 # pictures: Tsimpoukelli et al. 2021, "Multimodal Few-Shot Learning with Frozen Language Models". The
-# bridge first, then the language model: Liu et al. 2023, "Visual Instruction Tuning" (LLaVA). Attention
+# projector first, then the language model: Liu et al. 2023, "Visual Instruction Tuning" (LLaVA). Attention
 # on the first token: Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks".
-# SmolLM2: Allal et al. 2025. PaliGemma: Beyer et al. 2024.
+# SmolLM2: Ben Allal et al. 2025, arXiv 2502.02737. PaliGemma: Beyer et al. 2024, arXiv 2407.07726.
 #
 # ### What the notes say, and what is true
 #
