@@ -293,7 +293,7 @@ def test_attentions_way_back_by_hand_is_autograds():
         output = torch.nn.functional.scaled_dot_product_attention(*inputs, mask)
         expected = torch.autograd.grad(output, inputs, gradient)
         found = checks.attention_backward(gradient, query, key, value, mask)
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def by_autograd(gradient, query, key, value, mask):
