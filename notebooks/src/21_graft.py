@@ -39,6 +39,7 @@ from minipali.checks import reveal
 from minipali.config import preset
 
 # %%
+torch.set_num_threads(1)  # a second thread gains little, and loses much where others work
 eyes, _ = load("small")
 try:
     model, processor = graft.new_graft()  # both halves, nothing trained between them
