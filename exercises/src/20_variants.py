@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exercise 20 · Variants
 #
-# You have built Gemma 1. Here are the pieces that other language models have in its place: Llama's MLP
+# You have built Gemma 1. Here are the pieces that other language models have instead: Llama's MLP
 # and its rows, Gemma 3's norms and windows. The fifth piece stands in no lesson: it trains a
 # tokenizer. Then your pieces work in SmolLM2, a published Llama, and it answers.
 #
@@ -16,7 +16,7 @@ from minipali.checks import check, hint
 # %% [markdown]
 # ## 1. Llama's MLP
 #
-# It has the same three matrices as Gemma's (exercise 10), and another bend: **SiLU**, which is a number
+# It has the same three matrices as Gemma's (exercise 10). But the gate is bent by **SiLU**, a number
 # times its own sigmoid. An MLP with such a gate is called **SwiGLU**.
 #
 # $$\text{SiLU}(g) = g \cdot \sigma(g), \quad \sigma(g) = \frac{1}{1 + e^{-g}} \qquad \qquad
@@ -118,7 +118,7 @@ check("norm_and_turn", norm_and_turn)
 # and the full one is the last of each group: with `every` = 6 it is layer 5, then 11, then 17. With
 # `every` = 1 all layers are full.
 #
-# The cache may hold tokens from before. There are s tokens in all, and the t queries are the **last**
+# There are s tokens in all, some of them from earlier calls (in the cache). The t queries are the **last**
 # t of them. Return a bool tensor (t, s), True where the query may see the key.
 #
 # By hand, layer 0, t = 2, s = 4, window 2, every 6: query 0 is token 2 of the text and sees tokens 1 and
@@ -162,7 +162,7 @@ check("layer_mask", layer_mask)
 # 3. Take the most frequent pair. If several are equally frequent, take the first of them in Python's order
 #    of tuples (`min`).
 # 4. If there is no pair, or the most frequent one occurs less than twice, stop.
-# 5. Note the pair, and merge it wherever it stands in the words: the two parts become one. Go through a
+# 5. Write the pair down, and merge it wherever it stands in the words: the two parts become one. Go through a
 #    word from left to right: a a a becomes aa a.
 # 6. Go on with 2, until there are `merges` pairs.
 #
@@ -233,8 +233,8 @@ correct = try_llama(swiglu, halves_from_pairs)
 
 # %% [markdown]
 # And Gemma 3, with your norms and your masks. Its weights come under Google's terms, which you read and
-# accept first (`python course.py weights gemma3`). Without them the model has random weights: logits show
-# a mistake as well as words do.
+# accept first (`python course.py weights gemma3`). Without them the model has random weights. Its logits
+# show a mistake, too.
 
 # %%
 correct = try_gemma3(norm_and_turn, layer_mask)
@@ -253,5 +253,5 @@ correct = try_gemma3(norm_and_turn, layer_mask)
 #   limits a layer, not the stack.</details>
 # - Where does your `train_bpe` spend its time, and what could it keep from one round to the next?
 #   <details><summary>Answer</summary>It counts all pairs of all words again. Only words that hold the merged
-#   pair have changed: keep the counts, and correct those of these words. With 49,000 merges that is the
-#   difference between minutes and days.</details>
+#   pair have changed: keep the counts, and correct those of these words. With tens of thousands of merges
+#   this saves nearly all of the time.</details>

@@ -48,20 +48,20 @@ figures.model_map("decoder", preset("small"))
 # After this lesson you can
 #
 # 1. **change** a Gemma 1 into a Llama, and into Gemma 2 and 3, line by line,
-# 2. **read** a published model whose rows stand in another order, and show that it is whole,
+# 2. **read** a published model whose weights have their rows in another order, and show that all is right,
 # 3. **say** which mistakes cost much, which little, and why a loss alone can mislead.
 #
 # Time: 60 minutes. You need: norms (lesson 02), RoPE (07), the cache (08), shared heads (09), the
-# decoder (10) and the loss (13).
+# decoder (10), the loss (13) and GGUF files (19).
 #
 # ## Predict
 #
-# 1. SmolLM2 was trained as a Llama. Your code is a Gemma 1. Four changes lead from one to the other. We
-#    make them one after the other and compute the loss on a text. After how many changes is the loss
-#    better than that of a blind guess?
+# 1. SmolLM2, a published model, was trained as a Llama. Your code is a Gemma 1. Four changes lead from one
+#    to the other: in the MLP, in the words' vectors, in the norms, in the order of rows. We make them one
+#    after the other and compute the loss on a text. After how many is it better than a blind guess's?
 # 2. Then all is right, and we make one mistake at a time: `"GELU"` in the MLP, norms with `"1 + w"`, words
-#    times the `"factor"`, the `"rows"` in the file's order, the `"base"` of Gemma 1's RoPE, KV `"heads"`
-#    handed out in a wrong order. Which one costs least, and which most?
+#    times Gemma's `"factor"` $\sqrt d$, the `"rows"` in the file's order, the `"base"` of Gemma 1's RoPE,
+#    KV `"heads"` given to the wrong queries. Which one costs least, and which most?
 # 3. In Gemma 3 270M, 15 of 18 layers look back 512 tokens at most. For a text of 32,768 tokens, how many
 #    percent of the cache does it need, compared with 18 full layers?
 
@@ -90,9 +90,9 @@ print("neighbours:              ", neighbours.tolist())
 print("halves, in another order:", turned(x[[0, 2, 1, 3]]).tolist())
 
 # %% [markdown]
-# The last line holds the same numbers as the one above it, in the other order. A query meets a key by a
-# dot product, and that does not care for the order, if both have the same one. So we may put the rows of
-# the query and key weights in order *once*, and keep our RoPE.
+# The last line holds the same numbers as the one above it, in the other order. A dot product of a query and
+# a key is the same in every order, if both have the same one. And each number of a query comes from one row
+# of the weight. So we put the rows of the query and key weights in our order *once*, and keep our RoPE.
 #
 # ## Build: rows in order
 #
@@ -111,8 +111,8 @@ def halves_from_pairs(weight, head_dim):
 # %% [markdown]
 # ## Build: Llama's MLP
 #
-# The gate is bent by SiLU, a number times its own sigmoid. It is a close relative of GELU: both are 0 at
-# 0, shut below and open above. With this gate an MLP is called **SwiGLU**.
+# The gate is bent by SiLU, a number times its own sigmoid. It is much like GELU: both are 0 at 0, near 0
+# far below it, and near the number itself far above it. With this gate an MLP is called **SwiGLU**.
 #
 # $$\text{SiLU}(g) = g \cdot \sigma(g) = \frac{g}{1 + e^{-g}}$$
 #
@@ -128,8 +128,8 @@ def swiglu(x, gate_weight, up_weight, down_weight):
 
 # %% [markdown]
 # Two more changes leave something out. Llama's norms multiply by w, where Gemma's have 1 + w. And Llama
-# does not multiply the words' vectors by $\sqrt d$. That is all: the rest is in both. (Larger Llamas
-# have a head of their own, where this one's is tied.)
+# does not multiply the words' vectors by $\sqrt d$. That is all: the rest is the same in both. (The first
+# Llamas have a head of their own; SmolLM2's is tied, as Gemma's.)
 #
 # ## See it: change after change
 #
@@ -212,12 +212,12 @@ if file:
 
 # %% [markdown]
 # SiLU is right, and the loss hardly moves. Leaving out the factor is right as well, and the loss gets
-# *worse*. Who goes by the loss alone takes both back, and never arrives. As long as one thing is far
-# wrong, the loss says nothing about the others. That is why this course checks each piece for itself.
+# *worse*. Who trusts the loss alone takes both back, and never finds the right model. As long as one thing
+# is far wrong, the loss says nothing about the others. So this course checks each piece for itself.
 #
 # ## See it: it answers
 #
-# Before a question come marks that the model was trained with: who speaks, and where a turn ends.
+# Around a question stand marks that the model was trained with. They say who speaks, and until where.
 
 # %%
 if file:
@@ -226,9 +226,9 @@ if file:
         print(question, "->", variants.answer(model, tokenizer, question, max_new_tokens=24))
 
 # %% [markdown]
-# Its tokenizer, **byte-level BPE**, is another one than SentencePiece (lesson 06): text is cut into
-# words, each word into bytes, and frequent neighbours are merged, in an order that was found once, in a
-# large text. (`Ġ` stands for a space.)
+# Its tokenizer is not SentencePiece (lesson 06), but **byte-level BPE**: text is cut into words, each word
+# into bytes (so nothing is unknown), and frequent neighbours are merged, in an order that was found once,
+# in a large text. Here are the first merges, and an example. (`Ġ` stands for a space.)
 
 # %%
 if file:
@@ -240,7 +240,7 @@ if file:
 # ## Break it: one thing at a time
 #
 # Now the other way round: all is right, and one thing is wrong. For the last mistake query head 5 reads KV
-# head 5 % 3 = 2, in place of 5 // 3 = 1. We ask each one for France's capital, too.
+# head 5 % 3 = 2, in place of 5 // 3 = 1. We ask each broken model for France's capital, too.
 
 
 # %%
@@ -276,11 +276,11 @@ if file:
     reveal("costs most", guess_most, most)
 
 # %% [markdown]
-# - **base**: the loss hardly moves, on a text of 199 tokens, and would pass for chance. The answer is
-#   another one.
-# - **GELU** still makes sentences, and no longer knows what it was asked. With the **rows** as in the file,
-#   who looks at whom is damaged, and it ends its turn at once.
-# - **factor**: the words are 24 times too large. What the first layers add is small beside them.
+# - **base**: the loss hardly moves. On a text of 199 tokens one could take that for chance. But the answer
+#   is another one.
+# - **GELU** still makes sentences, but no longer answers what it was asked. With the **rows** as in the
+#   file, attention goes to wrong tokens, and the answer ends before its first word.
+# - **factor**: the words are $\sqrt{576}$ = 24 times too large. What layers add is small beside them.
 # - **heads** and **1 + w** are worse than a blind guess. The model is not unsure, it is certain of wrong
 #   words, and that costs more.
 #
@@ -288,9 +288,9 @@ if file:
 #
 # ## Build: what Gemma 2 and 3 changed
 #
-# **Numbers that may not grow.** Gemma 2 norms twice: what attention and the MLP *read*, as before, and
+# **Numbers that must not grow.** Gemma 2 norms twice: what attention and the MLP *read*, as before, and
 # what they *give*, before it is added. And it caps: scores at 50, logits at 30. A **soft cap** bends
-# numbers smoothly, where a cut would end every gradient:
+# numbers smoothly. (A hard cut has gradient 0 beyond c.)
 #
 # $$\text{cap}(x) = c \cdot \tanh(x / c)$$
 
@@ -299,12 +299,12 @@ scores = torch.tensor([1.0, 10, 50, 100, 1000])
 print([round(x, 1) for x in (50 * (scores / 50).tanh()).tolist()])
 
 # %% [markdown]
-# The cap comes *before* the mask. After it, minus infinity would become -50, and hidden tokens would be seen
-# a little.
+# The cap comes *before* the mask. If it came after, minus infinity would become -50, and hidden tokens would
+# get a weight again, if a small one.
 #
-# Gemma 3 has no caps. It norms queries and keys, each head for itself: **QK-norm**. Long vectors can no longer
-# make large scores. This comes before RoPE. The norm's weight has another factor for each number, and if
-# it multiplies after the turn, it stretches pairs in directions that do not turn with them.
+# Gemma 3 keeps the four norms and drops the caps. It also norms queries and keys, each head for itself:
+# **QK-norm**. Long vectors can no longer make large scores. This comes before RoPE. The norm's weight has
+# one factor for each number; after the turn, two factors that differ would spoil the angle of a pair.
 #
 # **Write it now**: exercise 20, part 3. Queries or keys come in, (b, h, t, k), and go out. Two results:
 # [3, 4] with weight [1, 0] and eps 0.5 is [1.664, 1.109] before the turn, and [-1.109, 1.664] after a
@@ -342,13 +342,16 @@ for order in (norm_and_turn, turn_and_norm):
     print(f"{order.__name__}: 4 apart, from place 0, 10, 100: {found}")
 
 # %% [markdown]
+# With the turn last it does; with the norm last it does not.
+#
 # **Long texts.** The cache grows with each token, in each layer (lesson 08). So most layers **slide**: a token
 # sees itself and the `window` - 1 tokens before it. In Gemma 2 every second layer is full, in Gemma 3 every
-# sixth. What a window hides can still arrive, layer by layer.
+# sixth. What a window hides can still arrive, layer by layer (orange in the figure below).
 #
-# **Write it now**: exercise 20, part 4. The layer's number, t queries, s tokens in all, window and group
-# come in; a bool (t, s) goes out. Two results, with t = 2, s = 4, window 2, every 6: layer 0 gives
-# [[0, 1, 1, 0], [0, 0, 1, 1]], layer 5 [[1, 1, 1, 0], [1, 1, 1, 1]].
+# **Write it now**: exercise 20, part 4. The layer's number (from 0), t queries (the last of s tokens), s,
+# window and `every` (the last layer of so many is full) come in; a bool (t, s) goes out. Two results, with
+# t = 2, s = 4, window 2, every 6: layer 0 gives [[0, 1, 1, 0], [0, 0, 1, 1]], layer 5 [[1, 1, 1, 0],
+# [1, 1, 1, 1]].
 
 
 # %% jupyter={"source_hidden": true} tags=["hide-input"]
@@ -378,8 +381,8 @@ for name, base in (("sliding", gemma3.rope_local_base_freq), ("full", gemma3.rop
 #
 # ## Check
 #
-# Our pieces against the package's. Its tests hold the logits of all four kinds to transformers', and those
-# of SmolLM2, too: transformers reads the same file by itself.
+# Our pieces against the package's. Its tests compare the logits of all four kinds with transformers', and
+# SmolLM2's, too: transformers reads the same file with its own code.
 
 # %% tags=["nbval-check-output"]
 torch.manual_seed(0)
@@ -404,8 +407,8 @@ for field in FIELDS.split():
     print(f"{field:24}" + "".join(f"{getattr(one, field)!s:>19}" for one in kinds))
 
 # %% [markdown]
-# `gemma2` is also the decoder of PaliGemma 2. And Gemma 3 270M itself, if you have accepted its terms? It
-# goes on with texts; it was not trained to chat.
+# `gemma2` is also the decoder of PaliGemma 2. Here is Gemma 3 270M itself, if you have accepted its terms.
+# It continues a text; it was not trained to chat.
 
 # %%
 try:
@@ -425,7 +428,7 @@ except published.PublishedError:
 # - Llama and Gemma 1 differ in an activation, a norm's 1, a factor, and in the order of rows in a file.
 # - Gemma 2 and 3 keep numbers small (norms behind the parts, caps, then QK-norm) and the cache short
 #   (sliding layers, two RoPE bases).
-# - A model with one mistake can look healthy (base), or give nothing (1 + w). Compare with a known answer,
+# - A model with one mistake can look right (base), or be useless (1 + w). Compare with known results,
 #   piece by piece.
 #
 # **Self-test**
@@ -450,8 +453,8 @@ except published.PublishedError:
 #
 # **Sources.** Llama: Touvron et al. 2023, arXiv 2302.13971. SwiGLU: Shazeer 2020, arXiv 2002.05202. SmolLM2:
 # Ben Allal et al. 2025, arXiv 2502.02737. Gemma 2: Gemma Team 2024, arXiv 2408.00118 (model architecture).
-# Gemma 3: Gemma Team 2025, arXiv 2503.19786 (model architecture). QK-norm: Henry et al. 2020, arXiv
-# 2010.04245. BPE for text: Sennrich et al. 2016, arXiv 1508.07909.
+# Gemma 3: Gemma Team 2025, arXiv 2503.19786 (model architecture); the 270M's numbers: its config.json.
+# QK-norm: Henry et al. 2020, arXiv 2010.04245. BPE for text: Sennrich et al. 2016, arXiv 1508.07909.
 #
 # ### What the notes say, and what is true
 #
