@@ -78,13 +78,13 @@ def load_model(
     from minipali.lora import merge_lora
     from minipali.quantization import quantize
 
-    if bits == 4 and source == "graft":
-        raise ValueError("in 4 bits the graft has no sensible answer left: leave --int4 out")
     model, processor = load(source, dtype, choose_device(device), adapter)
     # In a small model a second thread gains nothing; where other programs run, all wait for it.
     if sum(p.numel() for p in model.parameters()) < 2**26:
         torch.set_num_threads(1)
     if bits:
+        if bits == 4 and source == "graft":
+            raise ValueError("in 4 bits the graft has no sensible answer left: leave --int4 out")
         merge_lora(model)
         quantize(model, bits)
     return model, processor

@@ -239,6 +239,9 @@ def test_the_graft_is_not_loaded_in_ways_that_it_does_not_have():
     with pytest.raises(ValueError, match="float32"):
         minipali.load("graft", dtype="bfloat16")
     assert cli.main(["finetune", os.devnull, "--model", "graft", "--check"]) == 2
+
+
+def test_in_four_bits_it_is_refused(smollm2):
     assert cli.main(["ask", "--model", "graft", "--int4"]) == 2
 
 
