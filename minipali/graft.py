@@ -1,6 +1,6 @@
 """Lesson 21. Graft: a vision tower joined to a language model that has only ever read.
 
-python -m minipali.graft train     the projector and LoRA, about ten minutes on two cores
+python -m minipali.graft train     the projector and LoRA, about 16 minutes on two cores
 python -m minipali.graft exam      the tables of the card
 
 The tower is the small model's, the language model SmolLM2-135M, and both stay as they are. New are
