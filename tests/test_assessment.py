@@ -1,4 +1,4 @@
-"""The assessment set: the numbers of its thirty-eight answers are computed, and its points add up."""
+"""The assessment set: the numbers of its 38 answers are computed, and its points add up."""
 
 import math
 import re

@@ -71,8 +71,8 @@ SWIGLU = Exercise(
     axes="b t d",
     gradients=("x",),
     checked=(
-        "shape and every value of 4 MLPs, of widths 3 to 6, one with large gates, and the gradient that reaches x;"
-        " inputs unchanged"
+        "shape and every value of 4 MLPs, of widths 3 to 6, one with large gates, and the gradient"
+        " that reaches x; inputs unchanged"
     ),
     mistakes=(
         Mistake(
