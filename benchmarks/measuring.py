@@ -29,18 +29,23 @@ def restart_as_avx2() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
-def by_turns(variants: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+def by_turns(
+    variants: dict[str, Callable[[], None]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each variant, `rounds` times, in turn, so that a busy moment hits all alike.
 
-    The first round warms up and is not counted.
+    The first round warms up and is not counted. clock: `time.thread_time` counts only while the
+    thread that asks computes, so it leaves out what other programs take, and threads beside it.
     """
     took = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, variant in variants.items():
-            start = time.perf_counter()
+            start = clock()
             variant()
             if number:
-                took[name].append(time.perf_counter() - start)
+                took[name].append(clock() - start)
     return took
 
 
@@ -90,12 +95,26 @@ def peak_memory() -> int:
 
 
 def machine() -> dict:
-    """The processor, how fast it reads memory and multiplies, and which ways that makes fastest."""
+    """The processor, and what torch makes of it."""
+    import torch
+
+    name, instructions = processor()
+    return {
+        "processor": name,
+        "instructions": " ".join(instructions),
+        "torch uses": torch.backends.cpu.get_cpu_capability(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def measured_machine() -> dict:
+    """Also how fast it reads memory and multiplies, and which ways that makes fastest."""
     import torch
 
     from minipali.narrow import fastest
 
-    name, instructions = processor()
     numbers = torch.ones(2**28)  # 1 GiB, far more than any cache
     left, right = torch.randn(256, 2048), torch.randn(2048, 8192)
     narrow = right.bfloat16()
@@ -108,13 +127,7 @@ def machine() -> dict:
         rounds=5,
     )
     work = 2 * 256 * 2048 * 8192
-    return {
-        "processor": name,
-        "instructions": " ".join(instructions),
-        "torch uses": torch.backends.cpu.get_cpu_capability(),
-        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+    return machine() | {
         "reads GB/s": round(numbers.nbytes / median(took["read"]) / 1e9, 1),
         "float32 GFLOP/s": round(work / median(took["float32"]) / 1e9, 1),
         "bfloat16 GFLOP/s": round(work / median(took["bfloat16"]) / 1e9, 1),

@@ -24,6 +24,7 @@ SPEED = ("loading", "loading and first token", "prefill", "decoding")
 PARTS = {
     "real_size": ("3B", SPEED),
     "hkproj": ("3B", SPEED),
+    "decoding": ("3B, one thread", ("decoding",)),
     "real_size_avx2": ("3B as AVX2", SPEED),
     "hkproj_avx2": ("3B as AVX2", SPEED),
     "small_size": ("small model", ("decoding", "training step")),

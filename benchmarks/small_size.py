@@ -6,7 +6,7 @@ python benchmarks/small_size.py
 import argparse
 import copy
 
-from measuring import by_turns, machine, restart_as_avx2, table, write
+from measuring import by_turns, measured_machine, restart_as_avx2, table, write
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         restart_as_avx2()
     import torch
 
-    result = {"machine": machine()}
+    result = {"machine": measured_machine()}
     # As the course runs it. A second thread gains nothing here, and while another program keeps a
     # core busy each operation waits for it: ten times as long a token was measured.
     torch.set_num_threads(1)

@@ -88,6 +88,8 @@ def load_model(
     if sum(p.numel() for p in model.parameters()) < 2**26:
         torch.set_num_threads(1)
     if bits:
+        if bits == 4 and source == "graft":
+            raise ValueError("in 4 bits the graft has no sensible answer left: leave --int4 out")
         merge_lora(model)
         quantize(model, bits)
     return model, processor

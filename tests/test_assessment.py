@@ -1,4 +1,4 @@
-"""The assessment set: the numbers of its thirty-two answers are computed, and its points add up."""
+"""The assessment set: the numbers of its 38 answers are computed, and its points add up."""
 
 import math
 import re
@@ -59,7 +59,7 @@ def test_the_numbers_of_an_answer_are_computed(title):
 
 
 def test_every_question_has_an_answer_whose_points_add_up():
-    assert list(QUESTIONS) == list(ANSWERS) and len(QUESTIONS) == 32
+    assert list(QUESTIONS) == list(ANSWERS) and len(QUESTIONS) == 38
     for title, head in HEADS.items():
         points = re.findall(r"^- (\d) points?(.*)", ANSWERS[title], re.MULTILINE)
         # "1 point for each of (a), (b), (c)" is as many points as it has letters.

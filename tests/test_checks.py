@@ -912,9 +912,11 @@ MASKED = [(numbers(3, 4), numbers(3, 4) > 0), (numbers(2, 5), numbers(2, 5) > 0)
          "has `x` added once too often"),
         (lambda x: x.sin(), lambda x: x + 0, TABLES, "Your result is `x` itself."),
         # Along an axis.
-        (lambda x: x.cumsum(1), lambda x: x.cumsum(1).flip(1), TABLES, "Along n your result is the right"),
+        (lambda x: x.cumsum(1), lambda x: x.cumsum(1).flip(1), TABLES,
+         "Along n your result is the right"),
         (lambda x: x.cumsum(1), lambda x: x.cumsum(1).roll(1, 1), TABLES, "one place too late."),
-        (lambda x: x.sin().softmax(1), lambda x: x.sin(), TABLES, "A softmax along n makes your result"),
+        (lambda x: x.sin().softmax(1), lambda x: x.sin(), TABLES,
+         "A softmax along n makes your result"),
         (lambda x: x.sin(), lambda x: x[:1].sin().expand_as(x), TABLES,
          "Along b all places of your result hold what is right at the first."),
         (lambda x: x / (x.square().sum(1, True) + 0.1), lambda x: x / (x.square().sum(1, True) + 1),

@@ -241,6 +241,10 @@ def test_the_graft_is_not_loaded_in_ways_that_it_does_not_have():
     assert cli.main(["finetune", os.devnull, "--model", "graft", "--check"]) == 2
 
 
+def test_in_four_bits_it_is_refused(smollm2):
+    assert cli.main(["ask", "--model", "graft", "--int4"]) == 2
+
+
 def test_it_answers_about_the_test_artists_pictures(smollm2):
     model, processor = minipali.load("graft")
     pictures = scenes.examples()

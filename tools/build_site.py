@@ -42,6 +42,7 @@ PARTS = {
     11: "It answers: both together",
     13: "Train it, load it, let it point",
     17: "Make it your own",
+    19: "Published weights",
 }
 
 # A lesson's row in the table of README.md.

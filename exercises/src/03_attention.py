@@ -114,8 +114,9 @@ check("multi_head_attention", multi_head_attention)
 # There is at least one block, and at least one key in each. Scores may be in the thousands, of either
 # sign.
 #
-# **Never put the keys, the values or the scores of all blocks into one tensor**, copies neither. The
-# check looks at the size of every tensor that torch makes.
+# **Never put the keys, the values or the scores of all blocks into one tensor**, and keep no copies of
+# blocks that are gone. The check looks at the size of every tensor that torch makes, where there are
+# several blocks. torch's finished attention is refused here, too.
 
 
 # %%

@@ -26,10 +26,10 @@ from minipali.checks import check, hint
 # here.) Three steps, in this order:
 #
 # 1. The picture becomes RGB on white. A pixel that is half transparent is laid on the white: it keeps
-#    half of its colour, and the other half is white.
-# 2. The whole picture is resized to a square, with Pillow's bicubic filter. Pillow rounds to bytes
-#    here, and so do you: the check compares exactly.
-# 3. The numbers 0 to 255 become -1 to 1.
+#    half of its colour, and the other half is white, rounded to the nearest byte as Pillow does it.
+# 2. The whole picture is resized to a square, with Pillow's bicubic filter, which rounds to bytes
+#    again. The check wants these bytes exactly.
+# 3. The numbers 0 to 255 become -1 to 1. (Here the last digit of a float may differ.)
 
 
 # %%

@@ -18,13 +18,13 @@ from minipali.checks import check, hint
 # ## 1. Rows in 8 bits
 #
 # Each row of a weight gets one **scale**, so that the number of the largest size in it becomes 127 or
-# -127. Every other one becomes the nearest whole number of scales:
+# -127. Every other one is divided by the scale, too, and rounded to the nearest whole number:
 #
 # $$\text{scale} = \frac{\max |w|}{127}, \qquad \text{whole} = \text{round}\left(\frac{w}{\text{scale}}
 # \right)$$
 #
 # The whole numbers are int8, the scales float32. A row of zeros becomes zeros; its scale may be any
-# number. (Mind that 0 / 0 is none.)
+# number. (Take care: 0 / 0 gives nan, which is no number.)
 #
 # By hand: the row [0.5, -1.27, 0.004, 0.018, 1] has the scale 0.01 and becomes [50, -127, 0, 2, 100].
 # The row [3, 1, -4, 0] has the scale 4 / 127 and becomes [95, 32, -127, 0], because 3 / (4 / 127) is
@@ -154,13 +154,14 @@ check("unpack_q4_1", unpack_q4_1)
 # %% [markdown]
 # ## 5. Write blocks of Q4_1
 #
-# The other way: 32 float32 numbers become the 20 bytes of part 4, which any program reads that reads
-# GGUF. For each row of 32:
+# The other way: 32 float32 numbers become the 20 bytes of part 4. Any program that knows GGUF can read
+# them. For each row of 32:
 #
 # 1. least is the smallest number, scale is (largest - smallest) / 15. **Both** become float16.
-# 2. Whoever reads the block has only the rounded scale and least. So with these two, each number
-#    becomes (number - least) / scale, rounded to the nearest whole number.
-# 3. That can be below 0 or above 15, where float16 has moved the least number. Then it becomes 0 or
+# 2. A program that reads the block has only the rounded scale and the rounded least number. So with
+#    these two, in float32, each number becomes (number - least) / scale, rounded to the nearest whole
+#    number.
+# 3. That can be below 0 or above 15, because float16 has moved the least number. Then it becomes 0 or
 #    15.
 # 4. Where the rounded scale is 0, all whole numbers are 0.
 #
@@ -196,9 +197,9 @@ check("pack_q4_1", pack_q4_1)
 # %% [markdown]
 # ## 6. The small model in your whole numbers
 #
-# The decoder of the trained model is rounded by your functions, and sits an exam of 96 questions about
-# pictures of the validation artist. "Your blocks" means: your `pack_q4_1` writes them, and the
-# package's reader reads them.
+# The decoder of the trained model is rounded by your functions, and then asked 96 questions about
+# pictures of the validation artist. "Your blocks" means: your `pack_q4_1` writes them, and minipali's
+# own function reads them.
 
 # %%
 from minipali import load
@@ -233,8 +234,9 @@ if found is not None:
 #   the products are of whole numbers.</details>
 # - Round the small model in 2 bits, with groups of 32 and of 8. How many bits does a weight take in both,
 #   if scale and least number have 16 bits each?
-#   <details><summary>Answer</summary>2 + 32 / 32 = 3, and 2 + 32 / 8 = 6. With the smaller groups more is
-#   right, but for 6 bits one can have groups of 32 with 5 bits, whose error is smaller.</details>
+#   <details><summary>Answer</summary>2 + 32 / 32 = 3, and 2 + 32 / 8 = 6. The smaller groups have the
+#   smaller error, but for the same 6 bits one can have groups of 32 with 5 bits, and a far smaller
+#   one.</details>
 # - In `unpack_q4_1`, exchange the two halves, and run part 7 again. What does SmolLM2 say?
 #   <details><summary>Answer</summary>Pieces of words in no order. Each block still has the right numbers,
 #   but each half of it stands where the other should be. No shape and no sum of a block shows it.</details>

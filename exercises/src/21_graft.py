@@ -178,6 +178,7 @@ check("fit_in_parts", fit_in_parts)
 from minipali import graft, published
 from minipali.checks.graft import try_projector, try_sharing
 
+torch.set_num_threads(1)
 try:
     published.find("smollm2")
     model, processor = graft.new_graft()

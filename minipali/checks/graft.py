@@ -746,7 +746,7 @@ def try_projector(
 ) -> bool:
     """Fit a learner's projector on scenes, and read an unseen artist's patches with it; display it.
 
-    Returns whether it names at least 60 % of the patches that lie inside an object.
+    Returns whether it names at least half of the patches that lie inside an object.
     """
     name = "your projector reads patches as words"
     train, unseen = scenes.TRAINING_ARTISTS, scenes.VALIDATION_ARTIST
@@ -766,7 +766,7 @@ def try_projector(
     inside = (shares.amax(dim=1) > 0.9) & (shares.argmax(dim=1) < len(scenes.OBJECTS))
     right = float((told == shares.argmax(dim=1))[inside].float().mean())
     said = f"{right:.0%} of {int(inside.sum())} patches inside objects of an unseen artist"
-    said += f" are nearest to the right one of {len(graft.WORDS)} words; by chance it were 3 %"
+    said += f" are nearest to the right one of {len(graft.WORDS)} words; by chance it would be 3 %"
     show(Outcome(name, CORRECT if right >= 0.5 else WRONG, f"{said}."))
     return right >= 0.5
 

@@ -36,7 +36,8 @@ def _rows() -> list[tuple]:
     first = _random(4, 6, seed=20)
     second = _random(5, 9, seed=55) * torch.tensor([0.3, 1, 40, 1, 5])[:, None]
     second[3] = 0
-    return [(first,), (second,)]
+    tiny = 1e-6 * _random(2, 5, seed=21)  # no scale is too small to count
+    return [(first,), (second,), (tiny,)]
 
 
 def to_int8(
@@ -83,8 +84,8 @@ TO_INT8 = Exercise(
     parts=("whole", "scale"),
     asked=_rows_that_count,
     checked=(
-        "whole numbers and scales of 2 matrices, with rows whose largest number is negative, rows"
-        " of very different size and a row of zeros; inputs unchanged"
+        "whole numbers and scales of 3 matrices, with rows whose largest number is negative, rows"
+        " of very different size, tiny ones and a row of zeros; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -803,7 +804,7 @@ UNPACK_Q8_0 = Exercise(
     reference=gguf.q8_0,
     cases=lambda: [
         (_bytes(3, [[0.25], [1.5], [0.37]], 32, seed=1),),
-        (_bytes(5, [[0.11], [2.5], [0.03], [0.5], [1.0]], 32, seed=2),),
+        (_bytes(5, [[0.11], [2.5], [0.03], [0.5], [-1.0]], 32, seed=2),),
     ],
     axes="m number",
     checked="the numbers of 3 and of 5 blocks of random bytes, in float32; inputs unchanged",
@@ -1130,7 +1131,8 @@ def _numbers() -> list[tuple]:
     second[2] *= 50
     second[3] = 0.75
     second[4] *= 5e-6  # so small that float16 moves the scale
-    return [(first,), (second,)]
+    tiny = 1e-7 * _random(2, 32, seed=1)  # so small that float16 has only 0 for the scale
+    return [(first,), (second,), (tiny,)]
 
 
 def _nibbles(low: Tensor, high: Tensor) -> Tensor:
@@ -1180,8 +1182,8 @@ PACK_Q4_1 = Exercise(
     cases=_numbers,
     axes="m byte",
     checked=(
-        "every byte of 3 and of 5 blocks: numbers around 0, numbers so far from 0 that float16"
-        " moves their least one, and equal numbers; inputs unchanged"
+        "every byte of 3, 5 and 2 blocks: numbers around 0, numbers so far from 0 that float16"
+        " moves their least one, equal and tiny numbers; inputs unchanged"
     ),
     mistakes=(
         Mistake(

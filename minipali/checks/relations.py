@@ -476,7 +476,7 @@ def _of_places(wrong: list[Wrong], tolerance: float) -> str:
     for axis, name in enumerate(wrong[0].axes):
         rest = [[i for i in range(one.ndim) if i != axis] for one in bad]
         lines = [one.any(dim=dims) if dims else one for one, dims in zip(bad, rest, strict=True)]
-        if any(len(line) < 3 for line in lines):
+        if len(wrong) < 2 or any(len(line) < 3 for line in lines):
             continue
         for text, inside in (
             ("only the first place is", lambda n: torch.arange(n) == 0),

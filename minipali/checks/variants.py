@@ -31,7 +31,9 @@ def _mlps() -> list[tuple]:
         sizes = (b, t, d), (hidden, d), (hidden, d), (d, hidden)
         return tuple(torch.randn(size, generator=random) for size in sizes)
 
-    return [case(2, 3, 5, 8), case(1, 4, 6, 6), case(3, 1, 4, 7)]
+    x, gate_weight, *rest = case(2, 2, 3, 4)
+    large = x, 60 * gate_weight, *rest  # e to the gate is infinite
+    return [case(2, 3, 5, 8), case(1, 4, 6, 6), case(3, 1, 4, 7), large]
 
 
 def swiglu(
@@ -69,8 +71,8 @@ SWIGLU = Exercise(
     axes="b t d",
     gradients=("x",),
     checked=(
-        "shape and every value of 3 MLPs, of widths 5, 6 and 4, and the gradient that reaches x;"
-        " inputs unchanged"
+        "shape and every value of 4 MLPs, of widths 3 to 6, one with large gates, and the gradient"
+        " that reaches x; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -379,7 +381,9 @@ def _heads() -> list[tuple]:
         # Sizes that differ from head to head and token to token: a norm over more shows.
         size = 0.2 + 3 * torch.rand(b, h, t, 1, generator=random)
         x = size * (torch.randn(b, h, t, k, generator=random) + 0.3)
-        angles = rope_angles(torch.arange(first, first + t).expand(b, t), k, 50.0)
+        # Each row of the batch begins elsewhere.
+        starts = torch.arange(first, first + 2 * b, 2)[:, None]
+        angles = rope_angles(starts + torch.arange(t), k, 50.0)
         return x, 0.5 * torch.randn(k, generator=random), *angles, eps
 
     return [case(2, 3, 4, 6, 3, 1e-3), case(1, 2, 5, 8, 0, 0.5), case(2, 1, 3, 4, 9, 1e-3)]
@@ -946,6 +950,7 @@ def _texts() -> list[tuple]:
         case({"xy": 1, "zy": 1, "yz": 1}, 3),
         case({"the": 9, "then": 4, "other": 3, "hen": 5, "tone": 2, "note": 2}, 12),
         case({"low": 2}, 0),
+        case({"über": 3, "übel": 2}, 2),
     ]
 
 
@@ -1042,7 +1047,7 @@ TRAIN_BPE = Exercise(
     cases=_texts,
     axes="",
     checked=(
-        "all merges and their order for 8 lists of words: with ties, repeated letters, pairs that"
+        "all merges and their order for 9 lists of words: with ties, repeated letters, pairs that"
         " occur once, more merges asked for than there are, and none; input unchanged"
     ),
     mistakes=(

@@ -9,14 +9,14 @@
 #
 # <details><summary>A safetensors file begins with 8 bytes. What do they say?</summary>
 #
-# How long the header is that follows: names, types, shapes and places of all tensors (lesson 14).
+# The length of the header that follows: names, types, shapes and places of all tensors (lesson 14).
 # </details>
 #
-# <details><summary>Which matrices are read for each token that the decoder writes, and which one once
-# a picture?</summary>
+# <details><summary>Which matrices are read for each token that the decoder writes, and which only once
+# for a picture?</summary>
 #
-# All matrices of the decoder and its table, for every token. The vision tower and the projector run
-# once, in the prefill (lesson 08).
+# All matrices of the decoder and its table (which is the head, too: lesson 10), for every token.
+# Those of the vision tower and the projector are read once, in the prefill (lesson 08).
 # </details>
 #
 # <details><summary>Two models answer the same 80 questions, one 82.5 % right, one 81.2 %. Is the first
@@ -58,7 +58,7 @@ figures.model_map("decoder", model.config)
 # 2. **measure** what that does to weights and to answers,
 # 3. **read** a published file, byte by byte, and say why few bits are faster.
 #
-# Time: 60 minutes. You need: the decoder (lesson 10) and files of weights (14). Some cells take
+# Time: 65 minutes. You need: the decoder (lesson 10) and files of weights (14). Some cells take
 # seconds: start with *Run All*, then read.
 #
 # ## Predict
@@ -66,8 +66,8 @@ figures.model_map("decoder", model.config)
 # 1. A row has 128 weights. One is an **outlier**: twenty times as large as is usual. The row is rounded
 #    to 16 values, evenly spaced from its least to its largest number. How many different values do the
 #    other 127 have then?
-# 2. The small model's decoder is rounded to 8, 6, 4, 3, 2 or 1 bits, in groups of 32. What is the
-#    smallest of these with which it loses at most five points of its exam?
+# 2. The small model's decoder is rounded to 8, 6, 4, 3, 2 or 1 bits, in groups of 32 neighbours. With
+#    how few bits does it still lose less than five points (of 100) in an exam of 80 questions?
 # 3. A matrix of 134 MB is multiplied with one vector, and then with 64 vectors at once. How many times
 #    as long does that take?
 
@@ -78,7 +78,8 @@ guess_values, guess_bits, guess_times = ..., ..., ...
 # ## By hand: a row in 8 bits
 #
 # **Quantization** replaces numbers by whole numbers and a factor that all of them share, the
-# **scale**. int8 holds -128 to 127. We let the largest size become 127, so that 0 stays 0:
+# **scale**. **int8**, one byte, holds -128 to 127. We let the largest size (without its sign)
+# become 127, so that 0 stays 0:
 #
 # $$\text{scale} = \frac{\max |w|}{127}, \qquad \text{whole} = \text{round}\left(\frac{w}{\text{scale}}
 # \right), \qquad w \approx \text{scale} \cdot \text{whole}$$
@@ -95,13 +96,15 @@ print("back ", [round(one, 3) for one in (scale * whole).tolist()])
 print("cut off in place of rounded:", (row / scale).int().tolist())
 
 # %% [markdown]
-# 0.004 is less than half a step, and is gone. No number is off by more than half a step. `.int()` alone
-# cuts off what is behind the point: 1.8 becomes 1, and the error can be a whole step.
+# A step is one scale, 0.01. 0.004 is less than half a step, and is gone. No number is off by more
+# than half a step. `.int()` alone cuts off what comes after the decimal point: 1.8 becomes 1, and
+# the error can be nearly a whole step.
 #
 # ## Build: rows
 #
-# The layer computes $x W^T$, a sum over a row for each output. A row's scale can be multiplied in once,
-# **after** the sum: $y = \text{scale} \cdot \sum_i x_i\, \text{whole}_i$. So each row has its own.
+# A linear layer computes $x W^T$: each output is a sum over one row of W. So each row can have a scale
+# of its own, and one multiplication **after** the sum is enough:
+# $y = \text{scale} \cdot \sum_i x_i\, \text{whole}_i$.
 #
 # **Write it now**: [exercise 19](../exercises/19_quantization.ipynb), part 1. A weight of shape (n, d)
 # comes in; whole numbers of this shape go out, as int8, and n scales. Two results: the row above, and
@@ -118,14 +121,14 @@ def to_int8(weight):
 # %% [markdown]
 # ## Build: groups
 #
-# With 4 bits there are 16 whole numbers. Two changes make the most of them:
+# With 4 bits there are 16 whole numbers. Two changes use them well:
 #
 # - **Groups**: 32 neighbours of a row share a scale. An outlier then spoils 31 others, not the whole row.
 # - We count from the **least** number of the group, so that all 16 are used: $w \approx \text{scale}
 #   \cdot \text{whole} + \text{least}$, with whole from 0 to 15 and scale = (largest - least) / 15.
 #
-# Some programs keep a **zero point** in place of the least number: the whole number that stands for 0.
-# It says the same: least = -scale · zero point.
+# Some programs keep a **zero point** in place of the least number: the whole number that stands
+# for 0. Each can be computed from the other: least = -scale · zero point.
 #
 # **Write it now**: exercise 19, part 2, for any number of bits. By hand, with 2 bits and groups of 4:
 # [-1, 0.5, 0.1, 2, 7, 7.2] has the least numbers [-1, 7], the scales [1, 0.0667] and the whole numbers
@@ -168,17 +171,17 @@ others = torch.arange(128) != 70
 reveal("different values", guess_values, len(ways["one group of 128"][others].unique()))
 
 # %% [markdown]
-# Left, the sixteen values reach up to 20, and few are left for the other 127. Right, only the 31 numbers
-# that share a group with the outlier lie on such wide steps.
+# On the left, the sixteen values reach up to 20, and few are left for the other 127. On the right,
+# only the 31 numbers that share a group with the outlier lie on such wide steps.
 #
 # Groups have a price. A scale and a least number of 16 bits each, for 32 weights, are one bit more for
 # each weight: "4 bits" are 5.
 #
 # ## See it: error and answers
 #
-# Now the whole decoder of the small model, its table included. The error is the length of what changed,
-# as a share of the length of the weights. But nobody asks a model for its weights. So it also sits an
-# exam: 80 questions about pictures of the validation artist.
+# Now the whole decoder of the small model, its table included. The error: take all weights as one
+# long vector, and divide the length of its change by its own length. But nobody asks a model for
+# its weights. So there is an exam, too: 80 questions about pictures of the validation artist.
 
 # %%
 asked = evaluation_set(scenes.VALIDATION_ARTIST, 10, seed=19)  # 10 questions of each task
@@ -216,18 +219,20 @@ enough = [bits for bits, found in right["groups of 32"].items() if found > befor
 reveal("bits", guess_bits, min(enough))
 
 # %% [markdown]
-# Each bit less doubles the error, about. The answers do not follow it. In groups of 32, with 3 bits,
-# the weights are off by a sixth of their size, and the exam hardly notices: the errors go in all
-# directions, and in a sum of many products they partly cancel. With 1 bit nothing is left.
+# Each bit less about doubles the error, the last one more. The answers do not follow it. In groups
+# of 32, with 3 bits, the weights are off by a sixth of their size, and the exam hardly notices: the
+# errors go in all directions, and in a sum of many products they partly cancel. With 1 bit the
+# model is about as good as always giving a task's commonest answer (dotted line).
 #
 # So the error does not tell how many bits a model needs. Measure answers. (This is one small model and
 # one exam of 80 questions, in which a few points are chance. Below, a larger model breaks earlier.)
 #
 # ## See it: why decoding waits for memory
 #
-# For each token, the decoder multiplies **one** vector with all its matrices. Each weight comes from
-# memory, serves one multiplication and one addition, and is not needed again until the next token. Here
-# is a matrix of the real model's MLP, on your machine:
+# For each token, the decoder multiplies **one** vector with all its matrices. Each weight comes
+# from memory, serves one multiplication and one addition, and is not needed again until the next
+# token. Here is a matrix of the real model's MLP, on your machine (1 GFLOP/s: a billion FLOP a
+# second, lesson 01):
 
 
 # %%
@@ -250,8 +255,8 @@ for count, took in ((1, one), (64, many)):
 reveal("times as long", guess_times, f"{many / one:.0f}")
 
 # %% [markdown]
-# 64 vectors are 64 times as much arithmetic, and take far less than 64 times as long. So with one vector
-# the processor mostly waited, for 134 MB to arrive. With fewer bytes it would wait less:
+# 64 vectors are 64 times as much arithmetic, and take far less than 64 times as long. So with one
+# vector the processor mostly waited for 134 MB to arrive. With fewer bytes it would wait less:
 
 # %%
 with torch.device("meta"):  # sizes without memory
@@ -268,20 +273,21 @@ for name, work in {
     print(f"measured, {name}: {one / seconds(work):.1f} times as fast as float32")
 
 # %% [markdown]
-# The first lines are what memory allows. The last two are what your processor makes of it: narrow numbers
-# must be widened before they are multiplied, and if that takes longer than the waiting, nothing is won.
-# (8.5 and 5 bits are the two formats that come now.)
+# The first lines are what memory allows. The last two are what your processor really reaches:
+# narrow numbers must be widened before they are multiplied, and if that takes longer than the
+# waiting, nothing is won. (8.5 and 5 bits belong to the two formats that come now.)
 #
 # ## See it: a published file, byte by byte
 #
 # SmolLM2 is a language model of 134 million numbers, free to use (Apache License). Its file is in
 # **GGUF**, the format of the program llama.cpp. `python course.py weights` downloads it.
 #
-# A GGUF file begins with four letters, its version, the number of tensors and that of **metadata**, which
-# are names with values. All numbers are little-endian: the lowest byte comes first. A name is 8 bytes
-# with its length, and then its letters. Then comes the kind of the value (8 is a text), and the value. We
-# read the first one by hand. Behind the metadata stands a table of all tensors; there we let the package
-# read, and count the numbers of each kind.
+# A GGUF file begins with four letters, its version (4 bytes), and the numbers of tensors and of
+# metadata (8 bytes each). **Metadata** are names with values. All numbers are little-endian: the
+# lowest byte comes first. A name is 8 bytes with its length, and then its letters. Then comes the
+# kind of its value (4 bytes; 8 means a text), and the value; a text is stored as a name is. We read
+# the first pair by hand. After the metadata comes a table of all tensors. minipali reads it, and we
+# count the numbers of each kind.
 
 # %%
 try:
@@ -348,8 +354,8 @@ def unpack_q4_1(blocks):
 
 
 # %% [markdown]
-# Now the file, read by these two functions, becomes a model. (Lesson 20 builds it: it is our decoder,
-# with a few changes.) We ask it for the capital of France.
+# Now the file, read by these two functions, becomes a model. (Lesson 20 builds it: it is our
+# decoder, with a few changes, which the file calls llama.) We ask it for the capital of France.
 
 
 # %%
@@ -417,13 +423,13 @@ if path:
     print("in 3 bits:        ", says({}, lambda weight: rounded(weight, 32, 3)))
 
 # %% [markdown]
-# With 3 bits in groups of 32 our small model had lost nothing that one could see. This one loses its
-# language. How many bits are enough is a question to each model.
+# With 3 bits in groups of 32 our small model had lost nothing that one could see. This one loses
+# its language. How many bits are enough must be measured for each model.
 #
 # ## Check
 #
-# Ours against the package's functions, on the same numbers. Its readers of blocks are tested against
-# the package `gguf` to the last bit.
+# Ours against minipali's functions, on the same numbers. Its readers of blocks are tested against
+# llama.cpp's Python package, also called `gguf`, to the last bit.
 
 # %% tags=["nbval-check-output"]
 weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(1))
@@ -441,9 +447,9 @@ print(f"at most half a step off: {off.max() <= 0.5001}")
 # %% [markdown]
 # ## In the real model
 #
-# PaliGemma 3B in gigabytes. In int8, as `minipali ask --int8` does it, a row has one scale of 32 bits.
-# Only the decoder is rounded: the vision tower runs once a picture, with many rows, where arithmetic
-# counts and there is little to win.
+# PaliGemma 3B in gigabytes. In int8, as `minipali ask --int8` does it, a row has one scale of 32
+# bits. Only the decoder is rounded: the vision tower runs once for each picture, on all its patches
+# at a time. So arithmetic takes the time there, and fewer bytes win little.
 
 # %% tags=["nbval-check-output"]
 count = sum(p.numel() for p in real.parameters())
@@ -457,13 +463,13 @@ for name, bits in ways.items():
 # ## Your turn
 #
 # If you have not yet: [the exercise](../exercises/19_quantization.ipynb). Your functions read the
-# published model. It has one piece more that no cell of this lesson shows: you write such blocks.
+# published model. Its last piece is shown in no cell of this lesson: you write such blocks.
 #
 # ## Take away
 #
 # - A quantized weight is a whole number, with a scale (and a least number) that its row or group shares.
 #   Small groups keep an outlier's damage small, and cost bits themselves.
-# - Decoding waits for memory: fewer bytes are faster, as long as unpacking them is.
+# - Decoding waits for memory: fewer bytes are faster, as long as unpacking them is fast, too.
 # - Judge by answers, of your own model. The error of the weights says little.
 #
 # **Self-test**
@@ -477,8 +483,9 @@ for name, bits in ways.items():
 # <details><summary>A row of 640 numbers is to be stored in blocks of 256. What is the trouble, and what
 # must not be done?</summary>
 #
-# 640 is not a multiple of 256. A block must not go on in the next row, which belongs to another output
-# and may have numbers of another size. GGUF's writers take a type with blocks of 32 for such a tensor.
+# 640 is not a multiple of 256. A block must not go on in the next row, which belongs to another
+# output and may have numbers of another size. Programs that write GGUF take a type with blocks of
+# 32 for it.
 # </details>
 #
 # <details><summary>A model of 7 billion weights, in 4.5 bits each, on a machine that reads 50 GB/s. How
@@ -496,4 +503,4 @@ for name, bits in ways.items():
 #
 # | the notes say | true |
 # |---|---|
-# | the notes use the weights as the file holds them | in 8 and 4 bits each the answers of this lesson's models stay, and there is less to read for each token |
+# | the notes use the weights as the file holds them | in 8 and 4 bits the small model's exam comes out as before, and there is less to read for each token |
