@@ -167,10 +167,11 @@ if SMOLLM2:
     nearest = torch.cdist(F.linear(seen, weight, bias), vectors).argmin(dim=1)
     inside = (shares.amax(dim=1) > 0.9) & (shares.argmax(dim=1) < len(scenes.OBJECTS))
     right = (nearest == shares.argmax(dim=1))[inside].float().mean()
-    reveal("percent of the patches", guess_patches, f"{100 * right:.0f} of {int(inside.sum())}")
+    reveal("percent of the patches", guess_patches, f"{100 * right:.0f}")
 
 # %% [markdown]
-# The picture has become a text of 36 words, in a square; inside objects about two of three are right. What
+# The picture has become a text of 36 words, in a square; inside objects about two of three are right. (The
+# frog is called an apple: green and round is not enough.) What
 # does the language model make of it? We put the 36 vectors where PaliGemma has its image tokens, and ask.
 
 # %%
@@ -289,7 +290,7 @@ if SMOLLM2:
         print(question, "->", generate(model, processor, penguin, question, 8))
 
 # %% [markdown]
-# It answers with the few words that its training has left it. SmolLM2's own talent, to go on with a
+# A penguin is a bird, and it says no. For the rest it has the few words that its training left it. SmolLM2's own talent, to go on with a
 # text, is covered up.
 #
 # ## See it: left and right
@@ -379,7 +380,7 @@ if SMOLLM2:
 torch.manual_seed(0)
 some, other = torch.randn(50, 7) + 1, torch.randn(50, 5) - 2
 ours, theirs = (f(some, other, 0.1) for f in (closed_form_projector, graft.closed_form_projector))
-print("bridge:   ", all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True)))
+print("projector:", all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True)))
 owner = torch.tensor([[0, 0, 1, 1, 2, 3, 3], [0, 0, 1, 2, 2, 2, -1]])
 print("mask:     ", torch.equal(shared_mask(owner), graft.shared_mask(owner)))
 print("positions:", torch.equal(shared_positions(owner), graft.shared_positions(owner)))
