@@ -185,7 +185,7 @@ def pack_q4_1(numbers):
     scale = (numbers.amax(dim=1, keepdim=True) - least) / 15
     least, scale = least.half(), scale.half()
     whole = (numbers - least.float()) / scale.float().clamp(min=1e-12)
-    whole = whole.round().clamp(0, 15).to(torch.uint8)
+    whole = whole.masked_fill(scale == 0, 0).round().clamp(0, 15).to(torch.uint8)
     packed = whole[:, :16] | whole[:, 16:] << 4
     return torch.cat((scale.view(torch.uint8), least.view(torch.uint8), packed), dim=1)
     ### END SOLUTION

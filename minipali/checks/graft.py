@@ -252,6 +252,7 @@ def _owners() -> list[tuple]:
         [[0, 0, 0, 1, 1, 2, 2, 2]],
         [[0, 0, 1, 1, 2, 3, 3], [0, 0, 1, 2, 2, 2, -1]],
         [[0, 0, 2, 2, 1, 1, 1, -1, -1]],
+        [[0, 0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 2, -1]],  # pictures of different sizes
     )
     return [(torch.tensor(row),) for row in rows]
 
@@ -287,8 +288,9 @@ MASK = Exercise(
     cases=_owners,
     axes="b one s s",
     checked=(
-        "3 batches: two questions after a picture of three places; two rows, one of them padded;"
-        " questions that are not numbered in their order, and padding; inputs unchanged"
+        "4 batches: two questions after a picture of three places; two rows, one of them padded;"
+        " questions that are not numbered in their order, and padding; rows whose pictures differ"
+        " in size; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -424,8 +426,9 @@ POSITIONS = Exercise(
     cases=_owners,
     axes="b s",
     checked=(
-        "3 batches: two questions after a picture of three places; two rows, one of them padded;"
-        " questions that are not numbered in their order, and padding; inputs unchanged"
+        "4 batches: two questions after a picture of three places; two rows, one of them padded;"
+        " questions that are not numbered in their order, and padding; rows whose pictures differ"
+        " in size; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -523,15 +526,18 @@ POSITIONS = Exercise(
 def _parts() -> list[tuple]:
     random = torch.Generator().manual_seed(211)
 
-    def case(sizes: tuple[int, ...], p: int, d: int, ridge: float) -> tuple:
+    def case(sizes, p: int, d: int, ridge: float, spread: float = 1, far: float = 0) -> tuple:
         true, batches = torch.randn(p, d, generator=random), []
         for n in sizes:  # each batch lies elsewhere, as scenes of one kind would
-            x = torch.randn(n, p, generator=random) + 2 * torch.randn(p, generator=random)
+            x = spread * torch.randn(n, p, generator=random) + far
+            x = x + 2 * spread * torch.randn(p, generator=random)
             y = x @ true + torch.randn(n, d, generator=random) + torch.randn(d, generator=random)
             batches.append((x, y))
         return batches, ridge
 
-    return [case((6, 6), 2, 3, 0.3), case((4, 5, 3) * 10, 3, 2, 0.1), case((7,), 3, 3, 0.2)]
+    sizes = [case((6, 6), 2, 3, 0.3), case((4, 5, 3) * 10, 3, 2, 0.1), case((7,), 3, 3, 0.2)]
+    # Single patches; and patches far from 0, whose squares hide in float32 how much they vary.
+    return [*sizes, case((1, 5, 1, 4), 2, 2, 0.1), case((20, 20), 2, 3, 0.01, spread=0.3, far=60)]
 
 
 def fit_in_parts(
@@ -608,8 +614,9 @@ FIT_IN_PARTS = Exercise(
     parts=("the weight", "the bias"),
     tolerance=1e-4,
     checked=(
-        "weight and bias for two batches of 6 patches, for thirty of 3 to 5, and for a single one,"
-        " each batch around another mean; no tensor of all patches; inputs unchanged"
+        "weight and bias for two batches of 6 patches, for thirty of 3 to 5, for a single one, for"
+        " batches of one patch, and for patches far from 0; no tensor of all patches; inputs"
+        " unchanged"
     ),
     mistakes=(
         Mistake(

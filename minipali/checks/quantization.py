@@ -1169,8 +1169,9 @@ def pack_q4_1(
     """float32 (m, 32) -> uint8 (m, 20). Right, or with one thing changed."""
     least = low(numbers)
     scale = width(numbers, kept(least)) / steps
-    step = by_scale(scale, kept(scale)).clamp(min=SMALL)
-    whole = whole_of(((exact(numbers) - by_least(least, kept(least))) / step).float())
+    step = by_scale(scale, kept(scale))
+    steps_up = (exact(numbers) - by_least(least, kept(least))) / step.clamp(min=SMALL)
+    whole = whole_of(steps_up.masked_fill(step == 0, 0).float())
     packed = _wrapped(both(*order(limit(whole).long())), torch.uint8)
     return torch.cat(join(half(scale), half(least), packed), dim=1)
 
