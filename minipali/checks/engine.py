@@ -543,6 +543,12 @@ def _signature(exercise: Exercise, attempt: Callable, arguments: tuple) -> str:
     return ""
 
 
+def _holds_tensors(value) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_tensors, value))
+    return isinstance(value, Tensor)
+
+
 def _describe(exercise: Exercise, arguments: tuple) -> str:
 
     def described(name: str, value) -> str:
@@ -550,6 +556,8 @@ def _describe(exercise: Exercise, arguments: tuple) -> str:
             return f"{name} {tuple(value.shape)}"
         if isinstance(value, Image):
             return f"{name}: {value.mode}, {value.width} x {value.height} pixels"
+        if isinstance(value, (list, tuple)) and _holds_tensors(value):
+            return f"{name}: {len(value)} in a {type(value).__name__}"  # all numbers help nobody
         return f"{name} = {shown(value)}"
 
     parts = [
