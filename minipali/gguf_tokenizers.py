@@ -66,7 +66,7 @@ def sentencepiece_file(of: dict) -> bytes:
     stored = b""
     for piece, score, kind in zip(of["tokens"], of["scores"], of["token_type"], strict=True):
         text = piece.replace(" ", SPACE).encode()
-        one = _field(1, text) + b"\x15" + struct.pack("<f", score) + b"\x18" + _varint(kind)
+        one = _field(1, text) + b"\x15" + struct.pack("<f", float(score)) + b"\x18" + _varint(kind)
         stored += _field(1, one)
     ids = {"unknown": 40, "bos": 41, "eos": 42, "padding": 43}
     all_bytes = of["token_type"].count(BYTE) == 256

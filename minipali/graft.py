@@ -9,6 +9,7 @@ a projector between them, found by least squares, and LoRA beside the language m
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -298,7 +299,9 @@ def save(model: PaliGemma, file: Path) -> None:
     """Write projector and LoRA, in float16, and which language model they belong to."""
     found = {name: x.detach().half().contiguous() for name, x in new_part(model).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(found, file, {"language_model": published.PUBLISHED["smollm2"].sha256})
+    part = file.with_name(f".{file.name}.part")  # a file that was there stays until this is whole
+    save_file(found, part, {"language_model": published.PUBLISHED["smollm2"].sha256})
+    os.replace(part, file)
 
 
 def put(model: PaliGemma, file: Path = SHIPPED) -> None:
@@ -419,6 +422,8 @@ def main() -> None:
     one.add_argument("--json", type=Path, help="put the result into this file, too")
     one.add_argument("--column", help="its name in there; default: what is measured")
     given = parser.parse_args()
+    if (number := given.steps if given.verb == "train" else given.each) < 2:
+        parser.error(f"--steps and --each must be at least 2, found {number}")
     try:
         if given.verb == "train":
 
@@ -442,6 +447,8 @@ def main() -> None:
     except (OSError, ValueError) as error:  # PublishedError and WeightsError are such
         print(f"minipali: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,8 @@ def load(source: str | Path) -> tuple[Gemma, Tokenizer]:
         with torch.device("meta"):
             model = Gemma(config)
         _check_places(file, model)
-    except (ValueError, KeyError, TypeError) as error:  # ConfigError is a ValueError
+    # Metadata can be of any type and size. ConfigError is a ValueError.
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         missing = f"{error} must be in it, and is missing"
         what = missing if isinstance(error, KeyError) else error
         raise GGUFError(

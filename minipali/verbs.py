@@ -61,6 +61,17 @@ def choose_device(name: str) -> str:
     return name
 
 
+def check_sees(source: str) -> None:
+    """Raise ValueError for the name or file of a language model."""
+    from minipali.published import PUBLISHED
+
+    if source in PUBLISHED or source.endswith(".gguf"):
+        raise ValueError(
+            f"{source} is a language model, which sees no pictures: talk with it by"
+            f" `minipali chat {source}`"
+        )
+
+
 def load_model(
     source: str,
     device: str,
@@ -76,13 +87,9 @@ def load_model(
 
     from minipali.adapters import load
     from minipali.lora import merge_lora
-    from minipali.published import PUBLISHED
     from minipali.quantization import quantize
 
-    if source in PUBLISHED or source.endswith(".gguf"):
-        raise ValueError(
-            f"{source} is a language model, which sees no pictures: minipali chat {source}"
-        )
+    check_sees(source)
     model, processor = load(source, dtype, choose_device(device), adapter)
     # In a small model a second thread gains nothing; where other programs run, all wait for it.
     if sum(p.numel() for p in model.parameters()) < 2**26:
@@ -107,13 +114,8 @@ class Job:
 
     def __init__(self, options: argparse.Namespace, prompt: str):
         from minipali import pictures
-        from minipali.published import PUBLISHED
 
-        if options.model in PUBLISHED or options.model.endswith(".gguf"):
-            raise ValueError(
-                f"{options.model} is a language model, which sees no pictures: talk with it by"
-                f" `minipali chat {options.model}`"
-            )
+        check_sees(options.model)
         given = options.pictures or [first_picture()]
         self.sources, self.notes = pictures.find(given)
         self.options, self.prompt = options, prompt
@@ -288,6 +290,7 @@ def chat(options: argparse.Namespace) -> int:
     from minipali.variants import SYSTEM, chat_prompt, load, stream_text
 
     how, turns = drawing(options), []
+    system = SYSTEM if options.system is None else options.system
     model, tokenizer = load(options.model)
     if options.system is not None and not tokenizer.chats:
         raise ValueError(
@@ -298,11 +301,11 @@ def chat(options: argparse.Namespace) -> int:
     def reply(text: str) -> str:
         """What the model says to the newest turn, printed as it comes."""
         turns.append(("user", text))
-        prompt = chat_prompt(turns, options.system or SYSTEM) if tokenizer.chats else text
+        prompt = chat_prompt(turns, system) if tokenizer.chats else text
         while len(tokenizer.encode(prompt)) > room and len(turns) > 1:
             del turns[:2]
             note("the beginning of this talk is forgotten: it no longer fits")
-            prompt = chat_prompt(turns, options.system or SYSTEM)
+            prompt = chat_prompt(turns, system)
         said = []
         try:
             for piece in stream_text(model, tokenizer, prompt, **how):

@@ -8,10 +8,10 @@ from conftest import ROUNDING, randomise
 
 import minipali
 from minipali import config as configs
-from minipali import published
+from minipali import published, variants
 from minipali.config import ConfigError, PaliGemmaConfig, replace, text_config
 from minipali.gemma import Gemma
-from minipali.gguf import GGUFError
+from minipali.gguf import GGUF, GGUFError
 from minipali.kv_cache import KVCache
 from minipali.published import PublishedError
 from minipali.variants import answer, causal_states, chat_prompt, continue_text
@@ -319,6 +319,20 @@ def test_a_file_of_another_model_is_told_in_one_sentence(change, told, tmp_path)
     with pytest.raises(GGUFError, match=told) as caught:
         minipali.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, [6, 6], "six", -1, True, 2**40])
+def test_metadata_of_any_kind_end_in_one_sentence(value, tmp_path, monkeypatch):
+    path = write_gguf(tmp_path / "x.gguf", "llama")
+    whole = GGUF(path).metadata
+    for key in [key for key in whole if key.startswith(("llama.", "tokenizer."))]:
+        file = GGUF(path)
+        file.metadata[key] = value
+        monkeypatch.setattr(variants, "GGUF", lambda path, file=file: file)
+        try:
+            minipali.load(path)
+        except GGUFError as error:
+            assert "\n" not in str(error)
 
 
 def test_another_family_is_told(tmp_path):
