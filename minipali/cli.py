@@ -194,6 +194,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--output", action=Once, type=Path, required=True, metavar="FILE.html", help="the page"
     )
+    verb.add_argument(
+        "--codec",
+        action=Once,
+        metavar="FILE",
+        help="the weights that turn codes into outlines, as for segment, such as vae-oid.npz: the"
+        " page draws what a model answers to segment NAME",
+    )
 
     add("doctor", doctor, "Look at the installation, and say what to do about what is wrong.")
     return top

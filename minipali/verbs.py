@@ -467,9 +467,11 @@ def page(options: argparse.Namespace) -> int:
         raise ValueError(f"--output must be in a folder that exists, found {output}: make it first")
     if output.exists() and not output.is_file():
         raise ValueError(f"--output must be a file, found a folder, pipe or device: {output}")
+    from minipali.masks import load_codec
     from minipali.page import make_page
 
-    content = make_page(options.model).encode()
+    codec = None if options.codec is None else load_codec(options.codec)
+    content = make_page(options.model, codec).encode()
     replace(output, content)
     print(f"written   {output}, {len(content) / 1e6:.1f} MB: open it in a browser")
     return 0

@@ -4,6 +4,7 @@ Expected values come from the Python side alone: SentencePiece, Pillow and torch
 """
 
 import base64
+import copy
 import io
 import itertools
 import json
@@ -19,17 +20,20 @@ import PIL
 import pytest
 import torch
 from browsing import visit, wait_for
-from conftest import ROUNDING
+from conftest import ROUNDING, fresh_model
 from PIL import Image
+from safetensors.torch import save_file
 
 import minipali
 import minipali.page
 from minipali import generation, scenes
 from minipali.attention import attend, attention_weights
 from minipali.cli import main
-from minipali.locations import read_boxes
+from minipali.locations import box_tokens, read_boxes
+from minipali.masks import COLOURS, MaskCodec, published_name, read_masks
 from minipali.page import DRAWINGS, EXAMPLES, PageError, make_page
-from minipali.tokens import to_pixels
+from minipali.tokens import Processor, to_pixels
+from minipali.training import suffix_loss
 from minipali.weights import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,12 +69,12 @@ ODD_TEXTS = [
 # Reads one JSON object a line, does what it says, and writes one line of JSON each.
 RUNNER = """
 const fs = require("fs"), vm = require("vm"), readline = require("readline");
-for (const file of ["reading.js", "model.js"])
+for (const file of ["reading.js", "model.js", "masks.js"])
   vm.runInThisContext(fs.readFileSync(`${process.argv[2]}/${file}`, "utf8"), file);
 vm.runInThisContext(`
 const bytes = (text) => new Uint8Array(Buffer.from(text, "base64"));
 const floats = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength);
-let model, tokenizer, features;
+let model, tokenizer, features, codec;
 const verbs = {
   open: ({ folder }, read) => {
     const config = JSON.parse(read(folder + "/config.json"));
@@ -96,6 +100,10 @@ const verbs = {
     return { ids, text, boxes: readBoxes(text, height, width), logits: told, seen };
   },
   distribution: ({ logits, temperature, topP }) => [...distribution(logits, temperature, topP)],
+  codec: ({ file }, read) => { codec = readSafetensors(new Uint8Array(read(file))); },
+  decodeMask: ({ codes }) => floats(decodeMask(codes, codec)).toString("base64"),
+  masks: ({ answer, height, width }) => readMasks(answer, codec, height, width)
+    .map(({ name, box, mask }) => ({ name, box, mask: floats(mask).toString("base64") })),
 };
 `);
 const read = (file) => fs.readFileSync(file);
@@ -318,6 +326,89 @@ def test_answers_and_boxes(small_node, small):
     assert boxes > 60
 
 
+@torch.no_grad()
+def make_codec(**sizes) -> MaskCodec:
+    """With random weights of float16, and as much inside as outside."""
+    random = torch.Generator().manual_seed(3)
+    codec = MaskCodec(**sizes).requires_grad_(False)
+    for p in codec.parameters():
+        fan = p[0].numel() if p.ndim == 4 else 4
+        p.copy_((torch.randn(p.shape, generator=random) * (2 / fan) ** 0.5).half())
+    drawn = codec.decode(torch.randint(len(codec.codebook), (8, 16), generator=random))
+    codec.decoder[-1].bias.sub_(drawn.median()).copy_(codec.decoder[-1].bias.half())
+    return codec
+
+
+@pytest.fixture(params=[{}, {"channels": (3, 5), "width": 7, "entries": 11}], ids=["", "small"])
+def codec_node(node, request, tmp_path):
+    """(codec, Node with the same codec): the published sizes, and sizes that all differ."""
+    codec = make_codec(**request.param)
+    weights = {name: one for name, one in codec.state_dict().items() if "encoder" not in name}
+    save_file({name: one.half() for name, one in weights.items()}, tmp_path / "codec.safetensors")
+    node("codec", file=str(tmp_path / "codec.safetensors"))
+    return codec, node
+
+
+def test_a_decoded_mask(codec_node):
+    codec, node = codec_node
+    for row in torch.randint(len(codec.codebook), (4, 16), generator=torch.Generator()).tolist():
+        expected = codec.decode(torch.tensor([row]))[0]
+        assert expected.std() > 0.1  # else nothing would be compared
+        assert (numbers(node("decodeMask", codes=row)).view_as(expected) - expected).abs().max() < (
+            1e-4
+        )
+
+
+def codes(*given: int) -> str:
+    return "".join(f"<seg{code:03d}>" for code in given)
+
+
+def test_masks_of_an_answer(codec_node):
+    """Read as in Python, and equal but for pixels where the resized number is nearly 0."""
+    codec, node = codec_node
+    places, all_codes = box_tokens((0.1, 0.22, 0.87, 0.6)), codes(*range(5), *range(11))
+    one = f"{places} {all_codes} red car"
+    two = f"{one} ; {box_tokens((0, 0.5, 1, 1))}{codes(*[10, 3] * 8)} cat"
+    odd = [
+        "",
+        "a cat",
+        f"{places} cat",
+        one.replace("<seg003>", "", 1),  # 15 codes
+        f"{one.replace('<seg003>', '', 1)} ; {one}",
+        one.replace("<seg003>", "<seg003><seg003>", 1),  # 17
+        one.replace("<seg003>", "<seg011>", 1),  # which the small codec has not
+        one.replace("<seg003>", "<seg128>", 1),
+        one.replace("<seg003>", "<seg3>", 1),
+        one.replace("<loc0102>", "<loc1024>", 1),
+        one.replace("<loc0102>", "", 1),
+        f"<loc0007>{one}",
+        f"{box_tokens((0.9, 0.1, 0.1, 0.9))}{all_codes} upside down",
+        f"{box_tokens((0.5, 0.1, 0.5, 0.9))}{all_codes} flat",
+        f"{box_tokens((0.5, 0.1, 0.501, 0.9))}{all_codes} less than a pixel",
+        f"{places}\n{all_codes}",
+    ]
+    less, more = copy.deepcopy(codec), copy.deepcopy(codec)
+    less.decoder[-1].bias -= 1e-3
+    more.decoder[-1].bias += 1e-3
+    read = 0
+    for answer, (height, width) in itertools.chain(
+        itertools.product([one, two], [(64, 64), (37, 90), (300, 288), (900, 11), (1, 1)]),
+        itertools.product(odd, [(20, 30)]),
+    ):
+        found = node("masks", answer=answer, height=height, width=width)
+        surely, perhaps = (read_masks(answer, c, height, width) for c in (less, more))
+        assert [mask["name"] for mask in found] == [name for name, _, _ in surely], answer
+        for told, (_, box, inside), (_, _, at_most) in zip(found, surely, perhaps, strict=True):
+            assert told["box"] == pytest.approx(box)
+            mask = np.frombuffer(base64.b64decode(told["mask"]), np.uint8)
+            mask = mask.reshape(height, width)
+            assert mask.max() <= 1
+            assert (mask >= inside).all() and (mask <= at_most).all(), answer
+            assert (at_most & ~inside).mean() < 0.01  # so nearly all pixels are compared
+            read += 0 < mask.sum() < height * width
+    assert read > 12
+
+
 # --- the file ------------------------------------------------------------------------------------
 
 
@@ -377,6 +468,34 @@ def test_what_the_command_says(tmp_path, capsys, saved):
     assert not (tmp_path / "a.html").exists()
 
 
+@pytest.fixture(scope="module")
+def codec():
+    return make_codec()
+
+
+@pytest.fixture
+def codec_file(codec, tmp_path):
+    """As big_vision gives it out; numpy may store an array column by column too."""
+    arrays = {published_name(name): one.numpy() for name, one in codec.state_dict().items()}
+    np.savez(tmp_path / "vae-oid.npz", **{n: np.asfortranarray(a) for n, a in arrays.items()})
+    return tmp_path / "vae-oid.npz"
+
+
+def test_the_command_with_a_codec(codec_file, saved, tmp_path, capsys):
+    with_codec = tmp_path / "with.html"
+    assert main(["page", str(saved), "--codec", str(codec_file), "--output", str(with_codec)]) == 0
+    assert main(["page", str(saved), "--output", str(tmp_path / "without.html")]) == 0
+    size = with_codec.stat().st_size
+    assert 2e6 < size - (tmp_path / "without.html").stat().st_size < 3.5e6
+    capsys.readouterr()
+    (tmp_path / "bad.npz").write_bytes(codec_file.read_bytes()[:1000])
+    for file, what in (("none.npz", "no file"), ("bad.npz", "must be a whole npz file")):
+        arguments = ["--codec", str(tmp_path / file), "--output", str(with_codec)]
+        assert main(["page", str(saved), *arguments]) == 2
+        assert what in capsys.readouterr().err
+    assert with_codec.stat().st_size == size  # the old one stays
+
+
 def test_models_that_a_page_cannot_hold(saved, tmp_path, monkeypatch):
     monkeypatch.setattr("minipali.page.MOST", 1000)
     with pytest.raises(PageError, match="at most 1,000 parameters, found"):
@@ -388,6 +507,10 @@ def test_models_that_a_page_cannot_hold(saved, tmp_path, monkeypatch):
     minipali.save(model, processor, tmp_path / "large")
     with pytest.raises(PageError, match="at most 65,504"):
         make_page(tmp_path / "large")
+    codec = make_codec(channels=(3, 5))
+    codec.codebook[0, 0] = 1e5
+    with pytest.raises(PageError, match="weights of the codec must be at most 65,504"):
+        make_page(saved, codec)
 
 
 def test_a_tokenizer_that_a_page_does_not_know(saved, monkeypatch):
@@ -523,20 +646,87 @@ def test_a_pointer_drags_and_draws(browser, page):
     assert browser.run(label) == "Your drawing"  # which stays
 
 
-def test_an_answer_with_an_outline(browser, page):
-    """The page has no mask decoder: it draws the box, and says what the outline would take."""
+OUTLINE = f"<loc0100><loc0200><loc0900><loc0700> {codes(*range(0, 128, 8))} apple"
+TOLD = """document.getElementById("told").textContent"""
+
+
+def finish(browser, answer: str) -> str:
+    """What the page says of an answer."""
+    browser.run(f"""loading.then(({{ tokenizer, codec }}) =>
+        finish(tokenizer, codec, "segment apple", {json.dumps(answer)}))""")
+    return browser.run(TOLD)
+
+
+def test_an_outline_in_a_page_without_a_codec(browser, page):
+    """It draws the box, and says what the outline would take."""
     visit(browser, page)
-    outline = "".join(f"<seg{code:03}>" for code in range(0, 128, 8))
-    answer = f"<loc0000><loc0512><loc0341><loc1023> {outline} cat"
-    browser.run(f"""loading.then(({{ tokenizer }}) =>
-        finish(tokenizer, "segment cat", {json.dumps(answer)}))""")
-    assert browser.run(TEXT) == "cat"
+    told = finish(browser, OUTLINE)
+    assert browser.run(TEXT) == "apple"
     drawn = """["y", "x", "height", "width"].map((side) =>
         Number(document.querySelector("#boxes rect").getAttribute(side)))"""
-    [(_, (y0, x0, y1, x1))] = read_boxes(answer)
+    [(_, (y0, x0, y1, x1))] = read_boxes(OUTLINE)
     assert browser.run(drawn) == pytest.approx([288 * n for n in (y0, x0, y1 - y0, x1 - x0)])
-    told = browser.run("""document.getElementById("told").textContent""")
-    assert "mask decoder, which is not in this page: `minipali segment` draws it" in told
+    assert "no mask decoder" in told and "`minipali page` with --codec" in told
+    assert browser.run("""document.querySelector("#boxes image")""") is None
+
+
+@pytest.fixture(scope="module")
+def segmenting(small_folder, tmp_path_factory):
+    """The folder of a tiny model that has learned one answer by heart, with an outline."""
+    model = fresh_model().train()
+    processor = Processor(small_folder / "tokenizer.model", model.config)
+    batch = processor(scenes.examples()["three_apples"], "segment apple", OUTLINE)
+    labels = batch.pop("labels")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        suffix_loss(model(**batch), labels).backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("segmenting") / "model"
+    minipali.save(model.half(), processor, folder)
+    return folder
+
+
+# What is drawn over the picture at a place in its pixels: [red, green, blue, alpha].
+OVER = """(async () => {{
+  const image = new Image();
+  image.src = document.querySelector("#boxes image").getAttribute("href");
+  await image.decode();
+  const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
+  canvas.drawImage(image, 0, 0);
+  return [...canvas.getImageData({x}, {y}, 1, 1).data];
+}})()"""
+
+
+def test_a_page_that_draws_masks(browser, segmenting, codec, tmp_path):
+    """Asked for an apple by the page's own prompt, and as another page would ask."""
+    file = tmp_path / "masks.html"
+    file.write_text(make_page(segmenting, codec), encoding="utf-8")
+    model, processor = load(segmenting, dtype="float32")
+    picture = scenes.examples()["three_apples"]
+    [(name, box, mask)] = minipali.asking.segment(model, processor, codec, picture, "apple")
+    assert 1000 < mask.sum() < 0.9 * (box[2] - box[0]) * (box[3] - box[1])
+    visit(browser, file)
+    browser.run("""[...document.querySelectorAll("#examples button")]
+        .find((one) => one.dataset.name === "three_apples").click()""")
+    browser.run("""[...document.querySelectorAll("#prompts button")]
+        .find((one) => one.textContent === "segment apple").click()""")
+    wait_for(lambda: "Outlines in colour" in browser.run(TOLD), seconds=30)
+    assert browser.run(TEXT) == name
+    [pixels] = re.findall(r"Outlines in colour: apple ([\d,]+) pixels[.]", browser.run(TOLD))
+    assert int(pixels.replace(",", "")) == pytest.approx(mask.sum(), abs=20)
+    for inside, colour in ((mask, [*COLOURS[0], 128]), (~mask, [0, 0, 0, 0])):
+        y, x = np.argwhere(inside)[inside.sum() // 2].tolist()
+        assert browser.run(OVER.format(x=x, y=y)) == pytest.approx(colour, abs=1)
+    script = """minipali.ask({ image: "three_apples", prompt: "segment apple" })
+      .then(({ masks }) => masks.map((one) => ({ ...one, mask: [...one.mask] })))"""
+    [told] = browser.run(script)
+    assert told["name"] == name and told["box"] == pytest.approx(box)
+    found = np.array(told["mask"]).reshape(mask.shape)
+    assert (found != mask).sum() < 20  # where the number is nearly 0
+    cut = OUTLINE.replace("<seg008>", "")
+    assert "no whole outline" in finish(browser, cut)
+    assert browser.run("""document.querySelector("#boxes image")""") is None
 
 
 def test_a_picture_of_a_visitor(browser, page):

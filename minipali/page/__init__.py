@@ -1,7 +1,8 @@
 """The live model: a trained model and all that it needs, as one web page that opens from disk.
 
-`model.js` holds PaliGemma once more, in JavaScript; `reading.js` what stands around it; `app.js`
-the page's own doing. Nothing is asked of a server: weights, pictures and code are in the file.
+`model.js` holds PaliGemma once more, in JavaScript; `reading.js` what stands around it; `masks.js`
+the decoder of a mask codec; `app.js` the page's own doing. Nothing is asked of a server: weights,
+pictures and code are in the file.
 """
 
 import base64
@@ -14,8 +15,10 @@ from importlib import resources
 from pathlib import Path
 
 from safetensors.torch import save
+from torch import Tensor
 
 from minipali import config as configs
+from minipali.masks import COLOURS, MaskCodec
 from minipali.saving import weights_to_save
 from minipali.scenes import BACKGROUNDS, OBJECTS, with_article
 from minipali.tokenizer_files import NORMAL, parse_pieces
@@ -23,7 +26,7 @@ from minipali.tokens import Processor
 from minipali.weights import SMALL, load
 
 MOST = 50_000_000  # parameters: a page of about 115 MB, and seconds for each token
-SCRIPTS = ("reading.js", "model.js", "app.js")
+SCRIPTS = ("reading.js", "model.js", "masks.js", "app.js")
 
 # Those whose licences a page can keep by naming the artist: Noto's wants its whole text handed on.
 EXAMPLES = (
@@ -42,6 +45,7 @@ PROMPTS = (
     "answer en how many objects are there?",
 )
 WITH_NAME = ("detect {name}", "answer en is there {a name}?")
+WITH_CODEC = ("segment {name}",)
 
 # What the page says about its model: of a model of this course, and of any other.
 LEARNED = (
@@ -61,18 +65,18 @@ class PageError(ValueError):
     """A model that a page cannot hold."""
 
 
-def make_page(source: str | Path = "small") -> str:
+def make_page(source: str | Path = "small", codec: MaskCodec | None = None) -> str:
     """The HTML of a page in which the model answers.
 
-    source: as in `minipali.load`. The weights are rounded to float16. Raises PageError for a model
-    of more than MOST parameters, with weights that float16 cannot hold, or with a tokenizer that
-    is no plain byte-pair encoding; and what `load` raises.
+    source: as in `minipali.load`; codec: what turns a model's `<seg>` tokens into masks, of which
+    the page gets the decoder. All weights are rounded to float16. Raises PageError for a model of
+    more than MOST parameters, with weights that float16 cannot hold, or with a tokenizer that is no
+    plain byte-pair encoding; and what `load` raises.
     """
     model, processor = load(source)
     _check(model, processor, source)
-    weights = {name: weight.half() for name, weight in weights_to_save(model).items()}
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise PageError(f"all weights of {source} must be at most 65,504 for a page, in float16")
+    decoder = codec.state_dict() if codec else {}
+    decoder = {name: one for name, one in decoder.items() if not name.startswith("encoder.")}
     of_the_course = _tokenizer(processor) == (SMALL / "tokenizer.model").read_bytes()
     data = {
         "name": "the small model" if source == "small" else Path(source).resolve().name,
@@ -82,13 +86,15 @@ def make_page(source: str | Path = "small") -> str:
         "drawings": {name: _url(png) for name, png in _drawings().items()},
         "names": {name: with_article(name) for name in OBJECTS},
         "backgrounds": BACKGROUNDS,
-        "prompts": [*PROMPTS, *WITH_NAME],
+        "prompts": [*PROMPTS, *WITH_NAME, *(WITH_CODEC if codec else ())],
+        "colours": COLOURS,
         "limits": [*(LEARNED if of_the_course else OTHER), "It cannot say: I do not know."],
     }
     parts = {
         "style": _file("page.css"),
         "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
-        "weights": _text(zlib.compress(_planes(save(weights, {"format": "pt"})), 9)),
+        "weights": _packed(weights_to_save(model), f"{source}"),
+        "codec": _packed(decoder, "the codec") if codec else "",
         "scripts": "\n".join(f"<script>\n{_file(name)}</script>" for name in SCRIPTS),
         "name": html.escape(data["name"]),
     }
@@ -127,9 +133,14 @@ def _tokenizer(processor: Processor) -> bytes:
     return processor.sentencepiece.serialized_model_proto()
 
 
-def _planes(numbers: bytes) -> bytes:
-    """The first bytes of all 16-bit numbers, then the second ones: so they compress by 15 %."""
-    return numbers[0::2] + numbers[1::2]
+def _packed(weights: dict[str, Tensor], whose: str) -> str:
+    """Weights as text: safetensors of float16, compressed. `unpack` in app.js reads it."""
+    halves = {name: weight.half().contiguous() for name, weight in weights.items()}
+    if not all(weight.isfinite().all() for weight in halves.values()):
+        raise PageError(f"all weights of {whose} must be at most 65,504 for a page, in float16")
+    numbers = save(halves, {"format": "pt"})
+    # The first bytes of all 16-bit numbers, then the second ones: so they compress by 15 %.
+    return _text(zlib.compress(numbers[0::2] + numbers[1::2], 9))
 
 
 def _drawings() -> dict[str, bytes]:

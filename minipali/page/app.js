@@ -11,7 +11,7 @@ const RIVALS = 6; // tokens that are shown for a place in the answer
 // --- the model -----------------------------------------------------------------------------------
 
 // Base64 of a zlib stream of the first bytes of all 16-bit numbers, then the second ones -> the
-// bytes of model.safetensors. See _planes in __init__.py.
+// bytes of a safetensors file. See _packed in __init__.py.
 async function unpack(text) {
   if (typeof DecompressionStream === "undefined")
     throw new Error("the browser must be of 2023 or later, and this one is older: update it");
@@ -37,8 +37,10 @@ function bytesOf(base64) {
 const loading = (async () => {
   const tokenizer = new Tokenizer(bytesOf(data.tokenizer), data.config);
   const model = new PaliGemma(data.config, readSafetensors(await unpack($("weights").textContent)));
-  $("weights").remove(); // the text alone takes megabytes
-  return { model, tokenizer };
+  const packed = $("codec").textContent;
+  const codec = packed ? readSafetensors(await unpack(packed)) : null;
+  for (const id of ["weights", "codec"]) $(id).remove(); // the text alone takes megabytes
+  return { model, tokenizer, codec };
 })();
 
 // --- pictures ------------------------------------------------------------------------------------
@@ -87,8 +89,10 @@ function pixelsOf(canvas) {
 
 // --- for tests and for other pages ---------------------------------------------------------------
 
-// ready: a promise of the model's name and sizes. ask: a promise of {text, tokens, boxes}; tokens
-// have id, token and probability; boxes are {name, box: [y0, x0, y1, x1]} in pixels of the image.
+// ready: a promise of the model's name and sizes. ask: a promise of {text, tokens, boxes, masks};
+// tokens have id, token and probability; boxes are {name, box: [y0, x0, y1, x1]} in pixels of the
+// image; masks are {name, box, mask}, mask a Uint8Array with 1 for each pixel of the image inside the
+// object, row after row, else 0. A page without a codec has no masks.
 window.minipali = {
   ready: loading.then(({ model }) => ({
     name: data.name,
@@ -103,7 +107,7 @@ window.minipali = {
       throw new Error(`temperature must be a number, 0 or above, found ${temperature}`);
     if (!(topP > 0 && topP <= 1))
       throw new Error(`topP must be a number above 0 and at most 1, found ${topP}`);
-    const { model, tokenizer } = await loading;
+    const { model, tokenizer, codec } = await loading;
     const { canvas, width, height } = await openPicture(image);
     const features = model.imageFeatures(pixelsOf(canvas));
     const tokens = [];
@@ -115,7 +119,8 @@ window.minipali = {
         probability: distribution(step.logits, temperature, topP)[step.id],
       });
     const text = tokenizer.decode(tokens.map((token) => token.id));
-    return { text, tokens, boxes: readBoxes(text, height, width) };
+    const masks = codec ? readMasks(text, codec, height, width) : [];
+    return { text, tokens, boxes: readBoxes(text, height, width), masks };
   },
 };
 
@@ -143,7 +148,7 @@ function show(canvas, label) {
   }
   picture.setAttribute("aria-label", label);
   features = null;
-  drawBoxes([]);
+  drawFound([], []);
 }
 
 async function take(image, label, example = null) {
@@ -161,7 +166,8 @@ async function take(image, label, example = null) {
   }
 }
 
-function drawBoxes(boxes) {
+// Masks half covered with a colour each, then boxes and names, over the picture.
+function drawFound(boxes, masks) {
   const svg = $("boxes");
   const { width, height } = picture;
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -173,6 +179,10 @@ function drawBoxes(boxes) {
     made.textContent = text;
     svg.append(made);
   };
+  masks.forEach(({ mask }, i) => {
+    const colour = data.colours[i % data.colours.length];
+    draw("image", { href: drawnMask(mask, colour), width, height });
+  });
   for (const { name, box } of boxes) {
     const [y0, x0, y1, x1] = box;
     const [x, y] = [Math.min(x0, x1), Math.min(y0, y1)];
@@ -183,6 +193,16 @@ function drawBoxes(boxes) {
     const at = `translate(${x + 6 * scale} ${y + 19 * scale}) scale(${scale})`;
     draw("text", { transform: at }, name);
   }
+}
+
+// A mask of the picture's size -> the address of a picture, transparent outside the object.
+function drawnMask(mask, [red, green, blue]) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [picture.width, picture.height];
+  const image = new ImageData(canvas.width, canvas.height);
+  mask.forEach((inside, i) => inside && image.data.set([red, green, blue, 128], 4 * i));
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas.toDataURL();
 }
 
 // --- composing a scene ---------------------------------------------------------------------------
@@ -388,7 +408,7 @@ async function answer() {
   const prompt = $("prompt").value;
   const output = $("answer");
   try {
-    const { model, tokenizer } = await loading;
+    const { model, tokenizer, codec } = await loading;
     if (mine !== run) return;
     $("problem").hidden = true;
     output.setAttribute("aria-busy", "true"); // read out when it is whole
@@ -409,7 +429,7 @@ async function answer() {
       await pause();
       if (mine !== run) return;
     }
-    finish(tokenizer, prompt, tokenizer.decode(steps.map((one) => one.id)));
+    finish(tokenizer, codec, prompt, tokenizer.decode(steps.map((one) => one.id)));
   } catch (error) {
     for (const id of ["answer", "told", "tokens"]) $(id).replaceChildren();
     report(error);
@@ -423,9 +443,10 @@ function told({ name, box }) {
   return `${name}: x ${x0} to ${x1}, y ${y0} to ${y1}`;
 }
 
-// The whole answer in words, with its boxes and what can be said about it.
-function finish(tokenizer, prompt, text) {
+// The whole answer in words, with its boxes and masks and what can be said about it.
+function finish(tokenizer, codec, prompt, text) {
   const boxes = readBoxes(text, picture.height, picture.width);
+  const masks = codec ? readMasks(text, codec, picture.height, picture.width) : [];
   const counts = new Map();
   for (const { name } of boxes) counts.set(name, (counts.get(name) ?? 0) + 1);
   const found = [...counts]
@@ -434,18 +455,26 @@ function finish(tokenizer, prompt, text) {
   $("answer").textContent = boxes.length ? found : text || "(nothing)";
   const notes = [];
   if (boxes.length) notes.push(`${boxes.map(told).join("; ")} (pixels of the picture).`);
-  else if (prompt.startsWith("detect "))
+  else if (/^(detect|segment) /.test(prompt))
     notes.push("No box: the model sees none, or the question is not one that it knows.");
-  if (/<seg/.test(text))
+  if (masks.length) {
+    const sizes = masks.map(({ name, mask }) => {
+      const size = mask.reduce((sum, inside) => sum + inside);
+      return `${name} ${size.toLocaleString("en")} pixels`;
+    });
+    notes.push(`Outlines in colour: ${sizes.join(", ")}.`);
+  } else if (/<seg/.test(text))
     notes.push(
-      "The answer holds an outline too, as <seg> tokens. To draw it takes big_vision's mask" +
-        " decoder, which is not in this page: `minipali segment` draws it.",
+      codec
+        ? `The answer's <seg> tokens are no whole outline: it takes a box and ${CODES} of them.`
+        : "The answer holds an outline too, as <seg> tokens. This page has no mask decoder to draw" +
+            " it with: `minipali page` with --codec makes a page that has one.",
     );
   if (steps.at(-1).id !== data.config.eos_token_id)
     notes.push("Cut off: the answer is longer than the page lets it be.");
   if (own) notes.push(data.limits[0]);
   $("told").textContent = notes.join(" ");
-  drawBoxes(boxes);
+  drawFound(boxes, masks);
   lookAt(tokenizer, 0);
 }
 

@@ -187,32 +187,42 @@ function readBytes(bytes) {
   return text;
 }
 
-// Bicubic, antialiased, to the bit as Pillow does it: one axis after the other, whole numbers with
-// 22 bits behind the point. pixels: (rows, from, c) of bytes -> (rows, to, c).
-function resizeAxis(pixels, rows, from, to) {
-  const ONE = 2 ** 22;
+// How Pillow mixes `from` numbers into `to`, antialiased: for each of `to` places {first, weights},
+// of the numbers first, first + 1, ... curve: a weight by its distance, 0 from `reach` on.
+function mixing(from, to, curve, reach) {
   const scale = from / to;
   const wide = Math.max(scale, 1);
-  const resized = new Uint8Array(rows * to * 3);
-  const cubic = (x) =>
-    x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
-  for (let place = 0; place < to; place++) {
+  return Array.from({ length: to }, (_, place) => {
     const centre = (place + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - 2 * wide + 0.5));
-    const last = Math.min(from, Math.trunc(centre + 2 * wide + 0.5));
-    let weights = [];
+    const first = Math.max(0, Math.trunc(centre - reach * wide + 0.5));
+    const last = Math.min(from, Math.trunc(centre + reach * wide + 0.5));
+    const weights = [];
     for (let i = first; i < last; i++)
-      weights.push(cubic(Math.abs((i - centre + 0.5) * (1 / wide))));
+      weights.push(curve(Math.abs((i - centre + 0.5) * (1 / wide))));
     const sum = weights.reduce((a, b) => a + b);
-    weights = weights.map((weight) => Math.trunc((weight / sum) * ONE + (weight < 0 ? -0.5 : 0.5)));
+    return { first, weights: weights.map((weight) => weight / sum) };
+  });
+}
+
+function cubic(x) {
+  return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
+}
+
+// Bicubic, to the bit as Pillow does it: one axis after the other, whole numbers with 22 bits behind
+// the point. pixels: (rows, from, c) of bytes -> (rows, to, c).
+function resizeAxis(pixels, rows, from, to) {
+  const ONE = 2 ** 22;
+  const resized = new Uint8Array(rows * to * 3);
+  mixing(from, to, cubic, 2).forEach(({ first, weights }, place) => {
+    const whole = weights.map((weight) => Math.trunc(weight * ONE + (weight < 0 ? -0.5 : 0.5)));
     for (let row = 0; row < rows; row++)
       for (let c = 0; c < 3; c++) {
         let value = ONE / 2; // rounds
-        for (let i = first; i < last; i++)
-          value += pixels[(row * from + i) * 3 + c] * weights[i - first];
+        for (let i = 0; i < whole.length; i++)
+          value += pixels[(row * from + first + i) * 3 + c] * whole[i];
         resized[(row * to + place) * 3 + c] = Math.min(255, Math.max(0, Math.floor(value / ONE)));
       }
-  }
+  });
   return resized;
 }
 
