@@ -198,8 +198,8 @@ def parser() -> argparse.ArgumentParser:
         "--codec",
         action=Once,
         metavar="FILE",
-        help="the weights that turn codes into outlines, as for segment, such as vae-oid.npz: the"
-        " page draws what a model answers to segment NAME",
+        help="the weights that turn codes into outlines, see minipali segment --help: the page"
+        " draws them if its model has learned to say them (default: none, it draws boxes alone)",
     )
 
     add("doctor", doctor, "Look at the installation, and say what to do about what is wrong.")

@@ -339,7 +339,9 @@ def make_codec(**sizes) -> MaskCodec:
     return codec
 
 
-@pytest.fixture(params=[{}, {"channels": (3, 5), "width": 7, "entries": 11}], ids=["", "small"])
+@pytest.fixture(
+    params=[{}, {"channels": (3, 5), "width": 7, "entries": 11}], ids=["published", "small"]
+)
 def codec_node(node, request, tmp_path):
     """(codec, Node with the same codec): the published sizes, and sizes that all differ."""
     codec = make_codec(**request.param)

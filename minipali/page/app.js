@@ -91,8 +91,8 @@ function pixelsOf(canvas) {
 
 // ready: a promise of the model's name and sizes. ask: a promise of {text, tokens, boxes, masks};
 // tokens have id, token and probability; boxes are {name, box: [y0, x0, y1, x1]} in pixels of the
-// image; masks are {name, box, mask}, mask a Uint8Array with 1 for each pixel of the image inside the
-// object, row after row, else 0. A page without a codec has no masks.
+// image; masks are {name, box, mask}, mask a Uint8Array with a number for each pixel of the image,
+// row by row: 1 inside the object, else 0. A page without a codec has no masks.
 window.minipali = {
   ready: loading.then(({ model }) => ({
     name: data.name,
@@ -462,13 +462,13 @@ function finish(tokenizer, codec, prompt, text) {
       const size = mask.reduce((sum, inside) => sum + inside);
       return `${name} ${size.toLocaleString("en")} pixels`;
     });
-    notes.push(`Outlines in colour: ${sizes.join(", ")}.`);
+    notes.push(`Outlines in colour: ${sizes.join("; ")}.`);
   } else if (/<seg/.test(text))
     notes.push(
       codec
-        ? `The answer's <seg> tokens are no whole outline: it takes a box and ${CODES} of them.`
-        : "The answer holds an outline too, as <seg> tokens. This page has no mask decoder to draw" +
-            " it with: `minipali page` with --codec makes a page that has one.",
+        ? `The answer's <seg> tokens are no whole outline: it takes a box and 16 of them.`
+        : "The answer holds an outline too, as <seg> tokens. This page has no mask decoder to" +
+            " draw it with: `minipali page` with --codec makes a page that has one.",
     );
   if (steps.at(-1).id !== data.config.eos_token_id)
     notes.push("Cut off: the answer is longer than the page lets it be.");

@@ -1,13 +1,10 @@
-// Masks as tokens (lesson 16): the decoder of the mask codec, and an answer's outlines in a picture.
-// minipali/masks.py is the reference. Letters as in model.js; here a row of a matrix is a pixel, so
-// that (y x, c) is a picture of c channels, and a 1 x 1 convolution is `linear`.
+// Masks as tokens (lesson 16): the decoder of the mask codec, and the masks of an answer in a
+// picture. minipali/masks.py is the reference. Letters as in model.js. Here a row of a matrix is a
+// pixel: (y x, c) is a picture of c channels, and `linear` is a 1 x 1 convolution.
 "use strict";
 
-const CODES = 16; // of a mask, on a grid of 4 x 4
-const OBJECT = new RegExp(
-  `((?:<loc\\d{4}>){4})\\s*((?:<seg\\d{3}>){${CODES}})\\s*([^;<]*)`,
-  "g",
-);
+// A box, the 16 codes of a mask (on a grid of 4 x 4), and a name.
+const OBJECT = /((?:<loc\d{4}>){4})\s*((?:<seg\d{3}>){16})\s*([^;<]*)/g;
 
 // 3 x 3, with zeros around the picture. x: (y x, c), weight: (o, c, 3, 3), bias: (o) -> (y x, o)
 function convolve(x, weight, bias) {
@@ -34,8 +31,7 @@ function convolveTransposed(x, weight, bias) {
   weight.data.forEach((w, i) => (turned[(i % spread) * c + Math.floor(i / spread)] = w));
   const parts = linear(x, { data: turned, shape: [spread, c] }); // (y x, o * 4 * 4)
   const side = Math.sqrt(x.length / c);
-  const sum = Float32Array.from({ length: 4 * side * side * outputs }, (_, i) =>
-    bias.data[i % outputs]);
+  const sum = new Float32Array(4 * side * side * outputs).map((_, i) => bias.data[i % outputs]);
   let i = 0;
   for (let row = 0; row < side; row++)
     for (let column = 0; column < side; column++)

@@ -208,8 +208,8 @@ function cubic(x) {
   return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
 }
 
-// Bicubic, to the bit as Pillow does it: one axis after the other, whole numbers with 22 bits behind
-// the point. pixels: (rows, from, c) of bytes -> (rows, to, c).
+// Bicubic, to the bit as Pillow does it: one axis after the other, whole numbers with 22 bits
+// behind the point. pixels: (rows, from, c) of bytes -> (rows, to, c).
 function resizeAxis(pixels, rows, from, to) {
   const ONE = 2 ** 22;
   const resized = new Uint8Array(rows * to * 3);
