@@ -612,7 +612,7 @@ class MyGenerativeStage:
 
 MY_EVERY = 100
 MINE = Recipe(
-    contrastive_steps=1000, contrastive_batch=72, generative_steps=1000, generative_batch=32
+    contrastive_steps=1350, contrastive_batch=72, generative_steps=1000, generative_batch=32
 )
 
 

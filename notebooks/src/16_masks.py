@@ -440,6 +440,9 @@ with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             print("-", error)
 
 # %% [markdown]
+# With the real file, `minipali segment` draws a model's masks into a picture, and `minipali page
+# MODEL --codec vae-oid.npz --output page.html` makes a web page that draws them.
+#
 # ## Check
 #
 # Two of our functions against the package's; the third you saw above.
