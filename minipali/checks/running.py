@@ -183,7 +183,8 @@ class EachPlaceOnce(TorchFunctionMode):
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function.__name__ in ("__setitem__", "index_copy_", "index_put_"):
+        name = getattr(function, "__name__", "")
+        if name in ("__setitem__", "index_copy_", "index_put_"):
             given = [*args[1:], *(kwargs or {}).values()]
             flat = [x for one in given for x in (one if isinstance(one, tuple) else [one])]
             lists = [x.tolist() if isinstance(x, Tensor) and x.ndim == 1 else x for x in flat]
