@@ -240,14 +240,12 @@ def test_every_layer_of_a_new_cache_has_buffers_of_its_own(model):
 
 
 def without_cache(prompt, is_real, steps, layers, embed, project, rotate, attend, finish, head):
-    """The loop of the exercise with everything computed again; project limits what it takes, so
-    the tokens go through it in two parts."""
+    """The loop of the exercise with everything computed again."""
     all_logits, first = [], prompt.shape[1]
     for _ in range(steps):
         positions, x = counted_one_by_one(is_real, torch.zeros(len(prompt), 1)), embed(prompt)
         for i in range(layers):
-            parts = zip(*(project(i, part) for part in x.split(first, dim=1)), strict=True)
-            query, key, value = (torch.cat(part, dim=2) for part in parts)
+            query, key, value = project(i, x)
             # Queries of the prompt see the prompt, later ones what is not later than they are.
             place = torch.arange(prompt.shape[1])
             mask = is_real[:, None, None] & (place <= place[:, None].clamp(min=first - 1))
@@ -268,7 +266,7 @@ def test_the_exercises_loop_is_the_loop_without_a_cache():
         assert (best[..., 0] - best[..., 1]).min() > 0.1  # rounding cannot change a choice
 
 
-def looping(again=False, double=False, one_list=False, mask="grown"):
+def looping(fed=lambda prompt, ids, new: new, double=False, one_list=False, mask="grown"):
     """A loop with lists that are concatenated, and one thing changed that cannot go unnoticed."""
 
     def decode(prompt, is_real, steps, layers, embed, project, rotate, attend, finish, head):
@@ -276,7 +274,7 @@ def looping(again=False, double=False, one_list=False, mask="grown"):
         ids, new, seen = prompt, prompt, is_real
         positions = restarting(is_real, None)
         for _ in range(steps):
-            x = embed(ids if again else new)
+            x = embed(new)
             for i in range(layers):
                 query, key, value = project(i, x)
                 query, key = rotate(query, positions), rotate(key, positions)
@@ -291,7 +289,8 @@ def looping(again=False, double=False, one_list=False, mask="grown"):
             new = all_logits[-1].argmax(dim=-1, keepdim=True)
             ids = torch.cat((ids, new), dim=1)
             seen = torch.cat((seen, torch.ones_like(new, dtype=torch.bool)), dim=1)
-            positions = positions[:, -1:] + 1
+            new = fed(prompt, ids, new)
+            positions = (positions[:, -1:] + 1).expand(new.shape)
         return torch.stack(all_logits, dim=1)
 
     return decode
@@ -301,7 +300,14 @@ def looping(again=False, double=False, one_list=False, mask="grown"):
     ("changed", "status", "said"),
     [
         ({}, CORRECT, "all logits"),
-        ({"again": True}, CRASHED, "project got 6 tokens at once (the prompt has 5)"),
+        ({"fed": lambda prompt, ids, new: ids}, CRASHED, "project got 6 tokens at once"),
+        ({"fed": lambda prompt, ids, new: ids[:, -2:]}, CRASHED, "project got 2 tokens at once"),
+        ({"fed": lambda prompt, ids, new: ids[:, 1:]}, CRASHED, "project got 5 tokens at once"),
+        (
+            {"fed": lambda prompt, ids, new: prompt},
+            CRASHED,
+            "prompt goes through the model a second",
+        ),
         ({"double": True}, CRASHED, "attend got 10 keys and a mask for 5"),
         ({"one_list": True}, CRASHED, "attend got 10 keys and a mask for 5"),
         ({"mask": "prompt"}, CRASHED, "attend got 6 keys and a mask for 5"),
@@ -323,6 +329,37 @@ def test_a_buffer_written_beyond_its_new_places_is_noticed():
     assert outcome.status == WRONG
     assert "keys, which your function shall write into" in outcome.message
     assert examine(exercise("cache_update"), joined).status == CORRECT
+
+
+def ring_of_lists(write):
+    """Old tokens are read one by one, and new ones written by `write(ring, places, new)`."""
+
+    def update(keys, values, start, key, value):
+        window, t, seen = keys.shape[2], key.shape[2], []
+        places = torch.arange(start, start + t) % window
+        for ring, new in ((keys, key), (values, value)):
+            old = [ring[:, :, [n % window]] for n in range(max(0, start - window + 1), start)]
+            seen.append(torch.cat((*old, new), dim=2))
+            write(ring, places, new)
+        return tuple(seen)
+
+    return update
+
+
+def by_assignment(ring, places, new):
+    ring[:, :, places.tolist()] = new
+
+
+def the_last_of_each(ring, places, new):
+    window = ring.shape[2]
+    by_assignment(ring, places[-window:], new[:, :, -window:])
+
+
+@pytest.mark.parametrize("write", [by_assignment, lambda ring, *what: ring.index_copy_(2, *what)])
+def test_which_of_two_tokens_stays_is_not_left_to_torch(write):
+    outcome = examine(exercise("ring_update"), ring_of_lists(write))
+    assert outcome.status == CRASHED and "[0, 1, 2, 3, 4, 0, 1, 2]" in outcome.message
+    assert examine(exercise("ring_update"), ring_of_lists(the_last_of_each)).status == CORRECT
 
 
 def test_a_ring_gives_the_end_of_what_an_ordinary_cache_gives(model, capsys):

@@ -22,10 +22,10 @@ from minipali.checks import check, hint
 # ## 1. The angles
 #
 # Pair `i` of a head turns by `theta ** (-2 * i / k)` radians a step, for i = 0, 1, ..., k/2 - 1, where
-# k is `head_dim`. The angle is the position times that speed. `positions` are whole numbers from 0 on
-# (int64 or int32), as large as you like, and each row of the batch has its own. Take them as they are,
+# k is `head_dim`. The angle is the position times that speed. `positions` are whole numbers from 0 to
+# some hundred thousands (int64 or int32), and each row of the batch has its own. Take them as they are,
 # wherever they begin. `theta` is an argument: 10,000 in Gemma, and something else in the check. Compute in
-# float32 or better (float64), and return float32.
+# float32 or float64, and return float32. (The check allows for the rounding of float32.)
 
 
 # %%
@@ -53,9 +53,9 @@ check("rope_angles", rope_angles)
 #
 # Number `i` of the first half of a head and number `i` of its second half are a pair (x, y), and it
 # becomes (x cos - y sin, y cos + x sin). `cos` and `sin` have no axis for the heads: all heads turn
-# alike. They are float32. `x` may be bfloat16 or float16, as in large models. The result has the dtype of
-# `x`. Multiply in float32 and convert the result, or convert `cos` and `sin` first, as many models do: the
-# first is more exact, and the check takes both.
+# alike. They are float32. `x` is float32, or bfloat16 or float16, as in large models. The result has the
+# dtype of `x`. Multiply in float32 and convert the result, or convert `cos` and `sin` to the dtype of `x`
+# first, as many models do: the first is more exact, and the check takes both.
 
 
 # %%
@@ -88,7 +88,7 @@ check("apply_rope", apply_rope)
 
 # %%
 def rotate_heads(query, key, value, positions, heads, kv_heads, theta):
-    """Split into heads, and turn by positions.
+    """Split into heads, and turn by positions. All but positions are float32.
 
     query: (b, t, heads * k); key, value: (b, t, kv_heads * k); positions: (b, t)
     returns: query (b, heads, t, k), key (b, kv_heads, t, k), value (b, kv_heads, t, k)
@@ -114,12 +114,12 @@ check("rotate_heads", rotate_heads)
 # Further on it comes to angles that it never stood at.
 #
 # So slow the slow ones down. How many tokens does pair `i` need for a whole turn, which is 2 pi radians?
-# If these are more than `trained`, divide its speed by `factor`: then it comes no further in the long
-# text than it came in training. All other pairs keep their speed, and with it the sense for neighbours.
-# Positions stay as they are.
+# (Seldom a whole number: do not round it.) If these are more than `trained`, divide its speed by `factor`:
+# then it comes no further in the long text than it came in training. All other pairs keep their speed, and
+# with it the sense for neighbours. Positions stay as they are.
 #
 # By hand first: k = 4 and theta = 10,000, so the speeds are 1 and 0.01. Trained on 100 tokens, factor 4.
-# How many tokens does each pair need for a turn, and which speeds come out? (About 6 and 628; 1 and
+# How many tokens does each pair need for a turn, and which speeds come out? (6.28 and 628.3; 1 and
 # 0.0025. At position 400 the second pair stands at 1 radian, where it stood at position 100.) And what
 # comes out with factor 1, whatever `trained` is? (The angles of `rope_angles`.)
 

@@ -1,10 +1,9 @@
 # %% [markdown]
 # # Exercise 08 · The KV cache
 #
-# You write the memory of one layer, the positions of new tokens, and then a whole decoding loop that
-# uses both. After each one, a check tells you whether it is right, and if it can, what went wrong. The
-# fourth piece stands in no lesson: a memory that never grows. At the end the trained model remembers
-# with your code.
+# You write the memory of one layer, the positions of new tokens, and then a whole decoding loop. After
+# each one, a check tells you whether it is right, and if it can, what went wrong. The fourth piece stands
+# in no lesson: a memory that never grows. At the end the trained model remembers with your code.
 #
 # The lesson is [notebooks/08_kv_cache.ipynb](../notebooks/08_kv_cache.ipynb). Time: 95 minutes, 35 of
 # them for the loop and 25 for the fourth piece. Names inside your functions are yours; the order of the
@@ -31,7 +30,7 @@ def cache_update(keys, values, start, key, value):
     """Store what is new, return all so far.
 
     keys, values: buffers (b, g, max, k), written in place; start: how many places are filled
-    key, value: of this call's tokens, (b, g, t, k)
+    key, value: of this call's tokens, (b, g, t, k), in the dtype of the buffers
     returns: keys and values of everything so far, (b, g, start + t, k) each
     """
     ### BEGIN SOLUTION
@@ -78,8 +77,8 @@ check("token_positions", token_positions)
 # Now the whole loop. You get the parts of a small decoder as functions, and the prompt. Make `steps`
 # calls (1 or more): the first with the whole prompt, each later one with the one token chosen before.
 # In each call, the last place gives the logits, and each row chooses the token with the largest one. (No
-# two are equally large.) A loop without a cache is noticed: `project` never takes more tokens than the
-# prompt has.
+# two are equally large.) `project` refuses more than one token after the first call: the others are in the
+# cache. Keep each layer's keys and values with your `cache_update`, or in your own way (`torch.cat`).
 #
 # | given | what it does |
 # |---|---|
@@ -95,8 +94,9 @@ check("token_positions", token_positions)
 # sees does not matter, because nobody sees that place.) So one row of booleans for each text is all the
 # mask you need, and it grows with each call.
 #
-# Positions are counted as your `token_positions` does. (`rotate` lets only distances count, so the check
-# cannot see where you begin. It sees where you do not go on.) A key is kept as it was rotated.
+# The positions of a row's real tokens go on by 1, from call to call too, as your `token_positions` counts
+# them. (Where they begin does not matter: `rotate` lets only distances count.) A key is kept as it was
+# rotated.
 
 
 # %%
@@ -152,13 +152,12 @@ check("decode", decode)
 #
 # A call brings t tokens, and `start` tokens came before. Return what its tokens need: the last
 # `window - 1` tokens before this call (fewer, if there were not so many), the oldest first, and then all
-# t new ones. Return copies, because the ring is written next. (Which of the new ones may look at which is
-# the mask's business.)
+# t new ones. Copy the old ones before you write: a slice of the ring is a view, and changes with it. (Which
+# of the new ones may look at which is the mask's business.)
 #
 # And store the new ones **in place**: of more than `window`, the last `window`. Places that hold no token
-# yet are garbage, and stay as they are. (Do not store more than `window` tokens by one line with a list of
-# places, `keys[:, :, places] = key`: some places are in it twice, and torch does not say which token stays.
-# The check may not notice.)
+# yet are garbage, and stay as they are. (A list of places, as in `keys[:, :, places] = ...`, must not name
+# one twice: torch does not say which token stays.)
 #
 # By hand first, with a window of 4. Six tokens came before, 0 to 5. Which lies where? Token 6 comes alone:
 # which keys are returned, and which place is written? (Places: 4 5 2 3. Returned: 3 4 5 6. Place 2, where
@@ -251,8 +250,9 @@ except NotImplementedError:
 #   add 100 to every position. The check complains, and the answers do not change. Why?
 #   <details><summary>Answer</summary>The answer of one word: it is chosen in the first call, where nothing
 #   came earlier. 100 more changes no distance, and RoPE sees only distances (lesson 07).</details>
-# - Round what you store: `key.bfloat16()` and `value.bfloat16()`. The memory could then be half as large.
-#   What does `swap` say, and does an answer change? Round more: `(4 * key).round() / 4`. When does it?
+# - Round what you store: `key.bfloat16()` and `value.bfloat16()`. (Our buffers keep it as float32. Buffers of
+#   bfloat16 would be half as large.) What does `swap` say, and does an answer change? Round more:
+#   `(4 * key).round() / 4`. When does it?
 #   <details><summary>Answer</summary>`swap` notices at once, in the second call. No answer about our picture
 #   changes, not even with quarters. Rounded to whole numbers, `key.round()`, one edge of the box moves.</details>
 # - Return copies from `cache_update` (`.clone()`), not views. Every check passes. What did you lose?

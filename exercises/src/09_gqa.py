@@ -21,7 +21,7 @@ from minipali.checks import check, hint
 # ## 1. Repeat the key and value heads
 #
 # `g` heads come in, `g * times` go out, each as it was. Query heads that are neighbours share a head, so
-# the copies of a head stand side by side. They may be real copies or a view (`expand`), as you like.
+# the copies of a head stand side by side.
 
 
 # %%
@@ -98,11 +98,11 @@ check("grouped_query_attention", grouped_query_attention)
 # may be one single group, or groups of one head. How many heads there are, and with that k, you find from
 # `groups`.
 #
-# Return the four weights of the grouped layer. Its keys and values have one head for each group: the
-# **mean** of the group's heads, in the order of `groups`. No query head is lost, but they
-# change places, because a grouped layer lets *neighbours* share: first the heads of the first group, as it
-# lists them, then those of the second, and so on. What a query head found goes out through its own part of
-# `o_weight`, which must follow.
+# Return the four weights of the grouped layer, as new tensors or as views of the old ones. Its keys and
+# values have one head for each group: the **mean** of the group's heads, in the order of `groups`. No query
+# head is lost, but they change places, because a grouped layer lets *neighbours* share: first the heads of
+# the first group, as it lists them, then those of the second, and so on. What a query head found goes out
+# through its own part of `o_weight`, which must follow.
 #
 # A head is k rows of `q_weight`, `k_weight` and `v_weight`, one after the other: head 0 the first k, head
 # 1 the next k. In `o_weight` it is k *columns*.

@@ -16,8 +16,9 @@ from minipali.rope import apply_rope, rope_angles
 
 def _repeat_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(9)
-    # In the first, nothing repeated, a copy less and a copy more all give another shape.
-    sizes = ((3, 2, 5, 6), 4), ((2, 3, 4, 7), 3), ((3, 2, 5, 4), 2), ((2, 4, 3, 5), 1)
+    # In the first, nothing repeated, a copy less and a copy more all give another shape, and with
+    # three heads reversed is not moved on by one.
+    sizes = ((2, 3, 5, 6), 6), ((2, 3, 4, 7), 3), ((3, 2, 5, 4), 2), ((2, 4, 3, 5), 1)
     return [(torch.randn(shape, generator=random), times) for shape, times in sizes]
 
 
@@ -42,6 +43,11 @@ def _copies_inside_the_tokens(x: Tensor, times: int) -> Tensor:
     return x[:, :, :, None].expand(b, g, s, times, k).reshape(b, g * times, s, k)
 
 
+def _folded(y: Tensor, x: Tensor, times: int) -> Tensor:
+    b, g, s, k = x.shape
+    return y.reshape(b, g * times, s, k)
+
+
 def _averaged(x: Tensor, times: int) -> Tensor:
     return x.mean(dim=1, keepdim=True).expand(-1, x.shape[1] * times, -1, -1)
 
@@ -59,7 +65,7 @@ REPEAT_KV = Exercise(
     axes="b h s k",
     checked=(
         "shape, dtype and every value on 4 batches, with 2, 3 and 4 key/value heads repeated 1 to"
-        " 4 times; input unchanged"
+        " 6 times; input unchanged"
     ),
     mistakes=(
         Mistake(
@@ -142,6 +148,36 @@ REPEAT_KV = Exercise(
             "The numbers are multiplied by `times`. Each copy holds the head as it is; there are"
             " more of them.",
         ),
+        *(
+            Mistake(
+                f"rows of the batch mixed: {name}",
+                wrong,
+                "The rows of the batch are mixed: the copies stand in front of the batch, or the"
+                " heads do, when you reshape. A reshape moves no axis: b must be in front of it,"
+                " (b, g, times, s, k).",
+            )
+            for name, wrong in (
+                ("batch copied", lambda x, times: _folded(x.repeat(times, 1, 1, 1), x, times)),
+                (
+                    "heads in front",
+                    lambda x, times: _folded(
+                        x.transpose(0, 1).repeat_interleave(times, dim=0), x, times
+                    ),
+                ),
+                (
+                    "copies and heads in front",
+                    lambda x, times: _folded(x.transpose(0, 1).repeat(times, 1, 1, 1), x, times),
+                ),
+            )
+        ),
+        *(
+            Mistake(
+                f"{number} copies, always",
+                partial(_repeat_kv, copies=lambda g, times, number=number: number),
+                f"Each head appears {number} times, whatever `times` is. It says how often.",
+            )
+            for number in (2, 4)
+        ),
         Mistake(
             "one copy too few",
             partial(_repeat_kv, copies=lambda g, times: times - 1),
@@ -171,6 +207,12 @@ REPEAT_KV = Exercise(
             partial(_repeat_kv, finish=lambda y, g, times: y.transpose(1, 2)),
             "The heads stand behind the tokens, (b, s, h, k). They belong in front of them: (b, h,"
             " s, k).",
+        ),
+        Mistake(
+            "heads behind the tokens, reshaped",
+            partial(_repeat_kv, finish=lambda y, g, times: y.transpose(1, 2).reshape(y.shape)),
+            "The heads stand behind the tokens, (b, s, h, k), when you reshape to (b, h, s, k). A"
+            " reshape moves no axis, so it mixes tokens into heads: transpose in its place.",
         ),
         Mistake(
             "not repeated",
@@ -664,6 +706,8 @@ def share_heads(
     rows_of_out: bool = False,
     queries_averaged: bool = False,
     repeated: bool = False,
+    width_of_model: bool = False,
+    times: Callable[[int, int], float] = lambda size, groups: 1.0,
     finish: Callable[[tuple], tuple] = lambda four: four,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Multi-head weights, (h k, d) three times and (d, h k), as those of a grouped layer.
@@ -671,6 +715,10 @@ def share_heads(
     The reference, or with one thing changed.
     """
     heads, groups = sum(map(len, groups)), read(groups)
+    if width_of_model:
+        few = heads * (q_weight.shape[1] // heads)
+        q_weight, k_weight, v_weight = q_weight[:few], k_weight[:few], v_weight[:few]
+        o_weight = o_weight[:, :few]
     order = [head for group in groups for head in group]
     back = merge or " -> ".join(reversed(cut.split(" -> ")))
 
@@ -679,6 +727,7 @@ def share_heads(
 
     def shared(weight: Tensor, join: Callable[[Tensor], Tensor]) -> Tensor:
         few = torch.stack([join(heads_of(weight)[group]) for group in groups])
+        few = few * times(len(groups[0]), len(groups))
         if repeated:
             few = few.repeat_interleave(heads // len(groups), dim=0)
         return rearrange(few, back)
@@ -720,6 +769,22 @@ def _columns_averaged(q_weight, k_weight, v_weight, o_weight, groups):
     return *three, o.mean(dim=2, keepdim=True).expand_as(o).flatten(1)
 
 
+def _single_rows(alone: bool) -> Callable:
+    """Numbers of heads are taken for numbers of rows; the other rows are left out, or stay."""
+
+    def share(q_weight, k_weight, v_weight, o_weight, groups):
+        order = [head for group in groups for head in group]
+        rest = slice(0, 0) if alone else slice(len(order), None)
+        q = torch.cat((q_weight[order], q_weight[rest]))
+        o = torch.cat((o_weight[:, order], o_weight[:, rest]), dim=1)
+        k, v = (
+            torch.stack([one[group].mean(0) for group in groups]) for one in (k_weight, v_weight)
+        )
+        return q, k, v, o
+
+    return share
+
+
 def _where(order: list[int]) -> list[int]:
     """Where each head went: the other way round."""
     return sorted(range(len(order)), key=order.__getitem__)
@@ -729,6 +794,15 @@ _KEEP_TOGETHER = (
     " A grouped layer gives neighbouring query heads one key/value head, so the heads of a group"
     " must become neighbours: in the rows of q_weight and, in the same order, in the columns of"
     " o_weight."
+)
+
+_SINGLE_ROWS = (
+    "You take single rows of the weights for heads. A head is k rows (and k columns of o_weight):"
+    " cut into (heads, k, d) first; k is the number of rows divided by the number of heads."
+)
+_ITS_OWN_WIDTH = (
+    "Your heads have k = d // heads rows. The width of the heads has nothing to do with the width d"
+    " of the model: k is the number of rows of q_weight divided by the number of heads."
 )
 
 _SIDE_BY_SIDE = (
@@ -826,6 +900,23 @@ SHARE_HEADS = Exercise(
                 ("half of the sum", lambda heads: heads.sum(dim=0) / 2),
             )
         ),
+        *(
+            Mistake(
+                f"divided by the number of {what}",
+                partial(share_heads, times=times),
+                f"The sum of a group's heads is divided by the number of {what}. Divide by the"
+                " number of heads in the group: the mean.",
+            )
+            for what, times in (
+                ("groups", lambda size, groups: size / groups),
+                ("all heads", lambda size, groups: 1 / groups),
+            )
+        ),
+        Mistake(
+            "width of the model",
+            partial(share_heads, width_of_model=True),
+            _ITS_OWN_WIDTH,
+        ),
         Mistake(
             "values of the first head",
             partial(share_heads, joined_values=lambda heads: heads[0]),
@@ -918,16 +1009,9 @@ SHARE_HEADS = Exercise(
             "The heads are cut rightly and put together as (k h), row by row. The rows of a head"
             " lie one after the other again: (h k), the head as the slow axis.",
         ),
-        Mistake(
-            "single rows for heads",
-            lambda *given: (
-                *(one[[i for group in given[4] for i in group]] for one in given[:1]),
-                *(torch.stack([one[g].mean(0) for g in given[4]]) for one in given[1:3]),
-                given[3][:, [i for group in given[4] for i in group]],
-            ),
-            "You take single rows of the weights for heads. A head is k rows (and k columns of"
-            " o_weight): cut into (heads, k, d) first; k is the number of rows divided by the"
-            " number of heads.",
+        *(
+            Mistake(f"single rows for heads: {name}", _single_rows(alone), _SINGLE_ROWS)
+            for name, alone in (("alone", True), ("the others stay", False))
         ),
         Mistake(
             "keys and values repeated",

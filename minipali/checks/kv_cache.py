@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minipali.attention import attention_weights
 from minipali.checks.engine import Exercise, Mistake
+from minipali.checks.running import EachPlaceOnce
 from minipali.kv_cache import cache_update
 from minipali.paligemma import token_positions
 from minipali.rope import apply_rope, rope_angles
@@ -90,6 +91,18 @@ def _so_many(number: Callable[[Tensor], int]) -> Callable:
     return update
 
 
+def _cut_to(axis: int) -> Callable:
+    """As many tokens are taken as another axis is long; what torch stretches or cuts, fits."""
+
+    def update(keys, values, start, key, value):
+        n = key.shape[axis]
+        for buffer, new in ((keys, key), (values, value)):
+            buffer[:, :, start : start + n] = new[:, :, :n]
+        return keys[:, :, : start + n], values[:, :, : start + n]
+
+    return update
+
+
 def _in_one_place(keys, values, start, key, value):
     keys[:, :, start] = key
 
@@ -98,6 +111,10 @@ def _behind_the_buffer(keys, values, start, key, value):
     return torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
 
 
+_SO_MANY = (
+    "You write as many places as there are {what}: key.shape[{axis}]. The tokens of this call are"
+    " the third axis of key, (b, g, t, k): t = key.shape[2]."
+)
 _NOT_STORED = (
     "What you return is right, but nothing is stored: the buffers are as they were. The next call"
     " would find garbage. Write into them: keys[:, :, a:b] = key."
@@ -253,6 +270,11 @@ CACHE_UPDATE = Exercise(
             " its own: keys[:, :, a:b] = key writes them all.",
         ),
         Mistake(
+            "number of texts for tokens",
+            _cut_to(0),
+            _SO_MANY.format(what="texts", axis=0),
+        ),
+        Mistake(
             "first row alone",
             partial(_cache_update, rows=lambda new: new[:1].expand_as(new)),
             "All rows of the buffers get the tokens of the first text. Each text of the batch has"
@@ -305,10 +327,17 @@ CACHE_UPDATE = Exercise(
             Mistake(
                 f"number of {what} for tokens",
                 _so_many(lambda key, axis=axis: key.shape[axis]),
-                f"You write as many places as there are {what}: key.shape[{axis}]. The tokens of"
-                " this call are the third axis of key, (b, g, t, k): t = key.shape[2].",
+                _SO_MANY.format(what=what, axis=axis),
             )
             for axis, what in ((0, "texts"), (1, "heads"), (3, "numbers in a head"))
+        ),
+        *(
+            Mistake(
+                f"number of {what} for tokens, which are cut to it",
+                _cut_to(axis),
+                _SO_MANY.format(what=what, axis=axis),
+            )
+            for axis, what in ((1, "heads"), (3, "numbers in a head"))
         ),
         *(
             Mistake(
@@ -580,7 +609,6 @@ def decode(
     newest: bool = False,
     grow_mask: bool = True,
     shared: bool = False,
-    prompt_twice: bool = False,
     hide_padding: tuple[bool, bool] = (True, True),
     causal: bool = False,
     visible: Callable[[Tensor, int], Tensor] = lambda mask, prompt: mask,
@@ -606,7 +634,7 @@ def decode(
     seen = is_real[:, :0]
     earlier = torch.zeros(len(prompt), 1, dtype=torch.long)
     start, all_logits, chosen, everywhere = 0, [], [prompt[:, -1:]], prompt
-    longest = 2 * prompt.shape[1] + steps + more
+    longest = prompt.shape[1] + steps + more
     while len(all_logits) < steps + more:
         tokens, real = calls[-1]
         positions = token_positions(real, earlier if go_on else torch.zeros_like(earlier))
@@ -648,21 +676,16 @@ def decode(
                 keys, values = values, keys
             x = finish(i, x if chained else embedded, attend(query, keys, values, mask))
         start += tokens.shape[1]
-        if prompt_twice and len(calls) == 1:
-            calls.append((prompt, is_real))
-            continue
         all_logits.append(head(read(x) if read else x[:, place]))
         chosen.append(choose(all_logits[-1]))
         calls.append((fed(chosen), torch.ones_like(chosen[-1], dtype=torch.bool)))
     return finished(all_logits)
 
 
-def _tiny_model(
-    seed: int, longest: int, layers: int, h: int, g: int, k: int
-) -> tuple[Callable, ...]:
+def _tiny_model(seed: int, layers: int, h: int, g: int, k: int) -> tuple[Callable, ...]:
     """Functions of a decoder with random weights: embed, project, rotate, attend, finish, head.
 
-    They refuse what a loop with a cache never asks for, and say what it did.
+    attend refuses what a loop with a cache never asks for, and says what it did.
     """
     random = torch.Generator().manual_seed(seed)
     width, vocabulary = 12, 11
@@ -681,12 +704,6 @@ def _tiny_model(
         return table[ids]
 
     def project(layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if x.shape[1] > longest:
-            raise ValueError(
-                "this is a loop without a cache: the other tokens are in the cache, so each call"
-                f" after the first brings only the new one; project got {x.shape[1]} tokens at once"
-                f" (the prompt has {longest})"
-            )
         return tuple(
             (x @ weight.T).unflatten(-1, (-1, k)).transpose(1, 2) for weight in maps[layer][:3]
         )
@@ -728,13 +745,43 @@ def _decode_cases() -> list[tuple]:
     def case(rows: list[str], steps: int, layers: int, h: int, g: int, k: int, seed: int) -> tuple:
         is_real = torch.tensor([[place == "#" for place in row] for row in rows])
         prompt = torch.randint(1, 11, is_real.shape, generator=random) * is_real  # 0 is padding
-        return prompt, is_real, steps, layers, *_tiny_model(seed, len(rows[0]), layers, h, g, k)
+        return prompt, is_real, steps, layers, *_tiny_model(seed, layers, h, g, k)
 
     # Of the seeds tried, these give the most varied tokens, none of them close to a tie.
     return [
         case(["..###", "#####", ".####"], 4, 2, 4, 2, 6, seed=315),
         case(["..##", ".###"], 3, 3, 2, 2, 4, seed=300),  # no row is without padding
     ]
+
+
+def _one_at_a_time(decoding: Callable) -> Callable:
+    """What is tried: a loop whose project refuses what is in the cache already."""
+
+    def tried(prompt, is_real, steps, layers, embed, project, *others):
+        calls, layer_before, in_the_first = 1, 0, {}
+
+        def projected(layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            nonlocal calls, layer_before
+            calls += layer < layer_before  # within a call a layer may be asked more than once
+            layer_before = layer
+            if calls == 1:
+                in_the_first[layer] = x
+            elif x.shape[1] > 1 and torch.equal(x, in_the_first.get(layer, x[:, :0])):
+                raise ValueError(
+                    "one call with the prompt fills the cache and gives the first logits; the"
+                    " prompt goes through the model a second time"
+                )
+            elif x.shape[1] > 1:
+                raise ValueError(
+                    "each call after the first brings one new token, because all others are in the"
+                    f" cache; project got {x.shape[1]} tokens at once (the prompt has"
+                    f" {prompt.shape[1]})"
+                )
+            return project(layer, x)
+
+        return decoding(prompt, is_real, steps, layers, embed, projected, *others)
+
+    return tried
 
 
 def _alone(**changes) -> Callable:
@@ -764,6 +811,7 @@ _AGAIN = (
     "The keys of the cache are rotated once more in each call. A key is rotated once, by the"
     " position of its own token, and stored so."
 )
+_COMMONEST = "old new kept"  # this one also together with others
 _UNDONE = (
     "In later calls the rotation of the query has no effect: either the query is not rotated there,"
     " or all keys of the cache are rotated once more by its position. Rotate every query and every"
@@ -830,7 +878,10 @@ _ALONE = (
             _alone(again=f"{which} {how}"),
             _UNDONE if (which, how) == ("all new", "read") else _AGAIN,
         )
-        for which, how in itertools.product(("all new", "all own", "old own"), ("read", "kept"))
+        for which, how in itertools.product(
+            ("all new", "all own", "old own", "old new"), ("read", "kept")
+        )
+        if f"{which} {how}" != _COMMONEST
     ),
     Mistake(
         "position stays",
@@ -888,10 +939,11 @@ DECODE = Exercise(
     name="decode",
     reference=decode,
     cases=_decode_cases,
+    asked=_one_at_a_time,
     axes="b steps v",
     checked=(
-        "all logits on 2 models of 2 and 3 layers, with padded prompts; no call after the first"
-        " brought more tokens than the prompt has"
+        "all logits on 2 models of 2 and 3 layers, with padded prompts; each call after the first"
+        " brought one token"
     ),
     mistakes=(
         Mistake(
@@ -931,12 +983,6 @@ DECODE = Exercise(
             partial(decode, shared=True),
             "All layers share one cache: a layer finds the keys and values that a later layer left"
             " there. Keep one pair of buffers for each layer.",
-        ),
-        Mistake(
-            "prompt appended twice",
-            _alone(prompt_twice=True),
-            "The prompt is in the cache twice: it went through the model once to fill the cache,"
-            " and once more to get the first logits. The first call does both.",
         ),
         Mistake(
             "padding visible",
@@ -1012,6 +1058,7 @@ DECODE = Exercise(
                 ),
             )
         ),
+        Mistake(f"rotated again: {_COMMONEST}", partial(decode, again=_COMMONEST), _AGAIN),
         *_ALONE,
         Mistake(
             "layers not chained",
@@ -1125,6 +1172,7 @@ def ring_update(
     stored: str = "kv",
     value_of: Callable[[Tensor, Tensor], Tensor] = lambda key, value: value,
     old_order: Callable[[Tensor, int, int], Tensor] = lambda places, window, start: places,
+    take: Callable[[Tensor, Tensor], Tensor] = lambda buffer, places: buffer[:, :, places],
     cut: bool = False,
     parts: Callable[[Tensor, Tensor, int], tuple] = lambda old, new, window: (old, new),
     rolled: bool = False,
@@ -1141,16 +1189,18 @@ def ring_update(
     before = torch.arange(max(0, last - max(0, back(window))), last)
     before = old_order(number(before, window), window, start)
     for name, buffer, new in zip("kv", (keys, values), (key, value_of(key, value)), strict=True):
-        old = buffer[:, :, before]
+        old = take(buffer, before)
         kept = stay(torch.arange(start, start + t), window)
         if name in stored:
-            buffer[:, :, number(to(kept, start, window), window)] = new[:, :, kept - start]
+            places = number(to(kept, start, window), window)
+            for place, token in zip(places.tolist(), (kept - start).tolist(), strict=True):
+                buffer[:, :, place] = new[:, :, token]
             if cleared:
                 buffer[:, :, start + t :] = 0
             if rolled:  # what is oldest at the front
                 buffer[...] = buffer.roll(-((start + t) % window) * (start + t >= window), 2)
         if name in written_first:
-            old = buffer[:, :, before]
+            old = take(buffer, before)
         whole = torch.cat(parts(old, new, window), dim=2)
         both.append(whole[:, :, -window:] if cut else whole)
     return order(tuple(both))
@@ -1163,14 +1213,21 @@ _PUSHED = (
     " each step. In a ring nothing moves: the new token takes the place of the oldest."
     + _NOT_IN_THE_RING
 )
-_ONE_STORED = (
-    "Only one token of this call is stored. A call may bring several: store all t, or the last"
-    " `window` of them, each at its own place."
+_ALL_STORED = (
+    " token of this call is stored. A call may bring several: store all t, or the last `window` of"
+    " them, each at its own place."
 )
 _SEVERAL_IN_A_ROW = (
     "Of a call with more than `window` tokens the last ones are stored, but at the places of other"
     " tokens: the first of those that stay lies where its own number says." + _NOT_IN_THE_RING
 )
+
+
+def _as_a_slice(buffer: Tensor, places: Tensor) -> Tensor:
+    """A view, if the places lie in one piece."""
+    if not len(places) or places[-1] - places[0] != len(places) - 1:
+        return buffer[:, :, places]
+    return buffer[:, :, places[0] : places[-1] + 1]
 
 
 def _pushed_through(keys, values, start, key, value):
@@ -1218,11 +1275,22 @@ def _ring_returned(keys, values, start, key, value):
     return keys[:, :, :end].clone(), values[:, :, :end].clone()
 
 
+def _each_place_once(update: Callable) -> Callable:
+    """What is tried: a function that may not leave it to torch which of two tokens stays."""
+
+    def tried(*given):
+        with EachPlaceOnce():
+            return update(*given)
+
+    return tried
+
+
 RING_UPDATE = Exercise(
     name="ring_update",
     transfer=True,
     reference=ring_update,
     cases=_ring_cases,
+    asked=_each_place_once,
     axes="b g s k; b g s k; b g window k; b g window k",
     parts=("seen_keys", "seen_values", "keys", "values"),
     in_place=("keys", "values"),
@@ -1250,6 +1318,13 @@ RING_UPDATE = Exercise(
             partial(ring_update, written_first="kv"),
             "The ring is written before it is read. The new tokens lie where old ones lay that the"
             " first of the new ones still sees: read first, then write.",
+        ),
+        Mistake(
+            "a view kept",
+            partial(ring_update, take=_as_a_slice),
+            "Where the old tokens lie in one piece you keep a slice of the ring. That is a view,"
+            " which changes when the ring is written: copy it before (.clone()), or join it with"
+            " the new tokens before you write.",
         ),
         *(
             Mistake(
@@ -1319,12 +1394,12 @@ RING_UPDATE = Exercise(
         Mistake(
             "first token stored",
             partial(ring_update, stay=lambda fresh, window: fresh[:1]),
-            _ONE_STORED,
+            "Only the first" + _ALL_STORED,
         ),
         Mistake(
             "last token stored",
             partial(ring_update, stay=lambda fresh, window: fresh[-1:]),
-            _ONE_STORED,
+            "Only the last" + _ALL_STORED,
         ),
         Mistake(
             "cut off at the end of the ring",
@@ -1383,7 +1458,7 @@ RING_UPDATE = Exercise(
                 stay=lambda fresh, window: fresh[-1:],
                 to=lambda stay, start, window: stay * 0 + start,
             ),
-            _ONE_STORED,
+            "Only the last" + _ALL_STORED,
         ),
         Mistake(
             "no ring",
@@ -1396,6 +1471,15 @@ RING_UPDATE = Exercise(
             partial(ring_update, number=lambda places, window: places % max(1, window - 1)),
             "The ring goes round one place too soon: the numbers are taken % (window - 1)."
             " window - 1 old tokens are read, but `window` are kept." + _NOT_IN_THE_RING,
+        ),
+        *(
+            Mistake(
+                f"stored one place {where}",
+                partial(ring_update, to=lambda stay, start, window, more=more: stay + more),
+                f"The new tokens are stored one place too {where}. The first of them has the number"
+                " `start`, because tokens are counted from 0." + _NOT_IN_THE_RING,
+            )
+            for where, more in (("far", 1), ("early", -1))
         ),
         Mistake(
             "ring one place further",

@@ -63,6 +63,10 @@ def _last_row(x: Tensor) -> Tensor:
     return x[-1:].expand_as(x)
 
 
+def _rounded(to: torch.dtype, then: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return lambda angles: (angles.to(to).to(then).cos(), angles.to(to).to(then).sin())
+
+
 def _twice(angles: Tensor) -> tuple[Tensor, Tensor]:
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -80,6 +84,14 @@ _TWICE = (
 _COARSE = (
     "The angles were computed in bfloat16, where 301 and 302 are one number. Compute positions,"
     " speeds and angles in float32; only the turned vectors may be bfloat16."
+)
+_COARSE_HALF = (
+    "The angles were computed in float16, which has 11 bits for its digits: near 300 an angle is"
+    " wrong by up to 0.1. Compute positions, speeds and angles in float32."
+)
+_TABLE = (
+    "Far-off positions get the angles of a nearer one, as if the angles came from a table that ends"
+    " there. No position is the last: compute the angles from the positions that are given."
 )
 _BY_HEART = (
     "theta is written by heart: 10,000. It is an argument, because models differ in it: use the"
@@ -169,9 +181,7 @@ ROPE_ANGLES = Exercise(
             Mistake(
                 f"table of {size}",
                 partial(_rope_angles, places=lambda p, size=size: p.clamp(max=size - 1)),
-                "Far-off positions get the angles of a nearer one, as if the angles came from a"
-                " table that ends there. No position is the last: compute the angles from the"
-                " positions that are given.",
+                _TABLE,
             )
             for size in (512, 1024, 2048, 4096, 8192, 32768, 131072)
         ),
@@ -257,7 +267,23 @@ ROPE_ANGLES = Exercise(
             partial(_rope_angles, finish=lambda angles: (angles, angles)),
             "These are the angles themselves. Return their cosine and their sine.",
         ),
-        Mistake("angles in bfloat16", partial(_rope_angles, dtype=torch.bfloat16), _COARSE),
+        *(
+            Mistake(f"{what} {dtype}", partial(_rope_angles, **change(dtype)), says)
+            for dtype, says in ((torch.bfloat16, _COARSE), (torch.float16, _COARSE_HALF))
+            for what, change in (
+                ("angles in", lambda dtype: {"dtype": dtype}),
+                (
+                    "exponents, too, in",
+                    lambda dtype: {"dtype": dtype, "exponent": lambda i, k: (2 * i / k).to(dtype)},
+                ),
+                ("angles rounded to", lambda dtype: {"finish": _rounded(dtype, torch.float32)}),
+            )
+        ),
+        Mistake(
+            "cosines in bfloat16",
+            partial(_rope_angles, finish=_rounded(torch.bfloat16, torch.bfloat16)),
+            _COARSE,
+        ),
         Mistake(
             "positions in bfloat16", partial(_rope_angles, of_positions=torch.bfloat16), _COARSE
         ),
@@ -269,10 +295,21 @@ ROPE_ANGLES = Exercise(
             " the turned vectors may be bfloat16.",
         ),
         Mistake(
-            "angles in float16",
-            partial(_rope_angles, dtype=torch.float16),
-            "The angles were computed in float16, which has 11 bits for its digits: near 300 an"
-            " angle is wrong by up to 0.1. Compute positions, speeds and angles in float32.",
+            "positions in float16",
+            partial(_rope_angles, of_positions=torch.float16),
+            "The positions were made float16, which holds no number above 65,504: there they are"
+            " infinite (and above 2,048 only even ones are left). Compute positions, speeds and"
+            " angles in float32.",
+        ),
+        *(
+            Mistake(
+                f"table of {size}, begun again",
+                partial(_rope_angles, places=lambda p, size=size: p % size),
+                "Far-off positions get the angles of nearer ones, as if positions began again after"
+                " the end of a table. No position is the last: compute the angles from the"
+                " positions that are given.",
+            )
+            for size in (1024, 2048, 4096)
         ),
         Mistake("an angle for each number", partial(_rope_angles, finish=_twice), _TWICE),
         Mistake(
@@ -346,14 +383,17 @@ def _apply_rope(
     heads: slice = slice(None),
     finish: Callable[[Tensor, Tensor], Tensor] = lambda turned, x: turned,
     times: int = 1,
+    computed_in: torch.dtype | None = None,
 ) -> Tensor:
     """apply_rope with one thing changed: each half may have cosines and sines of its own."""
+    kind = x.dtype
+    x = x if computed_in is None else x.to(computed_in)
     c, s = (spread(rows(one).unsqueeze(place(x))) for one in (cos.to(x.dtype), sin.to(x.dtype)))
     for _ in range(times):
         turned = join(turn(*split(x), c, s))
         turned = torch.cat((turned[:, heads], x[:, turned[:, heads].shape[1] :]), dim=1)
         x = finish(turned, x)
-    return x
+    return x.to(kind)
 
 
 def _neighbours(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -582,6 +622,20 @@ APPLY_ROPE = Exercise(
             "turned twice",
             partial(_apply_rope, times=2),
             "The vectors are turned twice, so each angle is doubled.",
+        ),
+        *(
+            Mistake(
+                f"{what} {name}",
+                partial(_apply_rope, **change),
+                f"Numbers go through {name} on the way, whatever x is, and float32 ones lose digits"
+                " there. Compute in float32, or in the dtype of x.",
+            )
+            for what, name, change in (
+                ("computed in", "bfloat16", {"computed_in": torch.bfloat16}),
+                ("computed in", "float16", {"computed_in": torch.float16}),
+                ("angles in", "bfloat16", {"rows": lambda y: y.bfloat16().to(y.dtype)}),
+                ("result in", "bfloat16", {"finish": lambda y, x: y.bfloat16().to(y.dtype)}),
+            )
         ),
     ),
     hints=(
@@ -812,15 +866,18 @@ ROTATE_HEADS = Exercise(
 
 
 def _stretch_cases() -> list[tuple]:
-    # The wavelengths are 6, 29.2, 135, 628, 2916, 13537; then 6, 20, 63, 199; then 6, 49.9, 396.
+    # The wavelengths are 6, 29.2, 135, 628, 2916, 13537; then 6, 20, 63, 199; then 6, 49.9, 396; at
+    # last 6, 63, 628, 6283.
     # What is compared with what changes the answer for some pair in one case or another: `trained`
     # is just below 29.2, and just above 49.9.
-    rows = torch.tensor([[37], [1100]]) + torch.arange(10)
+    # One row goes beyond `trained`, and one lies behind the end of many a table.
+    rows = torch.tensor([[45], [5000]]) + torch.arange(10)
     return [
         (LONG, 12, 10000.0, 29, 4.0),
-        (NEAR.int(), 8, 100.0, 40, 2.5),
+        (NEAR.int(), 8, 100.0, 38, 2.5),
         (rows, 6, 500.0, 50, 8),
-        (NEAR, 8, 100.0, 40, 1.0),
+        (NEAR, 8, 100.0, 38, 1.0),
+        (NEAR, 8, 10000.0, 100, 3.0),
     ]
 
 
@@ -865,6 +922,19 @@ def _soft_border(
     return angles.cos(), angles.sin()
 
 
+def _one_speed(tokens: Callable[[int, float], float]) -> Callable:
+    """All slow pairs make one turn in so many tokens."""
+
+    def angles(positions, head_dim, theta, trained, factor):
+        speed = 2 * math.pi / tokens(trained, factor)
+        return stretched_angles(
+            *(positions, head_dim, theta, trained, factor),
+            changed=lambda speeds, factor: torch.full_like(speeds, speed),
+        )
+
+    return angles
+
+
 def _cut_off(
     positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
 ) -> tuple[Tensor, Tensor]:
@@ -896,6 +966,10 @@ def _theta_of_the_slow(
     return angles.cos(), angles.sin()
 
 
+def _where(mark: Tensor, these: tuple, those: tuple) -> tuple[Tensor, Tensor]:
+    return tuple(torch.where(mark, *both) for both in zip(these, those, strict=True))
+
+
 def _half(which: int) -> Callable[[Tensor, float], Tensor]:
     return lambda wavelengths, limit: (
         torch.arange(len(wavelengths)) * 2 // len(wavelengths) == which
@@ -912,6 +986,16 @@ _OF_THIS_BATCH = (
     " texts were in training." + _RIGHT_PAIRS
 )
 
+_ONLY_LONG = (
+    "Texts that are not longer than `trained` are not stretched. Then the same distance has other"
+    " angles in a short text than in a long one: the speeds do not depend on the positions."
+)
+
+_WHOLE_FACTOR = (
+    "The slow pairs are slowed by a whole number. factor may be a fraction, as 2.5: divide by it as"
+    " it is."
+)
+
 STRETCHED_ANGLES = Exercise(
     name="stretched_angles",
     transfer=True,
@@ -921,9 +1005,9 @@ STRETCHED_ANGLES = Exercise(
     parts=("cos", "sin"),
     tolerance=3e-4,
     checked=(
-        "shape, dtype and every value of cos and sin in 4 cases: trained lengths of 29, 40 and 50,"
-        " factors 1, 2.5, 4 and 8, some pairs slow and some fast, two of them by little, positions"
-        " in int64 and int32; inputs unchanged"
+        "shape, dtype and every value of cos and sin in 5 cases: trained lengths of 29 to 100,"
+        " factors 1, 2.5, 3, 4 and 8, some pairs slow and some fast, two of them by little,"
+        " positions in int64 and int32; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -953,14 +1037,20 @@ STRETCHED_ANGLES = Exercise(
         Mistake(
             "half a turn",
             partial(stretched_angles, wavelength=lambda speeds: math.pi / speeds),
-            "You compare half a turn with `trained`: pi / speed. A whole turn is 2 pi radians: 2 pi"
-            " / speed tokens.",
+            "You compare half a turn with `trained` (pi / speed), or one with twice as many. A"
+            " whole turn is 2 pi radians: 2 pi / speed tokens.",
+        ),
+        Mistake(
+            "two turns",
+            partial(stretched_angles, wavelength=lambda speeds: 4 * math.pi / speeds),
+            "You compare two turns with `trained`, or one with half of it. A whole turn is 2 pi"
+            " radians: 2 pi / speed tokens.",
         ),
         Mistake(
             "rounded wavelengths",
             partial(stretched_angles, wavelength=lambda speeds: (2 * math.pi / speeds).floor()),
-            "You compare whole numbers of tokens, rounded down. A pair that needs 29.2 tokens for a"
-            " turn needs more than 29: compare 2 pi / speed as it is.",
+            "You round the tokens of a turn to whole ones before you compare. A pair that needs"
+            " 29.2 tokens for a turn needs more than 29: compare 2 pi / speed as it is.",
         ),
         Mistake(
             "compared with one less",
@@ -1018,8 +1108,12 @@ STRETCHED_ANGLES = Exercise(
         Mistake(
             "factor cut to a whole number",
             partial(stretched_angles, changed=lambda speeds, factor: speeds / int(factor)),
-            "The slow pairs are slowed by a whole number. factor may be a fraction, as 2.5: divide"
-            " by it as it is.",
+            _WHOLE_FACTOR,
+        ),
+        Mistake(
+            "factor rounded up",
+            partial(stretched_angles, changed=lambda speeds, factor: speeds / math.ceil(factor)),
+            _WHOLE_FACTOR,
         ),
         Mistake(
             "root of factor",
@@ -1078,6 +1172,28 @@ STRETCHED_ANGLES = Exercise(
             "Only the slowest pair is slowed." + _RIGHT_PAIRS,
         ),
         Mistake(
+            "the first slow pair alone",
+            partial(
+                stretched_angles,
+                slow=lambda wavelengths, limit: (
+                    (wavelengths > limit) & ((wavelengths > limit).cumsum(0) == 1)
+                ),
+            ),
+            "Of the slow pairs only the first, the fastest of them, is slowed. (Does a loop stop"
+            " there?)" + _RIGHT_PAIRS,
+        ),
+        *(
+            Mistake(
+                f"one speed for all slow pairs: {name}",
+                _one_speed(tokens),
+                "All slow pairs get one and the same speed. Each keeps its own, divided by factor.",
+            )
+            for name, tokens in (
+                ("a turn in the longer text", lambda trained, factor: trained * factor),
+                ("a turn in training", lambda trained, factor: trained),
+            )
+        ),
+        Mistake(
             "longest position for trained",
             lambda *given: stretched_angles(*given[:3], int(given[0].max()), given[4]),
             _OF_THIS_BATCH,
@@ -1092,9 +1208,16 @@ STRETCHED_ANGLES = Exercise(
             lambda *given: stretched_angles(
                 *given[:4], given[4] if given[0].max() > given[3] else 1.0
             ),
-            "Texts that are not longer than `trained` are not stretched. Then the same distance"
-            " has other angles in a short text than in a long one: the speeds do not depend on the"
-            " positions.",
+            _ONLY_LONG,
+        ),
+        Mistake(
+            "only in long rows",
+            lambda *given: _where(
+                (given[0].max(dim=1, keepdim=True).values > given[3])[..., None],
+                stretched_angles(*given),
+                stretched_angles(*given[:4], 1.0),
+            ),
+            _ONLY_LONG,
         ),
         Mistake(
             "slow angles cut off",
@@ -1141,6 +1264,17 @@ STRETCHED_ANGLES = Exercise(
             "Positions begin again after `trained` tokens, so tokens that are far apart get the"
             " same angles. Positions stay as they are; the speeds change.",
         ),
+        *(
+            Mistake(
+                f"table of {size}",
+                partial(
+                    stretched_angles,
+                    places=lambda positions, *_, size=size: positions.clamp(max=size - 1),
+                ),
+                _TABLE,
+            )
+            for size in (512, 1024, 2048, 4096)
+        ),
         Mistake(
             "positions end at trained",
             partial(
@@ -1157,11 +1291,10 @@ STRETCHED_ANGLES = Exercise(
         ),
         Mistake(
             "only positions beyond trained",
-            lambda *given: tuple(
-                torch.where((given[0] > given[3])[..., None], far, near)
-                for far, near in zip(
-                    stretched_angles(*given), stretched_angles(*given[:4], 1.0), strict=True
-                )
+            lambda *given: _where(
+                (given[0] > given[3])[..., None],
+                stretched_angles(*given),
+                stretched_angles(*given[:4], 1.0),
             ),
             "Only tokens beyond `trained` are stretched, the others are not. Then the distance"
             " between two of them is no longer in their angles: all tokens turn by the same"

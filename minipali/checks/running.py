@@ -176,6 +176,32 @@ class _Observed(TorchFunctionMode):
         return result
 
 
+class EachPlaceOnce(TorchFunctionMode):
+    """Inside, no list of places that one line writes to may name one twice.
+
+    It works on the processor, and torch promises nothing. Raises ValueError.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in ("__setitem__", "index_copy_", "index_put_"):
+            given = [*args[1:], *(kwargs or {}).values()]
+            flat = [x for one in given for x in (one if isinstance(one, tuple) else [one])]
+            lists = [x.tolist() if isinstance(x, Tensor) and x.ndim == 1 else x for x in flat]
+            for places in [x for x in lists if isinstance(x, list) and all(map(_is_whole, x))]:
+                if len(set(places)) < len(places):
+                    raise ValueError(
+                        "torch does not say which of several things that one line writes to a place"
+                        " stays there, so write only those that are to stay; places are named twice"
+                        f" in {places}"
+                    )
+        return function(*args, **(kwargs or {}))
+
+
+def _is_whole(x) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
 def _inside(handed: set[CodeType]) -> bool:
     """Whether one of these functions is running."""
     frame = sys._getframe()
