@@ -80,6 +80,10 @@ LENGTH_ONE = (
     "Vectors are brought to length 1. The contrastive loss of lesson 05 does that; PaliGemma takes"
     " them as the tower and the projector give them."
 )
+TURNED = (
+    "The weight is used the wrong way round. It is stored as (out, in), and x has `in` on its last"
+    " axis: x @ weight.T, or F.linear(x, weight, bias)."
+)
 POOLED = (
     "There is one vector a picture, the average of its patches. Each patch stays a token of its"
     " own: apply the map to the last axis and leave b and n alone."
@@ -158,8 +162,7 @@ IMAGE_TOKENS = Exercise(
         Mistake(
             "weight turned",
             partial(image_tokens, matrix=_turned),
-            "The weight is used the wrong way round. It is stored as (out, in), and x has `in` on"
-            " its last axis: x @ weight.T, or F.linear(x, weight, bias).",
+            TURNED,
         ),
         Mistake(
             "1 + weight",
@@ -263,6 +266,18 @@ IMAGE_TOKENS = Exercise(
             "The pixels are moved once more before the tower sees them. They come as it wants them,"
             " from -1 to 1.",
         ),
+    ),
+    crashes=tuple(
+        Mistake(
+            f"weight turned, {name}",
+            lambda pixels, tower, weight, bias, by=by: by(tower(pixels), weight) + bias,
+            TURNED,
+        )
+        for name, by in {
+            "@": torch.matmul,
+            "linear": lambda x, weight: F.linear(x, weight.T),
+            "einsum": lambda x, weight: torch.einsum("bni,io->bno", x, weight),
+        }.items()
     ),
     hints=(
         "Two steps: the vision tower turns pixels into one vector a patch, and one affine map turns"
@@ -1001,6 +1016,21 @@ def _rows_in_front(row: Tensor, is_suffix: Tensor, real: Callable) -> Tensor:
     return torch.where(known, packed_mask(row, is_suffix, real=real), False) | itself
 
 
+def _padding_at(row: Tensor, ends: str) -> Tensor:
+    """True at the padding in "front" of all rows, and "behind" them: (b, s)."""
+    front = row.cumsum(dim=1) == 0
+    behind = row.flip(1).cumsum(dim=1).flip(1) == 0
+    return (front & ("front" in ends)) | (behind & ("behind" in ends))
+
+
+def _rest_is_a_row(row: Tensor, is_suffix: Tensor, ends: str, seen: bool) -> Tensor:
+    """Padding that is not at these ends taken for a row, which sees all padding, or its own."""
+    known = _padding_at(row, ends)
+    zero = row == 0
+    see = (zero & ~known)[:, None, :, None] & (zero if seen else zero & ~known)[:, None, None, :]
+    return packed_mask(row, is_suffix) | (see & packed_mask(torch.ones_like(row), is_suffix))
+
+
 def _some_blind(row: Tensor, is_suffix: Tensor, suffix: bool) -> Tensor:
     """Padding that is marked as suffix, or as prefix, sees nothing."""
     blind = (row == 0) & (is_suffix if suffix else ~is_suffix)
@@ -1162,6 +1192,24 @@ PACKED_MASK = Exercise(
             for name, real in (
                 ("padding as a row", _everyone),
                 ("no padding as key", lambda key, query: key != 0),
+            )
+        ),
+        *(
+            Mistake(
+                f"padding {where} alone, {seen}",
+                lambda row, is_suffix, ends=ends, seen=seen: _rest_is_a_row(
+                    row, is_suffix, ends, seen
+                ),
+                f"Only padding {where} is taken for padding, and all other for a row of its own,"
+                " whose tokens see each other. It may stand in front of rows, between them or"
+                " behind them: ask row != 0 about each token.",
+            )
+            for where, ends, seen in (
+                ("behind the last row", "behind", True),
+                ("behind the last row", "behind", False),
+                ("in front of the first row", "front", True),
+                ("in front of the first row", "front", False),
+                ("at both ends", "front and behind", True),
             )
         ),
         *(
