@@ -423,11 +423,17 @@ EMBED = Exercise(
             "Each id but 0 has the row before its own: ids are counted from 0, as rows are. Index"
             " the table with the ids as they are: table[input_ids].",
         ),
-        Mistake(
-            "one row late",
-            partial(embed, rows=lambda table: table.roll(-1, 0)),
-            "Each id has the row after its own: ids are counted from 0, as rows are. Index the"
-            " table with the ids as they are: table[input_ids].",
+        *(
+            Mistake(
+                f"one row late, the last one {which}",
+                partial(embed, rows=rows),
+                "Each id has the row after its own: ids are counted from 0, as rows are. Index the"
+                " table with the ids as they are: table[input_ids].",
+            )
+            for which, rows in {
+                "the first": lambda table: table.roll(-1, 0),
+                "kept": lambda table: torch.cat((table[1:], table[-1:])),
+            }.items()
         ),
         Mistake("counted from the end", partial(embed, which=lambda ids: -1 - ids), OTHER_ROWS),
         Mistake(
@@ -878,6 +884,14 @@ DECODER_LAYER = Exercise(
             partial(decoder_layer, reads=lambda start, x: start),
             "Attention and MLP both read the x that came in, side by side. Gemma's MLP reads the"
             " stream after attention has added its part.",
+        ),
+        Mistake(
+            "both norms for the MLP, parallel",
+            lambda x, norm1, attention, norm2, mlp: (
+                x + attention(read := norm1(x)) + mlp(norm2(read))
+            ),
+            "The MLP reads the x that came in, through norm1 and norm2. It reads the stream after"
+            " attention has added its part, through norm2 alone.",
         ),
         Mistake(
             "one norm for both, parallel",

@@ -25,7 +25,7 @@ def _distribution_cases() -> list[tuple]:
     return [
         (given(3, 7), 0.6, None, None),
         (given(4, 11), 1.7, 4, None),
-        (given(3, 13), 0.6, None, 0.7),
+        (given(3, 13)[[1, 0, 2]], 0.6, None, 0.7),  # top-p keeps 1, 3 and 3 tokens
         (given(2, 17), 2.5, 5, 0.6),
         (sure, 0.8, None, 0.9),
         (given(3, 5), 1.2, 9, 1.0),  # more than there are, and all: nothing is cut
@@ -55,7 +55,7 @@ def _distribution(
     fill: float = float("-inf"),
     normalised: str = "always",
     likely: bool = True,
-    alike: bool = False,
+    alike: Callable[[Tensor], Tensor] | None = None,
     back: str = "scatter",
     last: Callable[[Tensor], Tensor] = lambda p: p,
 ) -> Tensor:
@@ -75,7 +75,7 @@ def _distribution(
         p = soft(seen if whole else seen.masked_fill(~kept, float("-inf")))
         kept = kept & keep(p.cumsum(dim=-1) - p, p, top_p)
     if alike:
-        kept = kept[:1].expand_as(kept)
+        kept = alike(kept).expand_as(kept)
     result = soft(z.masked_fill(~kept, fill))
     if normalised != "always":
         result = (soft(z) if normalised == "never" else inside) * kept
@@ -395,8 +395,21 @@ DISTRIBUTION = Exercise(
         ),
         Mistake(
             "the first row's cut for all",
-            partial(_distribution, alike=True),
+            partial(_distribution, alike=lambda kept: kept[:1]),
             FIRST_ROWS_CUT,
+        ),
+        *(
+            Mistake(
+                f"as many for all as {which} row",
+                partial(_distribution, alike=alike),
+                "All rows keep equally many tokens. How many top-p keeps is another number for each"
+                " row: cut each for itself, along dim=-1.",
+            )
+            for which, alike in {
+                "the last": lambda kept: kept[-1:],
+                "the longest": lambda kept: kept.any(dim=0, keepdim=True),
+                "the shortest": lambda kept: kept.all(dim=0, keepdim=True),
+            }.items()
         ),
         Mistake("the first row's tokens for all", _first_rows_tokens, FIRST_ROWS_CUT),
         *(

@@ -270,13 +270,13 @@ IMAGE_TOKENS = Exercise(
     crashes=tuple(
         Mistake(
             f"weight turned, {name}",
-            lambda pixels, tower, weight, bias, by=by: by(tower(pixels), weight) + bias,
+            lambda pixels, tower, weight, bias, by=by: by(tower(pixels), weight, bias),
             TURNED,
         )
         for name, by in {
-            "@": torch.matmul,
-            "linear": lambda x, weight: F.linear(x, weight.T),
-            "einsum": lambda x, weight: torch.einsum("bni,io->bno", x, weight),
+            "@": lambda x, weight, bias: x @ weight + bias,
+            "linear": lambda x, weight, bias: F.linear(x, weight.T, bias),
+            "linear and bias": lambda x, weight, bias: F.linear(x, weight.T) + bias,
         }.items()
     ),
     hints=(
@@ -1031,6 +1031,11 @@ def _rest_is_a_row(row: Tensor, is_suffix: Tensor, ends: str, seen: bool) -> Ten
     return packed_mask(row, is_suffix) | (see & packed_mask(torch.ones_like(row), is_suffix))
 
 
+def _stretches(row: Tensor) -> Tensor:
+    """1 for the first stretch of one number, 2 for the next, and so on."""
+    return F.pad((row.diff(dim=1) != 0).cumsum(dim=1), (1, 0)) + 1
+
+
 def _some_blind(row: Tensor, is_suffix: Tensor, suffix: bool) -> Tensor:
     """Padding that is marked as suffix, or as prefix, sees nothing."""
     blind = (row == 0) & (is_suffix if suffix else ~is_suffix)
@@ -1169,11 +1174,17 @@ PACKED_MASK = Exercise(
             "The suffix looks the wrong way: it sees what is later, and not what is earlier. The"
             " key must be not later than the query.",
         ),
-        Mistake(
-            "padding taken for a row",
-            partial(packed_mask, real=_everyone),
-            "Padding is taken for a row of its own, number 0, whose tokens see each other. A token"
-            " of padding sees itself alone.",
+        *(
+            Mistake(
+                f"padding taken for {a_row}",
+                partial(packed_mask, **edit),
+                "Padding is taken for a row, whose tokens see each other. A token of padding sees"
+                " itself alone.",
+            )
+            for a_row, edit in {
+                "a row": {"real": _everyone},
+                "a row at each place": {"numbers": _stretches},
+            }.items()
         ),
         Mistake(
             "padding only at the end",
