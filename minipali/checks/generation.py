@@ -1409,8 +1409,9 @@ def _between_by_last_token(told, is_place, names, between, eos, which=-1):
     return _only(is_place, following[0]) if following else is_place.clone()
 
 
-def _by_fixed_length(told, is_place, names, between, eos):
-    """As if each name had one token."""
+def _by_fixed_length(told, is_place, names, between, eos, shortest=False):
+    """As if each name had one token; shortest: and what stands between, too."""
+    between = between[:1] if shortest else between
     at = len(told) % (5 + len(between))
     if at < 4:
         least = told[-2] if at > 1 else 0
@@ -1492,13 +1493,20 @@ ALLOWED_NEXT = Exercise(
             ),
             "Token 1 is taken for eos. That is the small model's; take the argument `eos`.",
         ),
-        Mistake(
-            "places without gaps",
-            lambda told, is_place, names, between, eos: allowed_next(
-                told, _without_gaps(is_place), names, between, eos
-            ),
-            "All tokens from the first place to the last are taken for places. There may be others"
-            " between them: ask is_place about each.",
+        *(
+            Mistake(
+                f"places without gaps, {when}",
+                lambda told, is_place, names, between, eos, first=first: allowed_next(
+                    told,
+                    _without_gaps(is_place) if told or first else is_place,
+                    names,
+                    between,
+                    eos,
+                ),
+                "All tokens from the first place to the last are taken for places. There may be"
+                " others between them: ask is_place about each.",
+            )
+            for when, first in (("always", True), ("but not at the start", False))
         ),
         Mistake(
             "end always",
@@ -1692,11 +1700,14 @@ ALLOWED_NEXT = Exercise(
             )
             for which in (0, -1)
         ),
-        Mistake(
-            "a fixed length",
-            _by_fixed_length,
-            "The place in a box is told from the length of the answer, as if each name had one"
-            " token. Names have one or more: count from the last place on.",
+        *(
+            Mistake(
+                f"a fixed length, {kind}",
+                lambda *given, shortest=shortest: _by_fixed_length(*given, shortest=shortest),
+                "The place in a box is told from the length of the answer, as if each name had one"
+                " token. Names have one or more: count from the last place on.",
+            )
+            for kind, shortest in (("between whole", False), ("between one token", True))
         ),
         Mistake(
             "a finished name does not go on",

@@ -678,6 +678,12 @@ def _prefix_by_number(whole_row: bool) -> Callable:
     return wrong
 
 
+def _by_count(is_real: Tensor, number: Tensor, queries: int) -> Tensor:
+    """Keys visible whose number of suffix tokens so far, (b, s), is not above the query's."""
+    not_above = number[:, None, :] <= number[:, -queries:, None]
+    return (is_real[:, None, :] & not_above)[:, None]
+
+
 OTHER_KIND = "True where the query may look. `attend` puts -inf where it is False."
 KEYS_NOT_QUERIES = (
     "Both rules ask about keys: is_real[:, None, :] and is_suffix[:, None, :] lie on the axis s."
@@ -805,6 +811,14 @@ PREFIX_LM_MASK = Exercise(
             ),
             "Padding is visible where it is not marked as suffix. Rule 1 holds for every key: real"
             " & (prefix | not_later).",
+        ),
+        Mistake(
+            "suffix counted, padding too",
+            lambda is_real, is_suffix, queries: _by_count(
+                is_real, is_suffix.cumsum(dim=1), queries
+            ),
+            "The suffix is counted, and padding in front that is marked as suffix counts as well:"
+            " such padding sees too little. Count what is real: (is_suffix & is_real).cumsum(1).",
         ),
         Mistake(
             "queries of the prefix see no suffix",
@@ -1255,6 +1269,17 @@ PACKED_MASK = Exercise(
                 "Padding sees the rows. A token of padding sees itself alone.",
             )
             for itself in (True, False)
+        ),
+        Mistake(
+            "padding sees the rows by their rule",
+            partial(packed_mask, same=lambda key, query: (key == query) | (query == 0)),
+            "Padding sees the rows. A token of padding sees itself alone.",
+        ),
+        Mistake(
+            "one suffix for all rows",
+            lambda row, is_suffix: packed_mask(row, is_suffix.cumsum(dim=1) > 0),
+            "From the first suffix on, all the rest of the sequence is taken for suffix. Each row"
+            " begins with a prefix of its own: ask is_suffix about each key.",
         ),
         Mistake(
             "padding sees nothing",
