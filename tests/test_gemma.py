@@ -245,6 +245,14 @@ def test_layers_may_be_called_in_any_honest_way_and_belong_to_the_case():
     outcome = examine(exercise("decoder"), uses_them_up)
     assert outcome.status == CRASHED and "layers = 3 functions" in outcome.message
 
+    def appends(x, layers, norm):
+        layers = list(layers) if isinstance(layers, tuple) else layers
+        layers.append(norm)
+        return functools.reduce(lambda x, layer: layer(x), layers, x)
+
+    outcome = examine(exercise("decoder"), appends)
+    assert outcome.status == WRONG and "changed its input `layers`" in outcome.message
+
 
 def test_attention_is_called_once():
     def twice(x, norm1, attention, norm2, mlp):

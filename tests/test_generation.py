@@ -6,7 +6,7 @@ import torch
 from conftest import fresh_model, make_batch, make_ours, make_theirs
 
 from minipali import generate, load, scenes
-from minipali.checks import exercise
+from minipali.checks import engine, exercise
 from minipali.checks.engine import CORRECT, CRASHED, WRONG, examine
 from minipali.generation import choose, distribution, token_steps
 from minipali.hooks import watch
@@ -472,3 +472,37 @@ def test_a_useless_step_is_told():
 
     outcome = examine(exercise("continue_tokens"), one_more)
     assert outcome.status == CRASHED and "step was called after the last token" in outcome.message
+
+
+def row_by_row(choose):
+    return lambda logits: torch.cat([choose(row[None]) for row in logits])
+
+
+def without_the_last(choose):
+    return lambda logits: choose(logits.index_fill(1, torch.tensor([-1]), float("-inf")))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [(row_by_row, "for all rows together"), (without_the_last, "logits as they come")],
+)
+def test_choose_is_asked_about_all_rows_as_they_come(changed, said):
+    def attempt(logits, step, choose, eos, pad, most):
+        yield from honest_loop(logits, step, changed(choose), eos, pad, most)
+
+    outcome = examine(exercise("continue_tokens"), attempt)
+    assert outcome.status == CRASHED and said in outcome.message
+
+
+def test_an_end_that_is_missing_after_some_names_is_not_said_to_be_missing_after_all(monkeypatch):
+    monkeypatch.setattr(engine, "_finished_modules", lambda exercise: set())
+    reference = exercise("allowed_next").reference
+
+    def attempt(told, is_place, names, between, eos):
+        allowed = reference(told, is_place, names, between, eos)
+        if told and allowed.sum() > 2:
+            allowed[eos] = False
+        return allowed
+
+    said = examine(exercise("allowed_next"), attempt).message
+    assert said.startswith("After a name that is the beginning of a longer one")

@@ -21,8 +21,8 @@ from minipali.checks import check, hint
 #
 # Gate and up read the same `x`. The gate is bent by GELU in its tanh form, and multiplied by up, entry
 # by entry; down brings the product back to the width d. A weight has the shape (outputs, inputs).
-# There are no biases, and `x` is not added here. Gates may be large (up to some tens): compute them as
-# they are, and let nothing become infinite or nan.
+# There are no biases, and `x` is not added here. Of all numbers only the gates may be large (up to some
+# tens): compute them as they are, and let nothing become infinite or nan.
 
 
 # %%
@@ -51,7 +51,7 @@ check("geglu", geglu)
 # `norm1` for attention and `norm2` for the MLP. (In the checkpoint `norm2` is called
 # `post_attention_layernorm`, because it comes after attention. But what attention gives is not normed
 # before it is added.) Attention and MLP each add to the stream, which itself is never normed. Call
-# `attention` once: with a cache it remembers what it has read.
+# `attention` once: with a cache it remembers what it has read. (The other three remember nothing.)
 
 
 # %%
@@ -81,7 +81,7 @@ check("decoder_layer", decoder_layer)
 def embed(input_ids, table):
     """Token ids to vectors.
 
-    input_ids: (b, t), whole numbers from 0 to v - 1; table: (v, d), row i belongs to token i
+    input_ids: (b, t), int64, from 0 to v - 1; table: (v, d), row i belongs to token i
     returns: (b, t, d)
     """
     ### BEGIN SOLUTION
@@ -95,9 +95,10 @@ check("embed", embed)
 # %% [markdown]
 # ## 4. The stack
 #
-# All layers, the first one first, each once. Each takes the stream and returns the whole new stream.
-# After the last one comes the final norm. There may be any number of layers. With none, only the norm
-# works. A layer is a function, and need not be a module of torch.
+# All layers in their order, the first one first. (One that stands twice in `layers` works twice.) Each
+# takes the stream and returns the whole new stream. After the last one comes the final norm. There may
+# be any number of layers. With none, only the norm works. A layer is a function, and need not be a
+# module of torch.
 
 
 # %%
@@ -168,7 +169,7 @@ def fold_norms(norm1, query, key, value, out, norm2, gate, up, down):
     (outputs, inputs). query: (q, d); key, value: (kv, d); out: (d, q), what attention gives to the
     stream; gate, up: (hidden, d); down: (d, hidden)
     returns: all nine, a tuple or list, in the order of the arguments and with their shapes; what does
-    not change may be the same tensor
+    not change may be the same tensor, and the two norms may be one
     """
     ### BEGIN SOLUTION
     first, second = 1 + norm1, 1 + norm2  # one factor for each input: for each column of a matrix

@@ -7,6 +7,7 @@
 #
 # The lesson is [notebooks/11_paligemma.ipynb](../notebooks/11_paligemma.ipynb). Time: 65 minutes, 25 of
 # them for the fourth piece. Names inside your functions are yours; the order of the arguments is not.
+# What your functions are given must stay unchanged.
 
 # %%
 import torch
@@ -26,8 +27,8 @@ from minipali.checks import check, hint
 def image_tokens(pixels, vision_tower, weight, bias):
     """Pictures as tokens for the decoder, one for each patch, not multiplied by sqrt(d).
 
-    pixels: (b, c, y, x); vision_tower: function (b, c, y, x) -> (b, n, width of the tower), for any b,
-    also 1
+    pixels: (b, c, y, x); vision_tower: function (b, c, y, x) -> (b, n, width of the tower), for any b:
+    all pictures at once, or one by one
     weight: (d, width of the tower); bias: (d,)
     returns: (b, n, d)
     """
@@ -48,7 +49,7 @@ check("image_tokens", image_tokens)
 # the *same* places: with padding on the left, the picture starts later. The places need not be
 # neighbours: text may stand between them. Put the image tokens there, in their order, each row's own.
 # All else stays, and nothing moves. `text` and `image` have their final scale. The result has the dtype
-# of the text. Do not change `text` itself.
+# of the text; `image` has the same or a wider one.
 
 
 # %%
@@ -70,14 +71,16 @@ check("merge", merge)
 # ## 3. The mask
 #
 # `is_real` is False at padding, which stands on the left or on the right. `is_suffix` is True at the
-# answer; at padding it may be either. Both speak about all s tokens so far; of these, only the last
-# `queries` tokens ask. (With a cache that is often one token.) Two rules, and both must hold:
+# answer, one block behind the prefix. (At padding it says nothing: it may be True or False there.) Both
+# speak about all s tokens so far; of these, only the last `queries` tokens ask. (With a cache that is
+# often one token.) Two rules, and both must hold:
 #
 # 1. A key must be real.
 # 2. A key must belong to the prefix, or be not later than the query. (*Not later*: earlier, or itself.)
 #
 # The rules are about keys. They hold for every query, padding too, and without exception: what padding
-# computes, nobody reads. (Each row has a prefix of at least one real token, so no query sees nothing.)
+# computes, nobody reads. (Each row has at least one token that is real and no suffix, so no query sees
+# nothing.)
 
 
 # %%
@@ -109,7 +112,8 @@ check("prefix_lm_mask", prefix_lm_mask)
 # `row` says to which row a token belongs. 0 is padding, and stands in front of rows, between them or
 # behind them, never inside one. The other numbers are above 0 and only tell rows apart: they come in any
 # order. The tokens of a row stand together, and no other row of the sequence has its number. In *another*
-# sequence of the batch the same number is another row. `is_suffix` is as above. Three rules:
+# sequence of the batch the same number is another row. `is_suffix` is as above, and each row begins with
+# a prefix of one token or more. Three rules:
 #
 # 1. A token of a row sees keys of its own row alone.
 # 2. Which of these it sees, is as before: those of the prefix, and those that are not later than it.
@@ -124,7 +128,7 @@ check("prefix_lm_mask", prefix_lm_mask)
 def packed_mask(row, is_suffix):
     """True where a query may look at a key, with several rows in each sequence.
 
-    row: (b, s), whole numbers, 0 at padding; is_suffix: bool (b, s)
+    row: (b, s), int64, 0 at padding; is_suffix: bool (b, s)
     returns: bool (b, 1, s, s), queries before keys
     """
     ### BEGIN SOLUTION

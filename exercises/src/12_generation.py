@@ -8,6 +8,7 @@
 #
 # The lesson is [notebooks/12_generation.ipynb](../notebooks/12_generation.ipynb). Time: 90 minutes, 35 of
 # them for the fourth piece. Names inside your functions are yours; the order of the arguments is not.
+# What your functions are given must stay unchanged. Tensors of tokens are int64.
 
 # %%
 import torch
@@ -22,13 +23,13 @@ from minipali.checks import check, hint
 # - The logits are divided by the temperature, before the softmax.
 # - Top-k keeps the `top_k` most likely tokens of each row. If there are not so many, it keeps all.
 # - Top-p keeps the fewest most likely tokens that have the probability `top_p` or more together. The
-#   token that crosses it stays. It counts within what top-k has left, made to sum to 1. With `top_p` = 1
-#   all stay, without a rule of its own: what rounding cuts off at the end is too small to count.
+#   token that crosses it stays. It counts within what top-k has left, made to sum to 1. (`top_p` = 1
+#   needs no rule of its own: should rounding cut off the last tokens, they are too small to count.)
 #
 # What is cut has the probability 0. Each row of the result sums to 1, and each probability stands at
-# the place of its token. Logits may be large (some hundreds), and some are minus infinity: tokens that
-# were forbidden before. No two finite ones of a row are equal, and no sum comes so near to a `top_p`
-# below 1 that rounding decides.
+# the place of its token. Logits may be large (some hundreds). Some, but not all of a row, are minus
+# infinity: tokens that were forbidden before. No two finite ones of a row are equal, also after the
+# division, and no sum comes so near to a `top_p` below 1 that rounding decides.
 
 
 # %%
@@ -61,21 +62,22 @@ check("distribution", distribution)
 # %% [markdown]
 # ## 2. The loop
 #
-# You get the logits for the first token, and two functions. `choose(logits)` gives one token a row. How
-# it chooses is its own affair: it may draw, so ask it once a step, for all rows together.
+# You get the logits for the first token, and two functions. `choose(logits)` takes logits as they come
+# and gives one token a row. How it chooses is its own affair: it may draw, so ask it once a step, for
+# all rows together.
 # `step(tokens, running)` passes tokens through the model and returns the logits for the next ones. It
 # wants the tokens that you have just given out, `pad` included. In `running`, `(b,)`, it wants True for
 # the rows that go on: those that have not said `eos`, neither earlier nor in these tokens.
 #
-# - Give out the tokens of each step, `(b,)`, a new tensor each time. The `eos` is given out too. After
-#   it, the row gives `pad`, whatever is chosen for it.
+# - Give out the tokens of each step, `(b,)`, and do not write into them later. The `eos` is given out
+#   too. After it, the row gives `pad`, whatever is chosen for it.
 # - Only `eos` ends a row. A running row may choose `pad`, as any token, and goes on. `eos` and `pad` are
 #   two different numbers; which ones, the arguments say.
 # - End as soon as every row has said `eos`, and after `max_new_tokens` tokens at the latest (1 or more).
 #   No useless steps: never call `step` when no row is running, and not after the last token.
 #
-# Use `yield`, and the answer can be shown while it grows. (A list of the steps is right too, but then
-# nobody sees a word before the last one is done. One tensor for all steps is not.)
+# Use `yield`, and the answer can be shown while it grows. (A list or tuple of the steps is right too,
+# but then nobody sees a word before the last one is done. One tensor for all steps is not.)
 
 
 # %%
@@ -108,13 +110,13 @@ check("continue_tokens", continue_tokens)
 #
 # - `look(pixels)` is the vision tower: `(b, 3, y, x)` to image tokens `(b, n, d)`. It is expensive: call
 #   it once.
-# - `read(tokens, image)` is the decoder: tokens `(b, t)` to the logits `(b, v)` after the last of them. It
+# - `read(tokens, image)` is the decoder: tokens `(b, m)` to the logits `(b, v)` after the last of them. It
 #   **remembers** all that it has read, as a model with a cache does. The first call takes the whole
 #   prompt, because its tokens see each other, and as `image` what `look` gave. From then on it takes only
 #   what is new, one token a row with an axis of its own, `(b, 1)`, and `None` as `image`.
 #
 # The table has more rows than there are tokens: only the first `usable` columns of the logits may ever be
-# chosen. `choose` can work with all columns, the others at minus infinity, or with those `usable` alone.
+# chosen. Give each call of `choose` all columns, the others at minus infinity, or those `usable` alone.
 # Use your `continue_tokens`. (All prompts here have the same length, and `read` knows what padding is, so
 # `running` is not needed in your step.)
 
@@ -156,8 +158,9 @@ check("answer", answer)
 #
 # - It ends at once (`eos`, nothing is seen), or it has one or more boxes with `between` from one to the
 #   next, and then `eos`.
-# - A box is four places and a name. The places are y0, x0, y1, x1. For y a larger token lies further
-#   down, for x further to the right, so y1 is at least y0, and x1 at least x0. (Equal is allowed.)
+# - A box is four places and a name. The places are y0, x0, y1, x1, and any token that `is_place` marks
+#   is one. For y a larger token lies further down, for x further to the right, so y1 is at least y0, and
+#   x1 at least x0. (Equal is allowed.)
 # - The name is one of `names`, all its tokens in order. One name may be the beginning of another: after
 #   "fire", "fire truck" is still possible, and so is the end of the name.
 # - `between` is one token or more, all of them, in order. Places, names, `between` and eos have no token
@@ -176,9 +179,9 @@ def allowed_next(told, is_place, names, between, eos):
 
     told: list of the tokens so far, the beginning of a right answer, without eos
     is_place: bool (v,), True for tokens that are places, at least one (there may be gaps between)
-    names: list of one name or more, each a list of one token or more; between: list of tokens; eos:
-    one token
-    returns: bool (v,), a new tensor
+    names: list of one name or more, all different, each a list of one token or more; between: list of
+    one token or more; eos: one token
+    returns: bool (v,)
     """
     ### BEGIN SOLUTION
     number = torch.arange(len(is_place))

@@ -134,7 +134,9 @@ def _embed_cases() -> list[tuple]:
     def case(b: int, t: int, v: int, d: int) -> tuple:
         ids = torch.randint(v, (b, t), generator=random)
         ids[0, :2] = torch.tensor([0, v - 1])  # the first row and the last
-        return ids, torch.randn(v, d, generator=random)
+        table = torch.randn(v, d, generator=random)
+        table[-1] /= 8  # all others are longer than 1
+        return ids, table
 
     return [case(2, 3, 11, 5), case(3, 4, 6, 7)]
 
@@ -202,6 +204,13 @@ def _layer_cases() -> list[tuple]:
     return [case(2, 3, 5, 14), case(3, 4, 7, 11)]
 
 
+class _LayerList(list):
+    """Functions, shown in messages by number."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} functions"
+
+
 class _Layers(tuple):
     """Functions that an attempt cannot take away from the case; shown in messages by number."""
 
@@ -225,6 +234,8 @@ def _decoder_cases() -> list[tuple]:
             return lambda x: torch.tanh(x @ weight.T + bias)  # a plain function, and no module
 
         layers = _Layers(layer() for _ in range(number))
+        if number > 4:  # a list, in which one layer stands twice
+            layers = _LayerList([*layers[:-2], layers[1], layers[-1]])
         x = torch.randn(b, t, d, generator=random)
         return x, layers, _rms_norm(torch.randn(d, generator=random))
 
@@ -385,6 +396,12 @@ EMBED = Exercise(
             " they are, and multiply all by sqrt(d).",
         ),
         Mistake(
+            "long rows shortened",
+            partial(embed, rows=lambda table: table / table.norm(dim=-1, keepdim=True).clamp(1)),
+            "Rows longer than 1 are shortened, as `max_norm` does it. The factor is the same for"
+            " all rows: long rows stay long. Norms come later, inside the layers.",
+        ),
+        Mistake(
             "the row of id 0 emptied",
             partial(embed, rows=partial(_one_row_divided, row=0, by=torch.inf)),
             "The row of id 0 is replaced by zeros, as `padding_idx` does it. Id 0 is a row like any"
@@ -400,6 +417,24 @@ EMBED = Exercise(
             for which, row in (("first", 0), ("last", -1))
         ),
         Mistake("one row early", partial(embed, which=lambda ids: ids - 1), OTHER_ROWS),
+        Mistake(
+            "one row early, but not the first",
+            partial(embed, which=lambda ids: (ids - 1).clamp(min=0)),
+            "Each id but 0 has the row before its own: ids are counted from 0, as rows are. Index"
+            " the table with the ids as they are: table[input_ids].",
+        ),
+        *(
+            Mistake(
+                f"one row late, the last one {which}",
+                partial(embed, rows=rows),
+                "Each id has the row after its own: ids are counted from 0, as rows are. Index the"
+                " table with the ids as they are: table[input_ids].",
+            )
+            for which, rows in {
+                "the first": lambda table: table.roll(-1, 0),
+                "kept": lambda table: torch.cat((table[1:], table[-1:])),
+            }.items()
+        ),
         Mistake("counted from the end", partial(embed, which=lambda ids: -1 - ids), OTHER_ROWS),
         Mistake(
             "the first text for all",
@@ -851,6 +886,14 @@ DECODER_LAYER = Exercise(
             " stream after attention has added its part.",
         ),
         Mistake(
+            "both norms for the MLP, parallel",
+            lambda x, norm1, attention, norm2, mlp: (
+                x + attention(read := norm1(x)) + mlp(norm2(read))
+            ),
+            "The MLP reads the x that came in, through norm1 and norm2. It reads the stream after"
+            " attention has added its part, through norm2 alone.",
+        ),
+        Mistake(
             "one norm for both, parallel",
             lambda x, norm1, attention, norm2, mlp: x + attention(norm1(x)) + mlp(norm1(x)),
             "Attention and MLP both read norm1 of the x that came in, side by side. Gemma's MLP"
@@ -910,8 +953,8 @@ DECODER = Exercise(
     cases=_decoder_cases,
     axes="b t d",
     checked=(
-        "shape, dtype and every value on 4 batches, with 3, 6, 1 and 0 layers that are all"
-        " different; inputs unchanged"
+        "shape, dtype and every value on 4 batches, with 3, 6, 1 and 0 layers, in a tuple or a"
+        " list, one of them twice; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -1050,6 +1093,12 @@ DECODER = Exercise(
             partial(decoder, which=lambda layers: layers[:4]),
             "Only four layers have worked, as many as the small model has. Go through all that you"
             " are given: for layer in layers.",
+        ),
+        Mistake(
+            "no layer twice",
+            partial(decoder, which=dict.fromkeys),
+            "A layer that stands twice in `layers` has worked once. Each place of it counts: go"
+            " through `layers` as it is, with a for loop.",
         ),
         *(
             Mistake(
@@ -1610,6 +1659,20 @@ FOLD_NORMS = Exercise(
             partial(fold_norms, put=lambda matrix, factor: matrix * factor.clamp(min=0)),
             "Negative factors are cut off at 0. 1 + weight may be negative: multiply by it as it"
             " is.",
+        ),
+        *(
+            Mistake(
+                f"0 replaced by {least}",
+                partial(
+                    fold_norms,
+                    put=lambda matrix, factor, least=least: (
+                        matrix * factor.masked_fill(factor == 0, least)
+                    ),
+                ),
+                "A factor of 0 is replaced by another number. Nothing is divided by it: multiply by"
+                " it as it is, and the column becomes 0.",
+            )
+            for least in (1.0, 0.1, 0.01)
         ),
         Mistake(
             "the second on what attention gives",

@@ -25,7 +25,7 @@ def _distribution_cases() -> list[tuple]:
     return [
         (given(3, 7), 0.6, None, None),
         (given(4, 11), 1.7, 4, None),
-        (given(3, 13), 0.6, None, 0.7),
+        (given(3, 13)[[1, 0, 2]], 0.6, None, 0.7),  # top-p keeps 1, 3 and 3 tokens
         (given(2, 17), 2.5, 5, 0.6),
         (sure, 0.8, None, 0.9),
         (given(3, 5), 1.2, 9, 1.0),  # more than there are, and all: nothing is cut
@@ -55,7 +55,7 @@ def _distribution(
     fill: float = float("-inf"),
     normalised: str = "always",
     likely: bool = True,
-    alike: bool = False,
+    alike: Callable[[Tensor], Tensor] | None = None,
     back: str = "scatter",
     last: Callable[[Tensor], Tensor] = lambda p: p,
 ) -> Tensor:
@@ -75,7 +75,7 @@ def _distribution(
         p = soft(seen if whole else seen.masked_fill(~kept, float("-inf")))
         kept = kept & keep(p.cumsum(dim=-1) - p, p, top_p)
     if alike:
-        kept = kept[:1].expand_as(kept)
+        kept = alike(kept).expand_as(kept)
     result = soft(z.masked_fill(~kept, fill))
     if normalised != "always":
         result = (soft(z) if normalised == "never" else inside) * kept
@@ -114,6 +114,28 @@ def _places_for_ranks(
         before = (p.cumsum(dim=-1) - p).gather(-1, order)
         z = z.masked_fill(before >= top_p, float("-inf"))
     return _softmax(z)
+
+
+def _one_limit(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    *,
+    limit: Callable[[Tensor], Tensor] = lambda kth: kth[:, None],
+) -> Tensor:
+    """The least logit that top-k keeps, made of each row's k-th, (b,)."""
+    if top_k is not None:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1]
+        logits = logits.masked_fill(logits < limit(kth), float("-inf"))
+    return _distribution(logits, temperature, None, top_p)
+
+
+def _k_of_all(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    if top_k is not None:
+        least = logits.flatten().topk(min(top_k, logits.numel())).values[-1]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    return _distribution(logits, temperature, None, top_p)
 
 
 OVER_THE_BATCH = (
@@ -373,10 +395,44 @@ DISTRIBUTION = Exercise(
         ),
         Mistake(
             "the first row's cut for all",
-            partial(_distribution, alike=True),
+            partial(_distribution, alike=lambda kept: kept[:1]),
             FIRST_ROWS_CUT,
         ),
+        *(
+            Mistake(
+                f"as many for all as {which} row",
+                partial(_distribution, alike=alike),
+                "All rows keep equally many tokens. How many top-p keeps is another number for each"
+                " row: cut each for itself, along dim=-1.",
+            )
+            for which, alike in {
+                "the last": lambda kept: kept[-1:],
+                "the longest": lambda kept: kept.any(dim=0, keepdim=True),
+                "the shortest": lambda kept: kept.all(dim=0, keepdim=True),
+            }.items()
+        ),
         Mistake("the first row's tokens for all", _first_rows_tokens, FIRST_ROWS_CUT),
+        *(
+            Mistake(
+                f"top-k by {whose} least logit",
+                partial(_one_limit, limit=limit),
+                "Top-k cuts all rows at one and the same logit. Each row has its own: compare each"
+                " with the smallest that *it* keeps, (b, 1), with keepdim=True.",
+            )
+            for whose, limit in {
+                "the smallest": torch.min,
+                "the largest": torch.max,
+                "the first row's": lambda kth: kth[0],
+                "the last row's": lambda kth: kth[-1],
+                "the mean": torch.mean,
+            }.items()
+        ),
+        Mistake(
+            "k tokens in all",
+            _k_of_all,
+            "top_k counts the tokens of all rows together. Each row keeps top_k of its own:"
+            " dim=-1.",
+        ),
         Mistake(
             "places for ranks",
             _places_for_ranks,
@@ -538,13 +594,14 @@ def _script(
         for token, following in zip(text, text[1:], strict=False):
             follows[row, token] = following
     rows = torch.arange(len(texts))
-    calls, ended = [], torch.zeros(len(texts), dtype=torch.bool)
+    calls, given, ended = [], [], torch.zeros(len(texts), dtype=torch.bool)
 
     def as_logits(tokens: Tensor) -> Tensor:
         made = torch.zeros(len(texts), vocabulary)
+        given.append(made)
         made[:, vocabulary - 1] = 7.0  # the largest, which choose does not take
         made[rows, tokens] = 5.0
-        return made
+        return made.clone()
 
     def step(tokens, running):
         tokens, running = torch.as_tensor(tokens), torch.as_tensor(running).bool()
@@ -578,6 +635,18 @@ def _script(
     asked = []
 
     def choose(logits):
+        logits = torch.as_tensor(logits)
+        if len(logits) != len(texts):
+            raise ValueError(
+                f"choose takes the logits of all rows, ({len(texts)}, {vocabulary}); found"
+                f" {tuple(logits.shape)}. It may draw: ask it once a step, for all rows together,"
+                " for ended ones too"
+            )
+        if not any(torch.equal(one, logits) for one in given):
+            raise ValueError(
+                "choose takes logits as they come; found some that step has not returned. Change"
+                " nothing in them: what may be chosen is for choose to say"
+            )
         again = bool(asked) and torch.equal(asked[-1], logits)
         asked.append(logits.clone())
         if again:
@@ -885,7 +954,7 @@ def _reader(seed: int, rows: int, vocabulary: int, numbers: list[float]) -> list
     head = 2 * torch.randn(vocabulary, width, generator=random)
     head[-3:] *= 1.5  # the rows that are no text are likely, so that a missing mask shows
     eye = torch.randn(3, width, generator=random)
-    bored = 9.0 * torch.eye(vocabulary)[3]  # logits that know one word
+    bored = 9.0 * torch.eye(vocabulary)  # logits that know one word
     memory, looks, pictures, reads = [torch.zeros(rows, width)], [], [], []
 
     def look(pixels):
@@ -895,7 +964,7 @@ def _reader(seed: int, rows: int, vocabulary: int, numbers: list[float]) -> list
     def read(tokens, image):
         if tokens.ndim != 2 or len(tokens) != rows:
             raise ValueError(
-                f"read takes tokens (b, t) with b = {rows}; found {tuple(tokens.shape)}. For one"
+                f"read takes tokens (b, m) with b = {rows}; found {tuple(tokens.shape)}. For one"
                 " token a row: tokens[:, None]"
             )
         if image is not None:
@@ -911,9 +980,10 @@ def _reader(seed: int, rows: int, vocabulary: int, numbers: list[float]) -> list
             memory[0] = memory[0] + table[tokens].sum(dim=1)
         for token in tokens.unbind(dim=1):
             memory[0] = 0.95 * memory[0].roll(1, dims=1) + table[token]
-        # Whoever looks twice, or hands over what it saw twice, gets nothing sensible any more.
+        # Whoever looks twice, or hands over what it saw twice, gets nothing sensible any more, and
+        # something else if all is read again.
         if len(looks) > 1 or len(pictures) > 1:
-            return bored.repeat(rows, 1)
+            return bored[3 if tokens.shape[1] == 1 or len(reads) == 1 else 5].repeat(rows, 1)
         return torch.tanh(memory[0]) @ head.T
 
     stick = torch.tensor(numbers)
@@ -1185,14 +1255,15 @@ def allowed_next(
     ends: Callable[[list[int], list[list[int]]], bool] = lambda tail, names: tail in names,
     ends_at_start: bool = True,
     always: Callable[[Tensor, int], Tensor] = lambda is_place, eos: torch.zeros_like(is_place),
-    longest: bool = False,
+    longest: str = "",
     whole_stops: bool = False,
     last: Callable[[Tensor], Tensor] = lambda allowed: allowed,
 ) -> Tensor:
     """bool (v,). The reference, or with one thing changed.
 
     bound: the token that the next place must reach, if any; ways: what may follow four places, up
-    to the next place; ends: whether eos may follow these tokens after the last place.
+    to the next place; ends: whether eos may follow these tokens after the last place; longest: what
+    may not follow a name that begins a longer one, of "eos" and "between".
     """
     number = torch.arange(len(is_place))
     places = [place for place, token in enumerate(told) if is_place[token]]
@@ -1215,9 +1286,9 @@ def allowed_next(
             elif tail == way[: len(tail)]:
                 allowed[way[len(tail)]] = True
                 goes_on |= len(tail) + len(between) < len(way)
-        if ends(tail, names) and not (longest and goes_on):
+        if ends(tail, names) and not ("eos" in longest and goes_on):
             allowed[eos] = True
-        if longest and goes_on and tail in names:
+        if "between" in longest and goes_on and tail in names:
             allowed[between[0]] = False
         if whole_stops and tail in names:
             allowed &= (number == between[0]) | (number == eos)
@@ -1234,7 +1305,8 @@ def _allowed_cases() -> list[tuple]:
     box = [6, 5, 9, 7]
     beginnings = [
         [], [6], [6, 5], [6, 5, 9], box, [11, 4], [5, 11, 5],
-        [*box, 12], [*box, 12, 13], [*box, 14], [*box, 14, 2], [*box, 14, 2, 13],
+        # the longer name first: whoever forbids the end after it forbids it after any
+        [*box, 12, 13], [*box, 12], [*box, 14], [*box, 14, 2], [*box, 14, 2, 13],
         [*box, 16, 2], [*box, 12, 3], [*box, 12, 3, 15], [*box, 12, 13, 3, 15, 10],
         [*box, 12, 3, 15, 10, 8],
         [*box, 12, 3, 15, 10, 8, 11], [*box, 12, 3, 15, 10, 8, 11, 8],
@@ -1267,6 +1339,15 @@ def _shortest(names: list[list[int]]) -> list[list[int]]:
 def _counted_once(told, is_place, names, between, eos):
     four = len([token for token in told if is_place[token]]) > 4 and is_place[told[-1]]
     return allowed_next(told[:4] if four else told, is_place, names, between, eos)
+
+
+def _later_boxes_bound(told, is_place, names, between, eos, back, runs):
+    """The first places of a later box not before the place so many back; runs: which of them."""
+    allowed = allowed_next(told, is_place, names, between, eos)
+    places = [token for token in told if is_place[token]]
+    if len(places) < 4 or len(places) % 4 not in runs:
+        return allowed
+    return allowed & ~(is_place & (torch.arange(len(is_place)) < places[-back]))
 
 
 def _names_in_any_order(told, is_place, names, between, eos):
@@ -1328,8 +1409,9 @@ def _between_by_last_token(told, is_place, names, between, eos, which=-1):
     return _only(is_place, following[0]) if following else is_place.clone()
 
 
-def _by_fixed_length(told, is_place, names, between, eos):
-    """As if each name had one token."""
+def _by_fixed_length(told, is_place, names, between, eos, shortest=False):
+    """As if each name had one token; shortest: and what stands between, too."""
+    between = between[:1] if shortest else between
     at = len(told) % (5 + len(between))
     if at < 4:
         least = told[-2] if at > 1 else 0
@@ -1396,7 +1478,13 @@ ALLOWED_NEXT = Exercise(
         Mistake(
             "no end after a name",
             partial(allowed_next, ends=lambda tail, names: False),
-            "The answer can never end after a box. After a whole name eos is allowed, too.",
+            "eos is missing after a whole name. After each one the answer may end: allow eos, too.",
+        ),
+        Mistake(
+            "no end after a name of several tokens",
+            partial(allowed_next, ends=lambda tail, names: len(tail) == 1 and tail in names),
+            "eos is missing after a name of several tokens. After each whole name the answer may"
+            " end: ask whether all that was told since the four places is a name.",
         ),
         Mistake(
             "eos is 1",
@@ -1405,13 +1493,20 @@ ALLOWED_NEXT = Exercise(
             ),
             "Token 1 is taken for eos. That is the small model's; take the argument `eos`.",
         ),
-        Mistake(
-            "places without gaps",
-            lambda told, is_place, names, between, eos: allowed_next(
-                told, _without_gaps(is_place), names, between, eos
-            ),
-            "All tokens from the first place to the last are taken for places. There may be others"
-            " between them: ask is_place about each.",
+        *(
+            Mistake(
+                f"places without gaps, {when}",
+                lambda told, is_place, names, between, eos, first=first: allowed_next(
+                    told,
+                    _without_gaps(is_place) if told or first else is_place,
+                    names,
+                    between,
+                    eos,
+                ),
+                "All tokens from the first place to the last are taken for places. There may be"
+                " others between them: ask is_place about each.",
+            )
+            for when, first in (("always", True), ("but not at the start", False))
         ),
         Mistake(
             "end always",
@@ -1504,10 +1599,18 @@ ALLOWED_NEXT = Exercise(
         ),
         Mistake("larger", partial(allowed_next, fits=torch.gt), ORDER_OF_PLACES),
         Mistake("smaller or equal", partial(allowed_next, fits=torch.le), ORDER_OF_PLACES),
-        Mistake(
-            "compared with the place before",
-            partial(allowed_next, bound=lambda told, run: told[-1] if run in (2, 3) else None),
-            ORDER_OF_PLACES,
+        *(
+            Mistake(
+                f"compared with the places {y} and {x} back",
+                partial(
+                    allowed_next,
+                    bound=lambda told, run, back=(y, x): (
+                        told[-back[run - 2]] if run in (2, 3) else None
+                    ),
+                ),
+                ORDER_OF_PLACES,
+            )
+            for y, x in ((1, 1), (1, 2), (1, 3), (2, 1), (2, 3))
         ),
         Mistake(
             "each compared with the place before",
@@ -1520,15 +1623,19 @@ ALLOWED_NEXT = Exercise(
             ORDER_OF_PLACES,
         ),
         Mistake(
-            "compared with the first",
-            partial(allowed_next, bound=lambda told, run: told[-run] if run in (2, 3) else None),
-            ORDER_OF_PLACES,
-        ),
-        Mistake(
             "compared with the first box",
             partial(allowed_next, bound=lambda told, run: told[run - 2] if run in (2, 3) else None),
             "The places are compared with those of the first box. Each box has its own: count from"
             " the end of what was told, told[-2].",
+        ),
+        *(
+            Mistake(
+                f"later than the box before, {back} back, {runs}",
+                lambda *given, back=back, runs=runs: _later_boxes_bound(*given, back, runs),
+                "The first two places of a later box are compared with places of the box before."
+                " They are free: boxes come in any order.",
+            )
+            for back, runs in ((2, (0, 1)), (2, (1,)), (4, (0, 1)), (4, (0,)))
         ),
         Mistake(
             "names by their first token",
@@ -1556,9 +1663,21 @@ ALLOWED_NEXT = Exercise(
         ),
         Mistake(
             "a name that begins another is not told",
-            partial(allowed_next, longest=True),
+            partial(allowed_next, longest="eos between"),
             "A name that is the beginning of a longer one cannot be told alone. After it three"
             " things are allowed: the longer name's next token, `between`, and eos.",
+        ),
+        Mistake(
+            "no end after a name that begins another",
+            partial(allowed_next, longest="eos"),
+            "After a name that is the beginning of a longer one the answer cannot end. Three things"
+            " are allowed there: the longer name's next token, `between`, and eos.",
+        ),
+        Mistake(
+            "no box after a name that begins another",
+            partial(allowed_next, longest="between"),
+            "After a name that is the beginning of a longer one no other box can follow. Three"
+            " things are allowed there: the longer name's next token, `between`, and eos.",
         ),
         Mistake(
             "by the last token alone",
@@ -1581,11 +1700,14 @@ ALLOWED_NEXT = Exercise(
             )
             for which in (0, -1)
         ),
-        Mistake(
-            "a fixed length",
-            _by_fixed_length,
-            "The place in a box is told from the length of the answer, as if each name had one"
-            " token. Names have one or more: count from the last place on.",
+        *(
+            Mistake(
+                f"a fixed length, {kind}",
+                lambda *given, shortest=shortest: _by_fixed_length(*given, shortest=shortest),
+                "The place in a box is told from the length of the answer, as if each name had one"
+                " token. Names have one or more: count from the last place on.",
+            )
+            for kind, shortest in (("between whole", False), ("between one token", True))
         ),
         Mistake(
             "a finished name does not go on",

@@ -80,6 +80,10 @@ LENGTH_ONE = (
     "Vectors are brought to length 1. The contrastive loss of lesson 05 does that; PaliGemma takes"
     " them as the tower and the projector give them."
 )
+TURNED = (
+    "The weight is used the wrong way round. It is stored as (out, in), and x has `in` on its last"
+    " axis: x @ weight.T, or F.linear(x, weight, bias)."
+)
 POOLED = (
     "There is one vector a picture, the average of its patches. Each patch stays a token of its"
     " own: apply the map to the last axis and leave b and n alone."
@@ -158,8 +162,7 @@ IMAGE_TOKENS = Exercise(
         Mistake(
             "weight turned",
             partial(image_tokens, matrix=_turned),
-            "The weight is used the wrong way round. It is stored as (out, in), and x has `in` on"
-            " its last axis: x @ weight.T, or F.linear(x, weight, bias).",
+            TURNED,
         ),
         Mistake(
             "1 + weight",
@@ -263,6 +266,18 @@ IMAGE_TOKENS = Exercise(
             "The pixels are moved once more before the tower sees them. They come as it wants them,"
             " from -1 to 1.",
         ),
+    ),
+    crashes=tuple(
+        Mistake(
+            f"weight turned, {name}",
+            lambda pixels, tower, weight, bias, by=by: by(tower(pixels), weight, bias),
+            TURNED,
+        )
+        for name, by in {
+            "@": lambda x, weight, bias: x @ weight + bias,
+            "linear": lambda x, weight, bias: F.linear(x, weight.T, bias),
+            "linear and bias": lambda x, weight, bias: F.linear(x, weight.T) + bias,
+        }.items()
     ),
     hints=(
         "Two steps: the vision tower turns pixels into one vector a patch, and one affine map turns"
@@ -663,6 +678,12 @@ def _prefix_by_number(whole_row: bool) -> Callable:
     return wrong
 
 
+def _by_count(is_real: Tensor, number: Tensor, queries: int) -> Tensor:
+    """Keys visible whose number of suffix tokens so far, (b, s), is not above the query's."""
+    not_above = number[:, None, :] <= number[:, -queries:, None]
+    return (is_real[:, None, :] & not_above)[:, None]
+
+
 OTHER_KIND = "True where the query may look. `attend` puts -inf where it is False."
 KEYS_NOT_QUERIES = (
     "Both rules ask about keys: is_real[:, None, :] and is_suffix[:, None, :] lie on the axis s."
@@ -790,6 +811,14 @@ PREFIX_LM_MASK = Exercise(
             ),
             "Padding is visible where it is not marked as suffix. Rule 1 holds for every key: real"
             " & (prefix | not_later).",
+        ),
+        Mistake(
+            "suffix counted, padding too",
+            lambda is_real, is_suffix, queries: _by_count(
+                is_real, is_suffix.cumsum(dim=1), queries
+            ),
+            "The suffix is counted, and padding in front that is marked as suffix counts as well:"
+            " such padding sees too little. Count what is real: (is_suffix & is_real).cumsum(1).",
         ),
         Mistake(
             "queries of the prefix see no suffix",
@@ -1001,6 +1030,26 @@ def _rows_in_front(row: Tensor, is_suffix: Tensor, real: Callable) -> Tensor:
     return torch.where(known, packed_mask(row, is_suffix, real=real), False) | itself
 
 
+def _padding_at(row: Tensor, ends: str) -> Tensor:
+    """True at the padding in "front" of all rows, and "behind" them: (b, s)."""
+    front = row.cumsum(dim=1) == 0
+    behind = row.flip(1).cumsum(dim=1).flip(1) == 0
+    return (front & ("front" in ends)) | (behind & ("behind" in ends))
+
+
+def _rest_is_a_row(row: Tensor, is_suffix: Tensor, ends: str, seen: bool) -> Tensor:
+    """Padding that is not at these ends taken for a row, which sees all padding, or its own."""
+    known = _padding_at(row, ends)
+    zero = row == 0
+    see = (zero & ~known)[:, None, :, None] & (zero if seen else zero & ~known)[:, None, None, :]
+    return packed_mask(row, is_suffix) | (see & packed_mask(torch.ones_like(row), is_suffix))
+
+
+def _stretches(row: Tensor) -> Tensor:
+    """1 for the first stretch of one number, 2 for the next, and so on."""
+    return F.pad((row.diff(dim=1) != 0).cumsum(dim=1), (1, 0)) + 1
+
+
 def _some_blind(row: Tensor, is_suffix: Tensor, suffix: bool) -> Tensor:
     """Padding that is marked as suffix, or as prefix, sees nothing."""
     blind = (row == 0) & (is_suffix if suffix else ~is_suffix)
@@ -1139,11 +1188,17 @@ PACKED_MASK = Exercise(
             "The suffix looks the wrong way: it sees what is later, and not what is earlier. The"
             " key must be not later than the query.",
         ),
-        Mistake(
-            "padding taken for a row",
-            partial(packed_mask, real=_everyone),
-            "Padding is taken for a row of its own, number 0, whose tokens see each other. A token"
-            " of padding sees itself alone.",
+        *(
+            Mistake(
+                f"padding taken for {a_row}",
+                partial(packed_mask, **edit),
+                "Padding is taken for a row, whose tokens see each other. A token of padding sees"
+                " itself alone.",
+            )
+            for a_row, edit in {
+                "a row": {"real": _everyone},
+                "a row at each place": {"numbers": _stretches},
+            }.items()
         ),
         Mistake(
             "padding only at the end",
@@ -1162,6 +1217,24 @@ PACKED_MASK = Exercise(
             for name, real in (
                 ("padding as a row", _everyone),
                 ("no padding as key", lambda key, query: key != 0),
+            )
+        ),
+        *(
+            Mistake(
+                f"padding {where} alone, {seen}",
+                lambda row, is_suffix, ends=ends, seen=seen: _rest_is_a_row(
+                    row, is_suffix, ends, seen
+                ),
+                f"Only padding {where} is taken for padding, and all other for a row of its own,"
+                " whose tokens see each other. It may stand in front of rows, between them or"
+                " behind them: ask row != 0 about each token.",
+            )
+            for where, ends, seen in (
+                ("behind the last row", "behind", True),
+                ("behind the last row", "behind", False),
+                ("in front of the first row", "front", True),
+                ("in front of the first row", "front", False),
+                ("at both ends", "front and behind", True),
             )
         ),
         *(
@@ -1196,6 +1269,17 @@ PACKED_MASK = Exercise(
                 "Padding sees the rows. A token of padding sees itself alone.",
             )
             for itself in (True, False)
+        ),
+        Mistake(
+            "padding sees the rows by their rule",
+            partial(packed_mask, same=lambda key, query: (key == query) | (query == 0)),
+            "Padding sees the rows. A token of padding sees itself alone.",
+        ),
+        Mistake(
+            "one suffix for all rows",
+            lambda row, is_suffix: packed_mask(row, is_suffix.cumsum(dim=1) > 0),
+            "From the first suffix on, all the rest of the sequence is taken for suffix. Each row"
+            " begins with a prefix of its own: ask is_suffix about each key.",
         ),
         Mistake(
             "padding sees nothing",
