@@ -47,7 +47,12 @@ def as_numbers(train: Callable) -> Callable:
 
 
 class Head(nn.Linear):
-    """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward()."""
+    """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward().
+
+    empty: vectors that have no labels: they need no backward(), and are not counted.
+    """
+
+    empty: tuple[Tensor, ...] = ()
 
     def __init__(self, d: int, v: int, old: bool):
         super().__init__(d, v)
@@ -65,7 +70,7 @@ class Head(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        if y.requires_grad:
+        if y.requires_grad and not any(torch.equal(x, one) for one in self.empty):
             self.waiting += 1
             self.most = max(self.most, self.waiting)
             y.register_hook(lambda _: setattr(self, "waiting", self.waiting - 1))
@@ -87,13 +92,13 @@ def gradients_of(accumulate: Callable) -> Callable:
 
     def tried(module, parts, ignore):
         before = [p.detach().clone() for p in module.parameters()]
+        module.empty = tuple(x for x, labels in parts if (labels[:, 1:] == ignore).all())
         loss = accumulate(module, parts, ignore)
         after = list(module.parameters())
         return (
             loss.detach() if isinstance(loss, Tensor) else loss,
             *(torch.zeros_like(p) if p.grad is None else p.grad for p in after),
-            # A part without labels may be left out after it went through the module.
-            module.most < len(parts),
+            max(module.most, 1),  # none at all is another mistake
             all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
         )
 
