@@ -98,7 +98,7 @@ def gradients_of(accumulate: Callable) -> Callable:
         return (
             loss.detach() if isinstance(loss, Tensor) else loss,
             *(torch.zeros_like(p) if p.grad is None else p.grad for p in after),
-            max(module.most, 1),  # none at all is another mistake
+            "one at a time" if module.most < 2 else f"{module.most} at a time",
             all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
         )
 

@@ -920,6 +920,7 @@ def accumulate(
     counted_in: Callable[[Tensor], Tensor] = lambda labels: labels[:, 1:],
     shift: bool = True,
     held: int = 0,
+    skip: bool = True,
     zero: str = "first",
     returned: Callable[[list, list, list], Tensor] = lambda losses, means, numbers: sum(
         losses, torch.zeros(())
@@ -937,11 +938,12 @@ def accumulate(
 
     weight: of a part's mean loss, from its own count, the total, all parts, and its labels;
     counted_in: the labels that are counted in the total; held: parts that wait for backward() while
-    the next one goes through the module; returned: from the weighted losses, the parts' own means
-    and their numbers of tokens; stop: at a part without labels; clip: the gradients' length at the
-    end; empty: a part without labels gives 0, and not nan; over_ends: rows are laid end to end
-    before the shift; running: divided by the tokens so far; by_rows: the mean of each row first;
-    divided_last: what is in the gradients at the end is divided by the total.
+    the next one goes through the module; skip: those without labels never wait; returned: from the
+    weighted losses, the parts' own means and their numbers of tokens; stop: at a part without
+    labels; clip: the gradients' length at the end; empty: a part without labels gives 0, and not
+    nan; over_ends: rows are laid end to end before the shift; running: divided by the tokens so
+    far; by_rows: the mean of each row first; divided_last: what is in the gradients at the end is
+    divided by the total.
     """
     rows = sum((labels[:, 1:] != ignore).any(dim=1).sum() for _, labels in parts)
     number = [(labels[:, 1:] != ignore).sum() for _, labels in parts]
@@ -973,7 +975,7 @@ def accumulate(
             )
             own_of_rows = (labels[:, 1:] != ignore).sum(dim=1)
             value = (each.sum(dim=1) / own_of_rows.clamp(min=1)).sum() / rows
-        waiting += [value] if back and (here or not empty) else []
+        waiting += [value] if back and (here or not empty or not skip) else []
         if len(waiting) > held:
             waiting.pop(0).backward()
         losses.append(value.detach())
@@ -1056,7 +1058,7 @@ ACCUMULATE = Exercise(
         "loss",
         "gradient of the weight",
         "gradient of the bias",
-        "how many parts wait for backward() at once",
+        "parts that wait for backward()",
         "weights unchanged",
     ),
     asked=gradients_of,
@@ -1239,11 +1241,15 @@ ACCUMULATE = Exercise(
             "The numbers are right, but nothing is saved: all parts' graphs are held until the end."
             " Call backward() for each part, before the next one goes through the module.",
         ),
-        Mistake(
-            "one part late",
-            partial(accumulate, held=1),
-            "The numbers are right, but backward() comes one part too late: a part goes through the"
-            " module while the graph of the one before is still there. Call backward() first.",
+        *(
+            Mistake(
+                f"one part late{'' if skip else ', also one without labels'}",
+                partial(accumulate, held=1, skip=skip),
+                "The numbers are right, but backward() comes one part too late: a part goes through"
+                " the module while the graph of the one before is still there. Call backward()"
+                " first.",
+            )
+            for skip in (True, False)
         ),
         Mistake(
             "clipped",
