@@ -130,16 +130,19 @@ def start_of(start_values: Callable) -> Callable:
             same_a, _ = _two_matrices(start_values(n, d, rank))
         random = len(a.unique()) > 0.9 * a.numel()
         root = max(a.shape) ** 0.5  # d is the larger side of A
+        middle = (a.min() + a.max()) / 2
+        share = ((a - middle).abs() < (a.max() - a.min()) / 4).float().mean().item()
         return (
             tuple(a.shape),
             tuple(b.shape),
+            [str(x.dtype).removeprefix("torch.") for x in (a, b)],
             not b.any().item(),
             random,
             [_power_of_two(root * one.item()) for one in (a.min(), a.max())],
+            "evenly" if 0.45 < share < 0.55 else "more in the middle" if share else "nowhere",
             a.requires_grad,
             b.requires_grad,
             a.is_leaf,
-            [str(x.dtype).removeprefix("torch.") for x in (a, b)],
             not torch.equal(a, next_a) or not random,
             torch.equal(a, same_a),
         )
@@ -162,7 +165,8 @@ def change_of(extract: Callable) -> Callable:
             return result
         a, b = _two_matrices(result)
         fits = a.shape == (rank, before.shape[1]) and b.shape == (before.shape[0], rank)
-        change = alpha / rank * b @ a if fits else torch.zeros(0, 0)
+        # No numbers, which could be taken for what the function makes of its arguments.
+        change = alpha / rank * b @ a if fits else torch.zeros(0, 0, dtype=torch.bool)
         return tuple(a.shape), tuple(b.shape), change
 
     return tried
