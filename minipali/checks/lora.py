@@ -451,6 +451,34 @@ LORA_FORWARD = Exercise(
             "requires_grad_(False) inside the function changes the weight itself, for everybody who"
             " holds it. Take it out of the graph here alone: weight.detach().",
         ),
+        Mistake(
+            "A and B not turned",
+            partial(lora_forward, change=lambda x, y, A, B: x @ A @ B),
+            "A and B have a row for each output, as W has. So x is multiplied by them turned:"
+            " x @ A.T @ B.T.",
+        ),
+        *(
+            Mistake(
+                f"two axes alone, {name}",
+                wrong,
+                "x may have any number of axes before the last one, d. In einsum three dots stand"
+                " for them: '...d,nd->...n'.",
+            )
+            for name, wrong in (
+                (
+                    "W",
+                    partial(
+                        lora_forward, base=lambda x, weight: torch.einsum("bd,nd->bn", x, weight)
+                    ),
+                ),
+                (
+                    "A",
+                    partial(
+                        lora_forward, change=lambda x, y, A, B: torch.einsum("bd,rd->br", x, A)
+                    ),
+                ),
+            )
+        ),
     ),
     hints=(
         "Two ways lead from x to the result, side by side: the frozen weight, and A followed by B."
@@ -666,6 +694,12 @@ def _some(before: Tensor, after: Tensor, rank: int, alpha: float, columns: bool,
     return a, b * rank / alpha
 
 
+def _sizes_on_rows(before: Tensor, after: Tensor, rank: int, alpha: float) -> tuple:
+    u, s, vh = torch.linalg.svd(after - before)
+    u[: len(s)] *= s[:, None]
+    return vh[:rank], u[:, :rank] * rank / alpha
+
+
 def _orthogonal(before: Tensor, after: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
     q, r = torch.linalg.qr(after - before)
     return r[:rank], q[:, :rank] * rank / alpha
@@ -874,6 +908,11 @@ EXTRACT = Exercise(
                 f"{name} is turned. A is (rank, d) and B is (n, rank), as in part 1.",
             )
             for name, give in (("A", lambda a, b: (a.T, b)), ("B", lambda a, b: (a, b.T)))
+        ),
+        Mistake(
+            "sizes on rows of U",
+            _sizes_on_rows,
+            "The singular values multiply the rows of U. Each belongs to a column: U * S.",
         ),
         Mistake(
             "QR",
