@@ -16,10 +16,11 @@ from minipali.checks import check, hint
 # ## 1. From a box to tokens
 #
 # A box is a list [y0, x0, y1, x1], here as in all parts: top, left, bottom, right, in pixels of the
-# original picture. It becomes four whole numbers from 0 to 1023, in the same order. 0 is the upper or left edge, 1023 the
-# lower or right edge, and between them each place is **rounded to the nearest** number. (No place of the
-# check lies just between two numbers.) A box can stick out of the picture on any side, or lie outside
-# altogether. Each of the four places that is outside gets the number of the nearer edge, 0 or 1023.
+# original picture. It becomes four whole numbers from 0 to 1023, in the same order. 0 is the upper or
+# left edge, 1023 the lower or right edge, and between them each place is **rounded to the nearest**
+# number. (No place of the check lies just between two numbers.) A box can stick out of the picture on
+# any side, or lie outside altogether. Each of the four places that is outside gets the number of the
+# nearer edge, 0 or 1023.
 #
 # By hand, in a picture 300 high and 600 wide: [75.0, 150.0, 330.0, 450.0] becomes [256, 256, 1023, 767].
 
