@@ -19,8 +19,8 @@ from minipali.checks import check, hint
 # %% [markdown]
 # ## 1. The labels of a row
 #
-# `prefix` is everything up to the newline that ends the question, `suffix` is the answer. The row's ids
-# are both of them and `eos`. The labels have the same length. **Each place has its own token as its
+# `prefix` is the question with the newline that ends it, and all before it; `suffix` is the answer. The
+# row's ids are both of them and `eos`. The labels have the same length. **Each place has its own token as its
 # label**, or the mark `ignore` where nothing is asked. (The shift comes in part 2.) `eos` always has a
 # label, also after an empty suffix. A token may stand in prefix and suffix: its place decides.
 #
@@ -81,14 +81,15 @@ check("suffix_loss", suffix_loss)
 # ## 3. The loop
 #
 # In every epoch: one step for each batch, in their order, **in train mode**. Then one measurement, the
-# loss on the held-out batch, **in eval mode** and with gradients switched off, as `torch.no_grad()` does
-# it (the check notices). A step follows the gradients of its own batch alone; the module comes to you
+# loss on the held-out batch, **in eval mode** and with gradients switched off, by `torch.no_grad()` or
+# otherwise (the check notices). A step follows the gradients of its own batch alone; the module comes to you
 # without any. They are clipped to the length `max_norm`, those of all the module's parameters together:
 # longer ones are made shorter, shorter ones stay. The optimizer has the same parameters.
 #
 # The module of the check has a BatchNorm, so the modes matter, and it may come to you in eval mode. In
-# which mode you leave it is up to you. Each loss is noted as it was before its step, as a number: no graph
-# may hang on the results. There is one for each step, so epochs · batches in all.
+# which mode you leave it, and with which gradients, is up to you. Each loss is noted as it was before its
+# step, as a number: no graph may hang on the results. There is one for each step, so epochs · batches in
+# all.
 
 
 # %%
@@ -128,8 +129,7 @@ check("train", train)
 # years: it took the mean of the parts' means.
 #
 # Parts have different numbers of rows, of places and of labels that count. In all there is at least one
-# label that counts. A part may have none, also the first: leave it out, or let it go through the module,
-# with `backward()` or without.
+# label that counts. A part may have none, also the first. You may leave such a part out.
 #
 # By hand: in the first part one token counts, and its loss is 2. In the second part three count, and their
 # mean loss is 1. The loss of the whole is (2 + 3) / 4 = 1.25, not 1.5: the first part adds 2/4 = 0.5 to it,
@@ -137,8 +137,9 @@ check("train", train)
 #
 # - The module may hold old gradients. Afterwards it holds those of this batch alone. (`None` is as good as
 #   zeros.)
-# - **One part at a time**: call `backward()` for a part before the next part goes through the module with
-#   gradients switched on, so that its graph is gone. (The check counts.)
+# - **One part at a time**: a part that has labels gets its `backward()` before the next one goes through
+#   the module, so that its graph is gone. (The check counts how many wait for it. `torch.autograd.grad` is as
+#   good. What goes through with gradients switched off does not count.)
 # - Make no step: that is for whoever calls you.
 
 

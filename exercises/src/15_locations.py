@@ -7,7 +7,7 @@
 #
 # The lesson is [notebooks/15_locations.ipynb](../notebooks/15_locations.ipynb). Time: 60 minutes, 30 of
 # them for part 4. Names inside your functions are yours; the order of the arguments is not. No function
-# changes a list that it is given.
+# changes a list that it is given, or a list inside it.
 
 # %%
 from minipali.checks import check, hint
@@ -15,11 +15,12 @@ from minipali.checks import check, hint
 # %% [markdown]
 # ## 1. From a box to tokens
 #
-# A box is a list (y0, x0, y1, x1): top, left, bottom, right, in pixels of the original picture. It
-# becomes four whole numbers from 0 to 1023, in the same order. 0 is the upper or left edge, 1023 the
-# lower or right edge, and between them each place is **rounded to the nearest** number. (No place of the
-# check lies just between two numbers.) A box can stick out of the picture on any side, or lie outside
-# altogether. Each of the four places that is outside gets the number of the nearer edge, 0 or 1023.
+# A box is a list [y0, x0, y1, x1], here as in all parts: top, left, bottom, right, in pixels of the
+# original picture. It becomes four whole numbers from 0 to 1023, in the same order. 0 is the upper or
+# left edge, 1023 the lower or right edge, and between them each place is **rounded to the nearest**
+# number. (No place of the check lies just between two numbers.) A box can stick out of the picture on
+# any side, or lie outside altogether. Each of the four places that is outside gets the number of the
+# nearer edge, 0 or 1023.
 #
 # By hand, in a picture 300 high and 600 wide: [75.0, 150.0, 330.0, 450.0] becomes [256, 256, 1023, 767].
 
@@ -28,7 +29,7 @@ from minipali.checks import check, hint
 def box_to_tokens(box, height, width):
     """Pixels to numbers.
 
-    box: four floats (y0, x0, y1, x1); height, width: of the picture, in pixels
+    box: four floats [y0, x0, y1, x1]; height, width: of the picture, in pixels
     returns: a list of four ints (Python's int) from 0 to 1023
     """
     ### BEGIN SOLUTION
@@ -57,7 +58,7 @@ def tokens_to_box(numbers, height, width):
     """Numbers to pixels.
 
     numbers: four ints from 0 to 1023; height, width: of the original picture, in pixels
-    returns: a list of four floats (y0, x0, y1, x1)
+    returns: a list of four floats [y0, x0, y1, x1]
     """
     ### BEGIN SOLUTION
     return [n / 1023 * side for n, side in zip(numbers, (height, width) * 2, strict=True)]
@@ -74,7 +75,7 @@ check("tokens_to_box", tokens_to_box)
 # shared, the result is 0. So a box without any area gets 0 with every box, also with itself. Boxes may be
 # in pixels, or in fractions of a side, and then their areas are far below 1.
 #
-# By hand: (0, 0, 2, 2) and (0, 1, 2, 3) share 2 of 6, which is 1/3. (0, 0, 2, 2) and (3, 3, 5, 5) share
+# By hand: [0, 0, 2, 2] and [0, 1, 2, 3] share 2 of 6, which is 1/3. [0, 0, 2, 2] and [3, 3, 5, 5] share
 # nothing, 0.
 
 
@@ -82,8 +83,8 @@ check("tokens_to_box", tokens_to_box)
 def overlap(a, b):
     """Intersection over union.
 
-    a, b: four floats (y0, x0, y1, x1) each, with y0 <= y1 and x0 <= x1
-    returns: a number from 0 (no area shared) to 1 (the same box, with an area)
+    a, b: four floats [y0, x0, y1, x1] each, with y0 <= y1 and x0 <= x1
+    returns: a float (no tensor) from 0 (no area shared) to 1 (the same box, with an area)
     """
     ### BEGIN SOLUTION
     height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -107,8 +108,8 @@ check("overlap", overlap)
 # 2. Go through the list from the top. A box is **right** if its overlap with a free true box *of its own
 #    picture* is above the limit (just the limit is not enough). It takes that true box, so that no later
 #    one can have it. If several are above the limit and free, it takes the one with the largest overlap.
-#    (No two overlaps of a box are equally large. No two true boxes of a picture are the same, but two
-#    pictures may have the same one.)
+#    (No two overlaps of a box that are above the limit are equally large. No two true boxes of a picture
+#    are the same, but two pictures may have the same one.)
 # 3. At each box that is right, note the precision so far: the number of right ones up to here, this one with
 #    them, divided by the place in the list, counted from 1. At a wrong one, note nothing.
 # 4. Add up what you have noted, and divide by the number of **all** true boxes. Those that nobody found are
@@ -130,7 +131,7 @@ def average_precision(found, truths, measure, limit):
     found: a list of (score, picture, box), in any order, perhaps empty; picture: a number from 0;
     truths: for each picture the list of its true boxes, perhaps empty; in all there is at least one;
     measure: the overlap of two boxes is measure(a, b); limit: 0.0 or more, and below 1.0
-    returns: a number from 0.0 to 1.0
+    returns: a float (no tensor) from 0.0 to 1.0
     """
     ### BEGIN SOLUTION
     taken, hits, total = set(), 0, 0.0

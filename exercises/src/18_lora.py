@@ -6,7 +6,9 @@
 # word with your layer, and you see how few directions that word needs.
 #
 # The lesson is [notebooks/18_lora.ipynb](../notebooks/18_lora.ipynb). Time: 60 minutes, 20 of them
-# for part 4. Names inside your functions are yours; the order of the arguments is not.
+# for part 4. Names inside your functions are yours; the order of the arguments is not. No function
+# changes a tensor that it is given, also not whether it learns (`requires_grad_`). All tensors are
+# float32, but for the weight of part 3.
 
 # %%
 import torch
@@ -19,8 +21,9 @@ from minipali.checks import check, hint
 # A linear layer has a weight W of shape (n, d): d numbers come in, n go out. Beside it come two
 # small matrices, **A (rank, d)** and **B (n, rank)**.
 #
-# A is random, uniform between -1 / sqrt(d) and 1 / sqrt(d). B is zero. Both learn: gradients must
-# reach them (`requires_grad`). Draw with torch's own random numbers.
+# A is random, uniform between -1 / sqrt(d) and 1 / sqrt(d). B is zero. Both learn: an optimizer takes
+# them as they are (`requires_grad`, and not computed from anything that learns). Draw with torch, and
+# set no seed: two calls give different A, and whoever wants the same one calls `torch.manual_seed`.
 #
 # By hand: for n = 3, d = 4 and rank 2, A has 2 rows of 4 numbers, all between -0.5 and 0.5, and B
 # has 3 rows of 2 zeros.
@@ -81,8 +84,8 @@ check("lora_forward", lora_forward)
 # After training the two ways become one: one weight of the old shape that gives the same outputs. So
 # a model with a merged adapter costs nothing more in use.
 #
-# The weight may be `bfloat16`, A and B are `float32`. Compute in float32, and round **once**, at the
-# end: the result has the weight's dtype. The weight that you are given stays as it is.
+# The weight may be `bfloat16`. Compute in float32, and round **once**, at the end: the result has the
+# weight's dtype.
 #
 # By hand, with the numbers of part 2: 2 / 1 times B A is [[1, 1], [-2, -2]], and with W added [[3,
 # 1], [-1, -1]]. Times x = [1, 3] it gives [6, -4], as above.
@@ -92,7 +95,7 @@ check("lora_forward", lora_forward)
 def merge_weight(weight, A, B, alpha):
     """One weight that does the work of all three.
 
-    weight: (n, d), of any dtype; A: (rank, d); B: (n, rank), both float32; alpha: a number
+    weight: (n, d), float32 or bfloat16; A: (rank, d); B: (n, rank); alpha: a number
     returns: (n, d), of the weight's dtype
     """
     ### BEGIN SOLUTION
@@ -109,7 +112,8 @@ check("merge_weight", merge_weight)
 # Somebody trained all weights, and published the whole model. You have the model from before, and want
 # a small file: an adapter of rank r. Each layer's weight went from `before` to `after`. Find A and B
 # so that $\frac{\alpha}{r} B A$ comes **as near as possible** to what changed (the smallest sum of
-# squared differences). Many pairs A and B do that equally well; each of them is right.
+# squared differences). Many pairs A and B do that equally well; each of them is right. They need not
+# learn. What changed may have a rank below r, or be zero.
 #
 # What you need from mathematics: every matrix M is a sum of simple ones, $M = \sum_i s_i\, u_i
 # v_i^T$, each a column times a row times a size $s_i$, the largest size first.
@@ -125,7 +129,7 @@ check("merge_weight", merge_weight)
 def extract(before, after, rank, alpha):
     """The adapter that comes nearest to a full training.
 
-    before, after: (n, d), the weight of one layer; rank: at most the smaller of n and d; alpha: a number
+    before, after: (n, d), the weight of one layer; rank: from 1 to the smaller of n and d; alpha: above 0
     returns: A (rank, d) and B (n, rank), so that alpha / rank * B A is nearest to the change
     """
     ### BEGIN SOLUTION

@@ -47,7 +47,7 @@ def same(a, b, tolerance: float) -> bool:
     if isinstance(a, Number) and isinstance(b, Number):  # NumPy's too
         if isinstance(b, Integral) and not isinstance(a, Integral):
             return False
-        return abs(a - b) <= tolerance * max(1.0, abs(b))
+        return abs(a - b) <= tolerance * max(1.0, abs(b)) or (a != a and b != b)  # nan, as above
     return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
 
 

@@ -93,6 +93,24 @@ def _corner_by_corner(box: Sequence[float], height: int, width: int) -> list[int
     return [round(1023 * place) for place in (max(y0, 0), max(x0, 0), min(y1, 1), min(x1, 1))]
 
 
+def _corners(
+    box: Sequence[float], height: int, width: int, *, whole: Sequence[Callable] = (round, round)
+) -> list[int]:
+    """Upper left and lower right, each made whole in its own way."""
+    first, second = (box_to_tokens(box, height, width, whole=one) for one in whole)
+    return first[:2] + second[2:]
+
+
+def _zeros_outside(box: Sequence[float], height: int, width: int) -> list[int]:
+    if box[2] <= 0 or box[3] <= 0 or box[0] >= height or box[1] >= width:
+        return [0, 0, 0, 0]
+    return box_to_tokens(box, height, width)
+
+
+def _to_middle(box: Sequence[float]) -> list[float]:
+    return [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, *_to_lengths(box)[2:]]
+
+
 def _from_lengths(box: Sequence[float]) -> list[float]:
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
@@ -124,6 +142,12 @@ BOX_TO_TOKENS = Exercise(
             "height and width of the box, not yet rounded",
             partial(box_to_tokens, read=_to_lengths),
             _LENGTHS,
+        ),
+        Mistake(
+            "middle, height and width of the box",
+            partial(box_to_tokens, read=_to_middle),
+            "These are the middle of the box, its height and its width. PaliGemma says its four"
+            " edges: y0, x0, y1, x1, as they come.",
         ),
         Mistake(
             "read as height and width",
@@ -173,6 +197,32 @@ BOX_TO_TOKENS = Exercise(
             partial(box_to_tokens, whole=math.ceil),
             "The numbers are rounded up. So a box moves down and to the right by half a step on"
             " average. Use round, to the nearest.",
+        ),
+        *(
+            Mistake(
+                f"the corners rounded {name}",
+                partial(_corners, whole=whole),
+                "The upper left corner is rounded in one direction and the lower right one in the"
+                " other. Each of the four places goes to the nearest number: round.",
+            )
+            for name, whole in (
+                ("outwards", (math.floor, math.ceil)),
+                ("inwards", (math.ceil, math.floor)),
+            )
+        ),
+        Mistake(
+            "zeros for a box outside",
+            _zeros_outside,
+            "A box that lies outside altogether gets four zeros. Each of its places goes to the"
+            " nearer edge by itself, and that is 1023 on the lower and on the right side.",
+        ),
+        Mistake(
+            "pixels of the square rounded first",
+            partial(
+                box_to_tokens, edges=lambda place, side: round(place / side * 224) / 224 * side
+            ),
+            "The places are made whole pixels of a small square first. That costs many marks. Round"
+            " once, at the end.",
         ),
         Mistake(
             "pixels rounded first",
@@ -377,7 +427,7 @@ TOKENS_TO_BOX = Exercise(
                 partial(tokens_to_box, sides=lambda height, width, square=square: (square,) * 2),
                 _RESIZED,
             )
-            for square in (72, 224, 448, 896)
+            for square in (224, 448, 72, 896)  # the first one is tried together with others
         ),
         Mistake(
             "longer side for both",
@@ -419,6 +469,18 @@ TOKENS_TO_BOX = Exercise(
             ),
             "You return the middle of one of 1024 bins. The numbers are marks on a ruler: 0 is one"
             " edge, 1023 the other, and number / 1023 the fraction.",
+        ),
+        Mistake(
+            "a half added",
+            partial(tokens_to_box, move=lambda place, side, other: place + 0.5 / 1023 * side),
+            "A half is added to each number. The numbers are marks on a ruler: 0 is one edge, 1023"
+            " the other, and number / 1023 the fraction.",
+        ),
+        Mistake(
+            "cut off at the last pixel",
+            partial(tokens_to_box, move=lambda place, side, other: min(place, side - 1)),
+            "Places are moved to side - 1 at most, the number of the last pixel. The number 1023 is"
+            " the edge of the picture itself: the full height or width.",
         ),
         Mistake(
             "side minus 1",
@@ -499,9 +561,10 @@ def _area(box: Sequence[float]) -> float:
 
 def _pairs() -> list[tuple]:
     return [
-        ([0.0, 0.0, 4.0, 6.0], [1.0, 2.0, 7.0, 8.0]),
+        ([0.0, 3.0, 4.0, 9.0], [1.0, 4.0, 7.0, 10.0]),
         ([10.0, 10.0, 20.0, 14.0], [12.0, 11.0, 15.0, 13.0]),  # one inside the other
         ([12.5, 11.0, 15.0, 13.0], [10.0, 10.5, 20.0, 14.0]),  # and the other way round
+        ([0.0, 12.0, 30.0, 22.0], [10.0, 2.0, 20.0, 33.0]),  # a cross
         ([3.5, 20.0, 9.0, 26.5], [1.0, 18.0, 7.0, 24.0]),
         ([2.0, 3.0, 4.5, 9.0], [2.0, 3.0, 4.5, 9.0]),  # the same
         ([0.0, 0.0, 2.0, 3.0], [5.0, 7.0, 9.0, 8.0]),  # apart in both directions
@@ -532,10 +595,18 @@ def _overlap(
     read: Callable[[Sequence[float]], Sequence[float]] = lambda box: box,
     empty: Callable[[Sequence[float], Sequence[float]], float] = lambda a, b: 0.0,
     guard: bool = True,
+    sides: Callable[[Sequence[float], Sequence[float]], tuple[float, float]] | None = None,
+    meet: Callable[[Sequence[float], Sequence[float]], bool] = lambda a, b: True,
 ) -> float:
-    """overlap with one thing changed. divide: (shared area, a, b) -> result; more: per side."""
+    """overlap with one thing changed.
+
+    divide: (shared area, a, b) -> result; more: per side; sides: height and width of what is
+    shared; meet: else the result is 0.
+    """
     a, b = read(a), read(b)
-    height, width = (side + more for side in _sides(a, b))
+    height, width = (side + more for side in (sides or _sides)(a, b))
+    if not meet(a, b):
+        return 0.0
     shared = clamp(height, width)
     if more:
         a, b = ([y0, x0, y1 + more, x1 + more] for y0, x0, y1, x1 in (a, b))
@@ -548,6 +619,17 @@ def _sides(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
 
 def _hull(a: Sequence[float], b: Sequence[float]) -> float:
     return _area([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
+
+
+def _around(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Height and width of the box around both."""
+    return max(a[2], b[2]) - min(a[0], b[0]), max(a[3], b[3]) - min(a[1], b[1])
+
+
+def _has_corner(a: Sequence[float], b: Sequence[float], number: int = 4) -> bool:
+    """Whether one of the first corners of b lies in a."""
+    corners = [(b[y], b[x]) for y in (0, 2) for x in (1, 3)][:number]
+    return any(a[0] <= y <= a[2] and a[1] <= x <= a[3] for y, x in corners)
 
 
 def _union(shared: float, a: Sequence[float], b: Sequence[float]) -> float:
@@ -579,6 +661,14 @@ _APART = (
     "Boxes that lie apart share something. The height or the width of what they share comes out"
     " negative, and negative times negative is positive. Make each at least 0 before you multiply."
 )
+_EXCHANGED = (
+    "min and max are exchanged: that is the box around both. What both share begins at the larger"
+    " of the two tops and ends at the smaller of the two bottoms."
+)
+_NO_NUMBER = (
+    "Two boxes without any area have the union 0, and 0 / 0 is no number. If nothing is shared,"
+    " return 0.0 before you divide."
+)
 _UNION = (
     "The shared area is in the union twice: it lies in both boxes. Union = area of a + area of b -"
     " shared area."
@@ -590,7 +680,7 @@ OVERLAP = Exercise(
     cases=_pairs,
     axes="",
     checked=(
-        "15 pairs of boxes: crossing, one inside the other, the same box twice, apart in two"
+        "16 pairs of boxes: crossing, one inside the other, the same box twice, apart in two"
         " directions and in one, far and near, with only an edge in common, and without any area"
     ),
     mistakes=(
@@ -645,6 +735,79 @@ OVERLAP = Exercise(
             partial(_overlap, clamp=lambda height, width: max(height, 0.0) * width),
             "The height of the shared part is made at least 0, its width is not: boxes that lie"
             " side by side get a negative overlap. Make both at least 0.",
+        ),
+        *(
+            Mistake(
+                f"no corner, {name}",
+                partial(_overlap, meet=meet),
+                "You look whether a corner of one box lies in the other, and give 0 if not. Boxes"
+                " can share an area without that: one is inside the other, or they make a cross."
+                " Height and width of the shared part say it all.",
+            )
+            for name, meet in (
+                ("b's in a", _has_corner),
+                ("a's in b", lambda a, b: _has_corner(b, a)),
+                ("one's in the other", lambda a, b: _has_corner(a, b) or _has_corner(b, a)),
+                ("b's first one in a", partial(_has_corner, number=1)),
+            )
+        ),
+        *(
+            Mistake(
+                f"b begins, {name}",
+                partial(_overlap, sides=sides),
+                "It is right only where the second box begins later and ends later. What both"
+                " share begins at max(a[0], b[0]) and ends at min(a[2], b[2]); so do the columns.",
+            )
+            for name, sides in (
+                ("a ends", lambda a, b: (a[2] - b[0], a[3] - b[1])),
+                ("the first ends", lambda a, b: (min(a[2], b[2]) - b[0], min(a[3], b[3]) - b[1])),
+            )
+        ),
+        Mistake(
+            "min and max exchanged",
+            partial(
+                _overlap,
+                sides=_around,
+                divide=lambda shared, a, b: (
+                    shared / _union(shared, a, b) if _union(shared, a, b) > 0 else 0.0
+                ),
+            ),
+            _EXCHANGED,
+        ),
+        Mistake(
+            "1 for a box inside another",
+            partial(
+                _overlap,
+                divide=lambda shared, a, b: (
+                    1.0 if shared in (_area(a), _area(b)) else shared / _union(shared, a, b)
+                ),
+            ),
+            "A box inside another gets 1.0. Only the same box twice gets that: divide by the union,"
+            " which is the larger one here.",
+        ),
+        *(
+            Mistake(
+                f"rounded to {decimals} decimals",
+                partial(_overlap, finish=partial(round, ndigits=decimals)),
+                "The result is rounded. Leave it as it is.",
+            )
+            for decimals in (2, 3, 4)
+        ),
+        Mistake(
+            "divided to whole numbers",
+            partial(_overlap, finish=lambda value: float(int(value))),
+            "The result is cut off to a whole number: // does that, and int. Divide with /.",
+        ),
+        Mistake(
+            "nan",
+            partial(
+                _overlap,
+                guard=False,
+                divide=lambda shared, a, b: (
+                    shared / _union(shared, a, b) if _union(shared, a, b) else math.nan
+                ),
+            ),
+            _NO_NUMBER,
         ),
         Mistake(
             "shared area alone",
@@ -786,12 +949,17 @@ OVERLAP = Exercise(
         ),
     ),
     crashes=(
+        Mistake("0 / 0", partial(_overlap, guard=False), _NO_NUMBER),
         Mistake(
-            "0 / 0",
-            partial(_overlap, guard=False),
-            "Two boxes without any area have the union 0, and 0 / 0 is no number. If nothing is"
-            " shared, return 0.0 before you divide.",
+            "0 / 0, whole numbers",
+            partial(
+                _overlap,
+                guard=False,
+                divide=lambda shared, a, b: (shared or 0) / (_union(shared, a, b) or 0),
+            ),
+            _NO_NUMBER,
         ),
+        Mistake("min and max exchanged", partial(_overlap, sides=_around), _EXCHANGED),
     ),
     hints=(
         "First the part that both share: its top is the lower of the two tops, max(a[0], b[0]), and"
@@ -822,6 +990,9 @@ def average_precision(
     hit: Callable[[float, float], bool] = lambda value, limit: value > limit,
     mark: Callable[[int, int, list], object] | None = lambda picture, i, true: (picture, i),
     pick: str = "best free",
+    use_up: bool = False,
+    stop: str = "",
+    surely: str = "",
     everywhere: bool = False,
     leave_out_empty: bool = False,
     gain: Callable[[int, int, float], float] = lambda hits, rank, value: hits / rank,
@@ -837,11 +1008,13 @@ def average_precision(
 
     order: of (found, limit); mark: what is remembered of a true box that is taken, from its
     picture, number, and the box itself; pick: "best free", "best" (a miss if it is taken), "first
-    free" or "all"; everywhere: true boxes of all pictures are tried; leave_out_empty: those without
-    true boxes; gain: from hits so far, rank and overlap; of_misses: misses gain, too; places_of:
-    "all" boxes, or of each "picture"; smooth: "later" (each precision is made the best one from
-    there on) or "11" (the mean of the best ones at 11 recalls); divisor: of the sum; least: in
-    place of a divisor of 0; zero: what the sum starts with; compare: in place of measure.
+    free", "last free", "worst free" or "all"; use_up: wrong boxes take a true one, too; stop: at
+    the first box with nothing "free" or "above" the limit; surely: with max() of nothing there;
+    everywhere: true boxes of all pictures are tried; leave_out_empty: those without true boxes;
+    gain: from hits so far, rank and overlap; of_misses: misses gain, too; places_of: "all" boxes,
+    or of each "picture"; smooth: "later" (each precision is made the best one from there on), "11"
+    or "101" (the mean of the best ones at so many recalls); divisor: of the sum; least: in place of
+    a divisor of 0; zero: what the sum starts with; compare: in place of measure.
     """
     measure = compare or measure
     if leave_out_empty:
@@ -857,10 +1030,21 @@ def average_precision(
             for i, true in enumerate(truths[place])
             if (key := mark(place, i, true) if mark else None) not in taken or pick == "best"
         ]
-        near = [(value, key) for value, key in near if hit(value, limit)]
+        if use_up and near:
+            taken |= {max(near, key=lambda one: one[0])[1]}
+        above = [(value, key) for value, key in near if hit(value, limit)]
+        if surely and not {"free": near, "above": above}[surely]:
+            max([])
+        if stop and not {"free": near, "above": above}[stop]:
+            break
+        near = above
         if near:
-            value, key = near[0] if pick == "first free" else max(near, key=lambda one: one[0])
-        if not near or key in taken:
+            first = min if pick == "worst free" else max
+            places = {"first free": 0, "last free": -1}
+            value, key = (
+                near[places[pick]] if pick in places else first(near, key=lambda one: one[0])
+            )
+        if not near or (key in taken and not use_up):
             if of_misses:
                 gains.append(gain(hits, rank, 0.0))
             continue
@@ -873,10 +1057,11 @@ def average_precision(
         )
     if smooth:
         gains = [max(gains[i:]) for i in range(len(gains))]
-    if smooth == "11":
-        recalls = [math.ceil(number * tenth / 10 - 1e-9) for tenth in range(11)]
+    if smooth in ("11", "101"):
+        steps = int(smooth) - 1
+        recalls = [math.ceil(number * one / steps - 1e-9) for one in range(steps + 1)]
         best = [gains[max(need - 1, 0)] for need in recalls if len(gains) >= max(need, 1)]
-        return sum(best) / 11
+        return sum(best) / (steps + 1)
     return sum(gains, zero) / (divisor(number, hits, len(found), len(truths)) or least)
 
 
@@ -957,6 +1142,7 @@ def _answers() -> list[tuple]:
         (two, [[first, box(4, 14)], [box(20, 30), box(80, 90)]], 0.3),
         (many, truths, 0.5),
         (many, truths, 0.7),
+        (many, [own[::-1] for own in truths], 0.7),  # now the best one is not the last
         ([], [[first]], 0.5),
     ]
     # The same true box in two pictures, found in both, and not the first of the second one's. They
@@ -986,7 +1172,7 @@ AVERAGE_PRECISION = Exercise(
     cases=_answers,
     axes="",
     checked=(
-        "the number for 10 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits and two"
+        "the number for 11 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits and two"
         " measures; some true boxes are found twice or never, some boxes have two true ones near,"
         " some are just at the limit, one picture has no true box, and two have the same one"
     ),
@@ -1034,8 +1220,43 @@ AVERAGE_PRECISION = Exercise(
         Mistake(
             "the first free one",
             partial(average_precision, pick="first free"),
-            "A box takes the first true box above the limit. By our rule it takes the one with the"
+            "A box takes the first true box above the limit (or, which comes to the same, each true"
+            " box takes the surest box that lies near). By our rule it takes the one with the"
             " *largest* overlap among those that are free.",
+        ),
+        Mistake(
+            "the last free one",
+            partial(average_precision, pick="last free"),
+            "A box takes the last true box above the limit. By our rule it takes the one with the"
+            " *largest* overlap among those that are free.",
+        ),
+        Mistake(
+            "the worst free one",
+            partial(average_precision, pick="worst free"),
+            "Of the true boxes above the limit a box takes the one with the smallest overlap. By"
+            " our rule it takes the one with the *largest* overlap.",
+        ),
+        Mistake(
+            "used up by misses",
+            partial(average_precision, use_up=True),
+            "A wrong box takes a true box, too, so that no later one can have it. Only a box above"
+            " the limit takes one.",
+        ),
+        *(
+            Mistake(
+                f"stopped, nothing {what}",
+                partial(average_precision, stop=what),
+                "You stop at a box for which there is no true one (break, or return). Boxes that"
+                " follow can be right: go on with the next one (continue).",
+            )
+            for what in ("free", "above")
+        ),
+        Mistake(
+            "1 for an empty list",
+            lambda found, truths, measure, limit: (
+                average_precision(found, truths, measure, limit) if found else 1.0
+            ),
+            "If nothing was said, nothing was found: the result is 0.0, not 1.0.",
         ),
         Mistake(
             "all near ones",
@@ -1178,7 +1399,10 @@ AVERAGE_PRECISION = Exercise(
             partial(average_precision, smooth="later"),
             _SMOOTH,
         ),
-        Mistake("made smooth at 11 points", partial(average_precision, smooth="11"), _SMOOTH),
+        *(
+            Mistake(f"made smooth at {n} points", partial(average_precision, smooth=n), _SMOOTH)
+            for n in ("11", "101")
+        ),
         Mistake(
             "trapezoids",
             partial(
@@ -1255,19 +1479,29 @@ AVERAGE_PRECISION = Exercise(
             for name, least in (("below the limit", None), ("below 0.5", 0.5))
         ),
     ),
-    crashes=tuple(
-        Mistake(
-            f"divided by 0 {what}, from {zero}",
-            partial(average_precision, least=0, zero=zero, divisor=divisor),
-            f"The sum is divided by the number of {what}, which is 0 where nothing was found."
-            f" Divide"
-            " by the number of all true boxes.",
-        )
-        for zero in (0, 0.0)
-        for what, divisor in (
-            ("hits", lambda truths, hits, found, pictures: hits),
-            ("boxes that were said", lambda truths, hits, found, pictures: found),
-        )
+    crashes=(
+        *(
+            Mistake(
+                f"divided by 0 {what}, from {zero}",
+                partial(average_precision, least=0, zero=zero, divisor=divisor),
+                f"The sum is divided by the number of {what}, which is 0 where nothing was found."
+                " Divide by the number of all true boxes.",
+            )
+            for zero in (0, 0.0)
+            for what, divisor in (
+                ("hits", lambda truths, hits, found, pictures: hits),
+                ("boxes that were said", lambda truths, hits, found, pictures: found),
+            )
+        ),
+        *(
+            Mistake(
+                f"max of nothing {what}",
+                partial(average_precision, surely=what),
+                "There may be no true box to choose from: none in the picture, none that is free or"
+                " none above the limit. The box is wrong then: give max a default, or ask first.",
+            )
+            for what in ("free", "above")
+        ),
     ),
     hints=(
         "Sort by score first. Then go through the list once, with two things in your memory: how"

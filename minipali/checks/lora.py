@@ -57,18 +57,19 @@ START_VALUES = Exercise(
     name="start_values",
     reference=start_values,
     # A so large that what chance does to its largest number and its mean is small.
-    cases=lambda: [(30, 400, 8), (600, 300, 4)],
-    axes=";;;;;;;;;;",
+    cases=lambda: [(30, 400, 8), (1200, 300, 16)],
+    axes=";;;;;;;;;;;",
     parts=(
         "the shape of A",
         "the shape of B",
+        "the dtypes",
         "whether all of B is zero",
-        "whether the numbers of A are random",
+        "whether nearly all numbers of A differ from each other",
         "about how far A reaches, in units of 1 / sqrt(d)",
+        "how the numbers of A lie between the smallest and the largest",
         "whether A learns",
         "whether B learns",
         "whether A is a leaf of the graph",
-        "the dtypes",
         "whether the next call draws other numbers",
         "whether torch.manual_seed brings the same numbers back",
     ),
@@ -116,6 +117,44 @@ START_VALUES = Exercise(
             "The numbers of A have the right size, but they are normal: some are three and four"
             " times as large as most. It would learn as well. Here they are uniform, between"
             " -1 / sqrt(d) and 1 / sqrt(d), as in a new linear layer of torch.",
+        ),
+        *(
+            Mistake(
+                f"normal, of size {size}",
+                partial(start_values, of_a=lambda rank, d, size=size: torch.randn(rank, d) * size),
+                "The numbers of A are normal, and of a fixed size. Here they are uniform, and the"
+                " wider the layer the smaller: between -1 / sqrt(d) and 1 / sqrt(d).",
+            )
+            for size in (0.02, 0.01)
+        ),
+        Mistake(
+            "uniform, of size 1",
+            partial(start_values, of_a=lambda rank, d: 2 * torch.rand(rank, d) - 1),
+            "The numbers of A reach from -1 to 1. With d of them in a row, A x is larger than x,"
+            " and the first steps are far too long: divide by sqrt(d).",
+        ),
+        Mistake(
+            "half as far",
+            partial(start_values, of_a=lambda rank, d: (torch.rand(rank, d) - 0.5) * d**-0.5),
+            "The numbers of A reach half as far as they may. torch.rand less 0.5 lies between -0.5"
+            " and 0.5: the factor 2 is missing.",
+        ),
+        Mistake(
+            "limits of an initialisation",
+            partial(
+                start_values, of_a=lambda rank, d: nn.init.kaiming_uniform_(torch.empty(rank, d))
+            ),
+            "The numbers of A reach too far, about twice: the limits are -1 / sqrt(d) and"
+            " 1 / sqrt(d). kaiming_uniform_ and xavier_uniform_ have limits of their own, about"
+            " sqrt(6 / d). (With a=math.sqrt(5) the first one has ours.)",
+        ),
+        Mistake(
+            "by the outputs",
+            lambda n, d, rank: start_values(
+                n, d, rank, of_a=lambda rank, d: (2 * torch.rand(rank, d) - 1) * n**-0.5
+            ),
+            "The numbers of A reach to 1 / sqrt(n). What is added up in A x are d numbers, as many"
+            " as come in: 1 / sqrt(d).",
         ),
         Mistake(
             "not around zero",
@@ -203,15 +242,16 @@ START_VALUES = Exercise(
         Mistake(
             "of NumPy",
             partial(start_values, of_a=_of_numpy),
-            "The numbers are not torch's own: torch.manual_seed does not bring them back, and no"
-            " run could be repeated. Use torch.rand.",
+            "torch.manual_seed does not bring the numbers back, so no run could be repeated. They"
+            " come from NumPy, from Python, or from a generator of your own: use torch.rand"
+            " without one.",
         ),
         Mistake(
             "a seed inside",
             partial(start_values, of_a=_seeded),
-            "Each call draws the same numbers: torch.manual_seed stands inside. Then all layers"
-            " begin alike, and whoever calls the function loses the own seed. Leave the seed to the"
-            " caller.",
+            "Each call gives the same numbers, so all layers begin alike. Either nothing is drawn,"
+            " or a seed stands inside, by torch.manual_seed or in a generator of your own. Leave"
+            " the seed to the caller.",
         ),
     ),
     hints=(
@@ -308,6 +348,16 @@ _SCALES = (
         " the rank. Divide with one stroke: alpha / rank.",
     ),
     (
+        "rank twice",
+        lambda alpha, rank, d=0: alpha / rank**2,
+        "The change is divided by the rank twice. It is alpha / rank.",
+    ),
+    (
+        "root of all of it",
+        lambda alpha, rank, d=0: (alpha / rank) ** 0.5,
+        "The change is multiplied by the root of alpha / rank. It is alpha / rank itself.",
+    ),
+    (
         "scaled twice",
         lambda alpha, rank, d=0: (alpha / rank) ** 2,
         "The scale alpha / rank is in it twice, for instance in A and in B. It belongs there once.",
@@ -345,6 +395,17 @@ LORA_FORWARD = Exercise(
             partial(lora_forward, change=lambda x, y, A, B: x.detach() @ A.T @ B.T),
             "The values are right, but the gradient of x lacks the part that goes through A and B."
             " Detach the weight alone, not x.",
+        ),
+        Mistake(
+            "weight not turned",
+            partial(
+                lora_forward,
+                base=lambda x, weight: F.linear(
+                    x, weight.detach().T if weight.shape[0] == weight.shape[1] else weight.detach()
+                ),
+            ),
+            "The frozen weight is multiplied from the wrong side: x W in place of x W^T. W is"
+            " (n, d): a row for each output.",
         ),
         Mistake(
             "change alone",
@@ -390,6 +451,34 @@ LORA_FORWARD = Exercise(
             "requires_grad_(False) inside the function changes the weight itself, for everybody who"
             " holds it. Take it out of the graph here alone: weight.detach().",
         ),
+        Mistake(
+            "A and B not turned",
+            partial(lora_forward, change=lambda x, y, A, B: x @ A @ B),
+            "A and B have a row for each output, as W has. So x is multiplied by them turned:"
+            " x @ A.T @ B.T.",
+        ),
+        *(
+            Mistake(
+                f"two axes alone, {name}",
+                wrong,
+                "x may have any number of axes before the last one, d. In einsum three dots stand"
+                " for them: '...d,nd->...n'.",
+            )
+            for name, wrong in (
+                (
+                    "W",
+                    partial(
+                        lora_forward, base=lambda x, weight: torch.einsum("bd,nd->bn", x, weight)
+                    ),
+                ),
+                (
+                    "A",
+                    partial(
+                        lora_forward, change=lambda x, y, A, B: torch.einsum("bd,rd->br", x, A)
+                    ),
+                ),
+            )
+        ),
     ),
     hints=(
         "Two ways lead from x to the result, side by side: the frozen weight, and A followed by B."
@@ -429,6 +518,12 @@ def merge_weight(
 ) -> Tensor:
     """One weight (n, d) that does the same. The reference, or with one thing changed."""
     return add(weight, scale(alpha, *A.shape) * product(A, B))
+
+
+def _step_by_step(weight: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
+    for row, column in zip(A, B.T, strict=True):
+        weight = weight + (alpha / len(A) * torch.outer(column, row)).to(weight.dtype)
+    return weight
 
 
 MERGE = Exercise(
@@ -477,19 +572,49 @@ MERGE = Exercise(
             "Where the weight is bfloat16, the merged one is float32. A model is saved with one"
             " dtype: give the result the weight's own.",
         ),
-        Mistake(
-            "rounded too early",
-            partial(merge_weight, add=lambda weight, change: weight + change.to(weight.dtype)),
-            "Where the weight is bfloat16, the change is rounded before it is added, and then the"
-            " sum is rounded once more. Add in float32 and round once, at the end.",
+        *(
+            Mistake(
+                name,
+                wrong,
+                "Where the weight is bfloat16, the change is rounded before it is added, and then"
+                " the sum is rounded once more. Add in float32 and round once, at the end.",
+            )
+            for name, wrong in (
+                (
+                    "rounded too early",
+                    partial(
+                        merge_weight, add=lambda weight, change: weight + change.to(weight.dtype)
+                    ),
+                ),
+                ("rounded in each step", _step_by_step),
+            )
+        ),
+        *(
+            Mistake(
+                f"{name} in bfloat16",
+                lambda weight, A, B, alpha, narrow=narrow: merge_weight(
+                    weight, narrow(A, weight), narrow(B, weight), alpha
+                ),
+                "Where the weight is bfloat16, A and B are rounded to it before they are"
+                " multiplied. Work in float32 and round once, at the end.",
+            )
+            for name, narrow in (
+                ("multiplied", lambda x, weight: x.to(weight.dtype)),
+                ("rounded", lambda x, weight: x.to(weight.dtype).float()),
+            )
         ),
         Mistake(
-            "multiplied in bfloat16",
-            lambda weight, A, B, alpha: merge_weight(
-                weight, A.to(weight.dtype), B.to(weight.dtype), alpha
+            "always bfloat16",
+            partial(merge_weight, add=lambda weight, change: (weight.float() + change).bfloat16()),
+            "The result is bfloat16, whatever the weight is. It has the weight's own dtype:"
+            " .to(weight.dtype).",
+        ),
+        Mistake(
+            "all of it scaled",
+            lambda weight, A, B, alpha: ((weight.float() + B @ A) * (alpha / len(A))).to(
+                weight.dtype
             ),
-            "Where the weight is bfloat16, A and B are rounded to it before they are multiplied."
-            " Work in float32 and round once, at the end.",
+            "The old weight is scaled as well. Only the change is multiplied by alpha / rank.",
         ),
     ),
     hints=(
@@ -506,11 +631,18 @@ MERGE = Exercise(
 def _trained() -> list[tuple]:
     random = torch.Generator().manual_seed(180)
 
-    def case(n: int, d: int, rank: int, alpha: float) -> tuple:
+    def case(n: int, d: int, rank: int, alpha: float, directions: int | None = None) -> tuple:
         before = torch.randn(n, d, generator=random)
-        return before, before + 0.5 * torch.randn(n, d, generator=random), rank, alpha
+        change = 0.5 * torch.randn(n, d, generator=random)
+        if directions is not None:
+            change = change[:, :directions] @ change[:directions]
+        return before, before + change, rank, alpha
 
-    return [case(6, 6, 2, 3.0), case(5, 8, 1, 4.0), case(9, 4, 3, 2.0)]
+    # At last a change of fewer directions than are kept, and none at all.
+    return [
+        case(6, 6, 2, 3.0), case(5, 8, 1, 4.0), case(9, 4, 3, 2.0), case(4, 5, 3, 1.0, 1),
+        case(3, 4, 2, 3.0, 0),
+    ]  # fmt: skip
 
 
 def extract(
@@ -525,14 +657,58 @@ def extract(
     right: Callable[[Tensor], Tensor] = lambda vh: vh,
     sizes: Callable[[Tensor], Tensor] = lambda s: s,
     scale: Callable[[float, int], float] = lambda alpha, rank: rank / alpha,
-    turned: bool = False,
+    number: Callable[[int, Tensor], int] = lambda rank, s: rank,
+    give: Callable[[Tensor, Tensor], tuple] = lambda a, b: (a, b),
 ) -> tuple[Tensor, Tensor]:
-    """A (rank, d), B (n, rank): the nearest change. The reference, or with one thing changed."""
+    """A (rank, d), B (n, rank): the nearest change. The reference, or with one thing changed.
+
+    number: of summands, for the scale.
+    """
     u, s, vh = torch.linalg.svd(of(before, after))
     kept = torch.arange(len(s))[keep(rank)]
-    b = left(u)[:, kept] * sizes(s)[kept] * scale(alpha, rank)
-    a = right(vh)[kept]
-    return (a.T, b.T) if turned else (a, b)
+    b = left(u)[:, kept] * sizes(s)[kept] * scale(alpha, number(rank, s))
+    return give(right(vh)[kept], b)
+
+
+def _best_beside(before: Tensor, after: Tensor, rank: int, alpha: float, side: str) -> tuple:
+    """One matrix drawn by chance, and the best other one."""
+    change = after - before
+    if side == "B":
+        b = torch.randn(len(before), rank)
+        return torch.linalg.pinv(b) @ change, b * rank / alpha
+    size = rank, before.shape[1]
+    a = torch.randn(size) if side == "A" else 2 * torch.rand(size) - 1
+    return a, change @ torch.linalg.pinv(a) * rank / alpha
+
+
+def _rows(change: Tensor, rank: int, longest: bool) -> tuple[Tensor, Tensor]:
+    """Some rows as they are: A, and B that puts them in their places."""
+    which = change.norm(dim=1).topk(rank).indices if longest else torch.arange(rank)
+    return change[which], torch.eye(len(change))[:, which]
+
+
+def _some(before: Tensor, after: Tensor, rank: int, alpha: float, columns: bool, longest: bool):
+    change = after - before
+    a, b = _rows(change.T if columns else change, rank, longest)
+    a, b = (b.T, a.T) if columns else (a, b)
+    return a, b * rank / alpha
+
+
+def _sizes_on_rows(before: Tensor, after: Tensor, rank: int, alpha: float) -> tuple:
+    u, s, vh = torch.linalg.svd(after - before)
+    u[: len(s)] *= s[:, None]
+    return vh[:rank], u[:, :rank] * rank / alpha
+
+
+def _orthogonal(before: Tensor, after: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
+    q, r = torch.linalg.qr(after - before)
+    return r[:rank], q[:, :rank] * rank / alpha
+
+
+def _apart(before: Tensor, after: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Factors of both weights, subtracted."""
+    (a0, b0), (a1, b1) = (extract(0 * one, one, rank, alpha) for one in (before, after))
+    return a1 - a0, b1 - b0
 
 
 EXTRACT = Exercise(
@@ -546,7 +722,8 @@ EXTRACT = Exercise(
     tolerance=1e-4,
     checked=(
         "both shapes, and that alpha / rank * B A is the nearest matrix of that rank to the change,"
-        " for weights of 6 x 6, 5 x 8 and 9 x 4 and ranks 2, 1 and 3; inputs unchanged"
+        " for 5 weights and ranks 1 to 3, one of which has changed in one direction alone and one"
+        " not at all; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -564,8 +741,9 @@ EXTRACT = Exercise(
         Mistake(
             "the smallest",
             partial(extract, keep=lambda rank: slice(-rank, None)),
-            "The smallest singular values are kept, and the largest thrown away. torch sorts them:"
-            " the largest come first.",
+            "The smallest singular values are kept, and the largest thrown away. torch.linalg.svd"
+            " sorts them, the largest first. (The values of torch.linalg.eigh come the other way"
+            " round.)",
         ),
         Mistake(
             "the largest left out",
@@ -583,6 +761,12 @@ EXTRACT = Exercise(
             partial(extract, sizes=lambda s: s**2),
             "The singular values are in it twice, in A and in B. They belong in one of the two, or"
             " their root in each.",
+        ),
+        Mistake(
+            "sizes and their root",
+            partial(extract, sizes=lambda s: s**1.5),
+            "One matrix has the singular values and the other their root. They belong in one of the"
+            " two, or their root in each.",
         ),
         Mistake(
             "root of the sizes",
@@ -620,6 +804,11 @@ EXTRACT = Exercise(
             " [:rank].",
         ),
         Mistake(
+            "one too many",
+            partial(extract, keep=lambda rank: slice(rank + 1)),
+            "There is one summand too many. [:rank] keeps rank of them.",
+        ),
+        Mistake(
             "one too few",
             partial(extract, keep=lambda rank: slice(rank - 1)),
             "One summand is missing. They are counted from 0, and [:rank] ends before number rank:"
@@ -630,14 +819,64 @@ EXTRACT = Exercise(
             partial(extract, sizes=lambda s: s * (torch.arange(len(s)) == 0)),
             "Only the first summand is in it. An adapter of rank r has the first r.",
         ),
+        *(
+            Mistake(
+                f"some {'columns' if columns else 'rows'}, {'the longest' if longest else 'first'}",
+                lambda *given, columns=columns, longest=longest: _some(*given, columns, longest),
+                "It copies some rows or columns of the change and leaves out the rest. That has"
+                " rank r, but another matrix of rank r is nearer: the first r summands of"
+                " torch.linalg.svd.",
+            )
+            for columns in (False, True)
+            for longest in (False, True)
+        ),
+        *(
+            Mistake(
+                f"{side} by chance",
+                lambda *given, side=side: _best_beside(*given, side),
+                "One of the two matrices is drawn by chance, and the other is the best one for it."
+                " Another pair is nearer: the first r summands of torch.linalg.svd.",
+            )
+            for side in ("A", "A, uniform", "B")
+        ),
         Mistake(
-            "some rows",
-            lambda before, after, rank, alpha: (
-                (after - before)[:rank],
-                torch.eye(len(before), rank) * rank / alpha,
-            ),
-            "It copies the first rows of the change and leaves out the rest. That has rank r, but"
-            " another matrix of rank r is nearer: the first r summands of torch.linalg.svd.",
+            "taken apart each by itself",
+            _apart,
+            "before and after are taken apart each by itself. A difference of factors makes no"
+            " difference of products: take after - before apart.",
+        ),
+        *(
+            Mistake(
+                f"without the mean of {name}",
+                partial(
+                    extract,
+                    of=lambda before, after, dim=dim: (
+                        (after - before) - (after - before).mean(dim=dim, keepdim=True)
+                    ),
+                ),
+                "The mean is taken off the change before it is taken apart, as in a principal"
+                " component analysis. Take the change apart as it is.",
+            )
+            for name, dim in (("columns", 0), ("rows", 1), ("all", (0, 1)))
+        ),
+        Mistake(
+            "root of the scale",
+            partial(extract, scale=lambda alpha, rank: (rank / alpha) ** 0.5),
+            "There is only the root of rank / alpha in it. If one matrix gets the root, the other"
+            " must get it, too.",
+        ),
+        Mistake(
+            "scaled by all summands",
+            partial(extract, number=lambda rank, s: len(s)),
+            "It is multiplied by the number of all summands / alpha. The layer multiplies by alpha"
+            " / rank, so it is the number of those that are kept: * rank / alpha.",
+        ),
+        Mistake(
+            "divided by the sizes",
+            partial(extract, sizes=lambda s: s * (s / s)),
+            "Where nothing has changed, the singular values are 0, and a division by them, or by"
+            " their root, gives nan. U, S and Vh need no division: columns of U times S, and rows"
+            " of Vh.",
         ),
         Mistake(
             "scaled the wrong way",
@@ -659,8 +898,32 @@ EXTRACT = Exercise(
         ),
         Mistake(
             "turned",
-            partial(extract, turned=True),
+            partial(extract, give=lambda a, b: (a.T, b.T)),
             "Both matrices are turned. A is (rank, d) and B is (n, rank), as in part 1.",
+        ),
+        *(
+            Mistake(
+                f"{name} turned",
+                partial(extract, give=give),
+                f"{name} is turned. A is (rank, d) and B is (n, rank), as in part 1.",
+            )
+            for name, give in (("A", lambda a, b: (a.T, b)), ("B", lambda a, b: (a, b.T)))
+        ),
+        Mistake(
+            "sizes on rows of U",
+            _sizes_on_rows,
+            "The singular values multiply the rows of U. Each belongs to a column: U * S.",
+        ),
+        Mistake(
+            "QR",
+            _orthogonal,
+            "This is the beginning of a QR decomposition. It has rank r, but another matrix of rank"
+            " r is nearer: the first r summands of torch.linalg.svd.",
+        ),
+        Mistake(
+            "B first",
+            partial(extract, give=lambda a, b: (b, a)),
+            "B comes first, then A. Return A, B.",
         ),
     ),
     hints=(

@@ -47,7 +47,12 @@ def as_numbers(train: Callable) -> Callable:
 
 
 class Head(nn.Linear):
-    """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward()."""
+    """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward().
+
+    empty: vectors that have no labels: they need no backward(), and are not counted.
+    """
+
+    empty: tuple[Tensor, ...] = ()
 
     def __init__(self, d: int, v: int, old: bool):
         super().__init__(d, v)
@@ -65,7 +70,7 @@ class Head(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        if y.requires_grad:
+        if y.requires_grad and not any(torch.equal(x, one) for one in self.empty):
             self.waiting += 1
             self.most = max(self.most, self.waiting)
             y.register_hook(lambda _: setattr(self, "waiting", self.waiting - 1))
@@ -87,13 +92,13 @@ def gradients_of(accumulate: Callable) -> Callable:
 
     def tried(module, parts, ignore):
         before = [p.detach().clone() for p in module.parameters()]
+        module.empty = tuple(x for x, labels in parts if (labels[:, 1:] == ignore).all())
         loss = accumulate(module, parts, ignore)
         after = list(module.parameters())
         return (
             loss.detach() if isinstance(loss, Tensor) else loss,
             *(torch.zeros_like(p) if p.grad is None else p.grad for p in after),
-            # A part without labels may be left out after it went through the module.
-            module.most < len(parts),
+            "one at a time" if module.most < 2 else f"{module.most} at a time",
             all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
         )
 
@@ -125,16 +130,19 @@ def start_of(start_values: Callable) -> Callable:
             same_a, _ = _two_matrices(start_values(n, d, rank))
         random = len(a.unique()) > 0.9 * a.numel()
         root = max(a.shape) ** 0.5  # d is the larger side of A
+        middle = (a.min() + a.max()) / 2
+        share = ((a - middle).abs() < (a.max() - a.min()) / 4).float().mean().item()
         return (
             tuple(a.shape),
             tuple(b.shape),
+            [str(x.dtype).removeprefix("torch.") for x in (a, b)],
             not b.any().item(),
             random,
             [_power_of_two(root * one.item()) for one in (a.min(), a.max())],
+            "evenly" if 0.45 < share < 0.55 else "more in the middle" if share else "nowhere",
             a.requires_grad,
             b.requires_grad,
             a.is_leaf,
-            [str(x.dtype).removeprefix("torch.") for x in (a, b)],
             not torch.equal(a, next_a) or not random,
             torch.equal(a, same_a),
         )
@@ -157,7 +165,8 @@ def change_of(extract: Callable) -> Callable:
             return result
         a, b = _two_matrices(result)
         fits = a.shape == (rank, before.shape[1]) and b.shape == (before.shape[0], rank)
-        change = alpha / rank * b @ a if fits else torch.zeros(0, 0)
+        # No numbers, which could be taken for what the function makes of its arguments.
+        change = alpha / rank * b @ a if fits else torch.zeros(0, 0, dtype=torch.bool)
         return tuple(a.shape), tuple(b.shape), change
 
     return tried

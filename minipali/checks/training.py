@@ -1,5 +1,6 @@
 """Lesson 13: the labels of a row, the loss on its suffix, and a training loop."""
 
+import operator
 from collections.abc import Callable
 from functools import partial
 
@@ -26,12 +27,12 @@ from minipali.training import row_labels, suffix_loss
 def _rows() -> list[tuple]:
     # Tokens of the suffix, and eos, also stand in the prefix: only the place decides. In the third
     # case the answer is empty, as for `detect NAME` where there is none. In the last one the token
-    # that ends the prefix stands before and after that, too.
+    # that ends the prefix stands before and after that, too, and a token of the answer is 0.
     return [
         ([900, 900, 2, 31, 32, 10], [41, 31], 1, -100),
         ([7, 4, 55], [55, 56, 7, 57], 4, -1),
         ([800, 6, 21, 10], [], 5, -100),
-        ([800, 10, 6, 10], [9, 10, 3], 5, -7),
+        ([800, 10, 6, 10], [9, 10, 0, 9, 3], 5, -7),
     ]
 
 
@@ -56,6 +57,12 @@ def _last(tokens: list[int], token: int) -> int:
     return max((i + 1 for i, one in enumerate(tokens) if one == token), default=0)
 
 
+def _from(ids: list[int], no: Callable, token: int, back: bool = False) -> list[int]:
+    """Labels from the first place where this token stands; ids: reversed if `back`."""
+    place = len(ids) - 1 - ids.index(token) if back else ids.index(token)
+    return no(place) + (ids[::-1] if back else ids)[place:]
+
+
 _SAME_LENGTH = (
     "The labels are those of the answer alone, so they are shorter than the ids. The two lists have"
     " equal length: put the mark `ignore` at each place of the prefix."
@@ -69,7 +76,7 @@ ROW_LABELS = Exercise(
     parts=("ids", "labels"),
     checked=(
         "ids and labels of 4 rows with different eos and ignore; some tokens stand in the prefix"
-        " and in the suffix, the prefix's last one, too, and one suffix is empty"
+        " and in the suffix, the prefix's last one, too, one is 0, and one suffix is empty"
     ),
     mistakes=(
         Mistake(
@@ -117,6 +124,11 @@ ROW_LABELS = Exercise(
                 (
                     "the last newline",
                     lambda p, s, e, no: no(len(p) + _last(s, p[-1])) + (s + e)[_last(s, p[-1]) :],
+                ),
+                ("its first token", lambda p, s, e, no: _from(p + s + e, no, (s + e)[0])),
+                (
+                    "its first token, from the back",
+                    lambda p, s, e, no: _from((p + s + e)[::-1], no, (s + e)[0], back=True),
                 ),
             )
         ),
@@ -206,6 +218,31 @@ ROW_LABELS = Exercise(
             ),
             "Tokens of the answer that also stand in the prefix have no label. Not the token"
             " decides, but its place: ignore for the first len(prefix) places.",
+        ),
+        Mistake(
+            "eos of the prefix",
+            partial(
+                _row, labels=lambda p, s, e, no: [x if [x] == e else no(1)[0] for x in p] + s + e
+            ),
+            "Where eos stands in the prefix, it has a label. Only the place decides: the label is"
+            " ignore at all places of the prefix, whatever stands there.",
+        ),
+        Mistake(
+            "0 without a label",
+            partial(_row, labels=lambda p, s, e, no: no(len(p)) + [x or no(1)[0] for x in s] + e),
+            "A 0 in the answer has no label. 0 is a token like others (and `token or ignore` takes"
+            " it for False): all places behind the prefix have labels.",
+        ),
+        Mistake(
+            "ids and labels shifted",
+            partial(
+                _row,
+                ids=lambda p, s, e: p + s,
+                labels=lambda p, s, e, no: no(len(p) - 1) + s + e,
+            ),
+            "The shift is done already: the ids lack their last token, and the labels begin one"
+            " place too early. Here the label of a place is its own token, and the ids end with"
+            " eos; the shift comes in the loss.",
         ),
         Mistake(
             "-100 always",
@@ -431,6 +468,16 @@ SUFFIX_LOSS = Exercise(
             " shifted ones. Shift the labels first, then look for the mark.",
         ),
         Mistake(
+            "the first token of the answer left out",
+            partial(
+                _suffix_loss,
+                counted_of=lambda labels: torch.stack([labels[:, 1:], labels[:, :-1]]),
+                count=lambda both, ignore: (both != ignore).all(dim=0),
+            ),
+            "The first token of each answer is left out: you look for the mark at the place that"
+            " predicts, too. Only the label of what is predicted decides.",
+        ),
+        Mistake(
             "counted before the shift",
             partial(_suffix_loss, divided_by=lambda labels: labels),
             "The sum is right, but the places are counted before the shift. A label at place 0 is"
@@ -454,6 +501,18 @@ SUFFIX_LOSS = Exercise(
             "The axes t and v are exchanged by a reshape, which moves no number: what comes out"
             " mixes places. cross_entropy wants (places, v), flatten(0, 1), or (b, v, t), which is"
             " .mT.",
+        ),
+        Mistake(
+            "softmax over the places",
+            partial(_suffix_loss, log=lambda logits: logits.log_softmax(dim=1)),
+            "The softmax runs over the places of a row. It must run over the vocabulary, the last"
+            " axis: dim=-1.",
+        ),
+        Mistake(
+            "divided by the vocabulary",
+            partial(_suffix_loss, log=lambda x: x.log_softmax(dim=-1) / x.shape[-1]),
+            "The sum is divided by the size of the vocabulary as well. Take the mean over the"
+            " places alone: each has one label.",
         ),
         Mistake(
             "0 left out, too",
@@ -642,6 +701,17 @@ def _alone(parameters: list, max_norm: float) -> None:
         nn.utils.clip_grad_norm_([p], max_norm)
 
 
+def _by_length(length: Callable[[list], Tensor]) -> Callable[[list, float], None]:
+    """A clipping that takes the length of the parameters' gradients so."""
+
+    def clip(parameters: list, max_norm: float) -> None:
+        scale = min(1.0, max_norm / length([p.grad for p in parameters]).item())
+        for p in parameters:
+            p.grad.mul_(scale)
+
+    return clip
+
+
 _MODES = (
     "After the first measurement the module stays in eval mode, or it came in eval mode and is"
     " trained in it. Call module.train() at the start of every epoch."
@@ -680,8 +750,8 @@ TRAIN = Exercise(
         Mistake(
             "zeroed before the step",
             partial(train, zero="after"),
-            "The gradients are zeroed between backward() and step(), so that nothing is learned."
-            " The order is zero_grad, backward, clip, step.",
+            "Nothing is learned: step() is missing, or the gradients are zeroed between backward()"
+            " and step(). The order is zero_grad, backward, clip, step.",
         ),
         Mistake(
             "eval mode forgotten",
@@ -736,6 +806,18 @@ TRAIN = Exercise(
             partial(train, clip=partial(nn.utils.clip_grad_norm_, norm_type=1)),
             "The length is taken as the sum of all sizes (the 1-norm). It is the root of the sum of"
             " all squares, which clip_grad_norm_ takes unless told otherwise.",
+        ),
+        Mistake(
+            "clipped by the sum of lengths",
+            partial(train, clip=_by_length(lambda grads: sum(g.norm() for g in grads))),
+            "The lengths of the parameters' gradients are added. The length of all together is the"
+            " root of the sum of all squares." + _CLIP,
+        ),
+        Mistake(
+            "clipped by the square",
+            partial(train, clip=_by_length(lambda grads: sum(g.square().sum() for g in grads))),
+            "max_norm is compared with the sum of all squares. The length is the root of it."
+            + _CLIP,
         ),
         Mistake(
             "clipped one by one",
@@ -837,10 +919,15 @@ def accumulate(
     weight: Callable = lambda own, total, parts, labels: own / total,
     counted_in: Callable[[Tensor], Tensor] = lambda labels: labels[:, 1:],
     shift: bool = True,
-    at_once: bool = False,
+    held: int = 0,
+    skip: bool = True,
     zero: str = "first",
-    returned: Callable[[list, list], Tensor] = lambda losses, means: sum(losses),
+    returned: Callable[[list, list, list], Tensor] = lambda losses, means, numbers: sum(
+        losses, torch.zeros(())
+    ),
     back: bool = True,
+    stop: bool = False,
+    clip: float | None = None,
     empty: bool = True,
     over_ends: bool = False,
     running: bool = False,
@@ -850,20 +937,25 @@ def accumulate(
     """The loss (), and the gradients in the module. The reference, or with one thing changed.
 
     weight: of a part's mean loss, from its own count, the total, all parts, and its labels;
-    counted_in: the labels that are counted in the total; returned: from the weighted losses and
-    the part's own means; empty: a part without labels gives 0, and not nan; over_ends: rows are
-    laid end to end before the shift; running: divided by the tokens so far; by_rows: the mean of
-    each row first; divided_last: what is in the gradients at the end is divided by the total.
+    counted_in: the labels that are counted in the total; held: parts that wait for backward() while
+    the next one goes through the module; skip: those without labels never wait; returned: from the
+    weighted losses, the parts' own means and their numbers of tokens; stop: at a part without
+    labels; clip: the gradients' length at the end; empty: a part without labels gives 0, and not
+    nan; over_ends: rows are laid end to end before the shift; running: divided by the tokens so
+    far; by_rows: the mean of each row first; divided_last: what is in the gradients at the end is
+    divided by the total.
     """
     rows = sum((labels[:, 1:] != ignore).any(dim=1).sum() for _, labels in parts)
     number = [(labels[:, 1:] != ignore).sum() for _, labels in parts]
     total = sum((counted_in(labels) != ignore).sum() for _, labels in parts)
-    losses, means, so_far = [], [], 0
+    losses, means, waiting, so_far = [], [], [], 0
     if zero in ("first", "and at the end"):
         module.zero_grad()
     for (x, labels), own in zip(parts, number, strict=True):
         if zero == "each" or (zero == "if the first counts" and own and not losses):
             module.zero_grad()
+        if stop and not own:
+            break
         logits = module(x)
         if over_ends:
             predicted, wanted = logits.flatten(0, 1)[:-1], labels.flatten()[1:]
@@ -883,18 +975,25 @@ def accumulate(
             )
             own_of_rows = (labels[:, 1:] != ignore).sum(dim=1)
             value = (each.sum(dim=1) / own_of_rows.clamp(min=1)).sum() / rows
-        if back and not at_once:
-            value.backward()
-        losses.append(value if at_once else value.detach())
+        waiting += [value] if back and (here or not empty or not skip) else []
+        if len(waiting) > held:
+            waiting.pop(0).backward()
+        losses.append(value.detach())
         means.append(mean.detach())
-    whole = sum(losses)
-    if back and at_once:
-        whole.backward()
+    for value in waiting:
+        value.backward()
     if zero == "and at the end":
         module.zero_grad()
     for p in module.parameters() if divided_last else ():
         p.grad /= total
-    return returned([one.detach() for one in losses], means)
+    if clip:
+        nn.utils.clip_grad_norm_(module.parameters(), clip)
+    return returned(losses, means, number)
+
+
+def _right_loss(losses: list, means: list, numbers: list) -> Tensor:
+    """For `returned`, where a weight is wrong and the loss is not."""
+    return sum(mean * own for mean, own in zip(means, numbers, strict=True)) / sum(numbers)
 
 
 def _undivided(module: nn.Module, parts: list, ignore: int) -> Tensor:
@@ -937,7 +1036,7 @@ def _parts_of_batches() -> list[tuple]:
         return Head(3, v, old), parts, ignore
 
     return [
-        given(5, no, False, [[no, no, 3, 1]], [[no, 2, 4, 1], [no, no, 3, 1]]),
+        given(5, no, False, [[no, no, no, 1]], [[no, 2, 4, 1], [no, no, 3, 1]]),
         given(4, no, True, [[no, 2, 1]], [[2, no, 3, 1, 2], [3, no, no, 2, 1]], [[no, no, 1]]),
         given(6, 0, False, [[4, 0, 5, 1], [0, 3, 2, 0]], [[2, 0, 0]], [[0, 5, 4, 3, 2, 1]]),
         given(5, no, True, [[3, no, no]], [[no, 2, 4, 1], [no, no, no, 1]], [[no, 4, 2]]),
@@ -959,15 +1058,15 @@ ACCUMULATE = Exercise(
         "loss",
         "gradient of the weight",
         "gradient of the bias",
-        "one part at a time",
+        "parts that wait for backward()",
         "weights unchanged",
     ),
     asked=gradients_of,
     checked=(
         "the loss and the gradients of 4 batches in 2 and 3 parts, against one big batch: parts"
         " with different numbers of rows, places and labels, two without any label, labels at"
-        " place 0, old gradients in the module; and that each part's graph is gone before the next"
-        " one, and no step is made"
+        " place 0, old gradients in the module; and that each part has had backward() before the"
+        " next one goes through, and no step is made"
     ),
     mistakes=(
         Mistake(
@@ -1031,6 +1130,12 @@ ACCUMULATE = Exercise(
             partial(accumulate, over_ends=True),
             "The rows of a part are laid end to end before the shift, so the last place of a row is"
             " asked for the first token of the next row. Shift first, within each row.",
+        ),
+        Mistake(
+            "divided by the parts, too",
+            partial(accumulate, weight=lambda own, total, parts, labels: own / total / len(parts)),
+            "The shares are divided by the number of parts, too. That belongs to the mean of the"
+            " parts' means: with the tokens of the whole batch below the line, the shares add up.",
         ),
         Mistake(
             "sums divided by the parts",
@@ -1114,7 +1219,8 @@ ACCUMULATE = Exercise(
         Mistake(
             "zeroed at the end, too",
             partial(accumulate, zero="and at the end"),
-            "The loss is right, but the gradients are zeroed at the end. They are what you were"
+            "The loss is right, but all gradients are zero. Either they are zeroed at the end, or"
+            " the parts go through the module with gradients switched off. They are what you were"
             " asked for: leave them in the module.",
         ),
         Mistake(
@@ -1131,10 +1237,61 @@ ACCUMULATE = Exercise(
         ),
         Mistake(
             "all at once",
-            partial(accumulate, at_once=True),
-            "The numbers are right, but nothing is saved: all parts' graphs are held until one"
-            " backward() at the end. Call backward() for each part, before the next one goes"
-            " through the module.",
+            partial(accumulate, held=10),
+            "The numbers are right, but nothing is saved: all parts' graphs are held until the end."
+            " Call backward() for each part, before the next one goes through the module.",
+        ),
+        *(
+            Mistake(
+                f"one part late{'' if skip else ', also one without labels'}",
+                partial(accumulate, held=1, skip=skip),
+                "The numbers are right, but backward() comes one part too late: a part goes through"
+                " the module while the graph of the one before is still there. Call backward()"
+                " first.",
+            )
+            for skip in (True, False)
+        ),
+        Mistake(
+            "clipped",
+            partial(accumulate, clip=1.0),
+            "The loss is right, but the gradients are clipped. That is for whoever calls you, and"
+            " so is the step.",
+        ),
+        Mistake(
+            "stopped",
+            partial(accumulate, stop=True),
+            "You stop at the first part without labels (break, or return). Others come after it: go"
+            " on with the next one (continue).",
+        ),
+        *(
+            Mistake(
+                f"{name}, the loss right",
+                partial(accumulate, returned=_right_loss, **wrong),
+                f"The loss is right, but the gradients are not: {says}",
+            )
+            for name, wrong, says in (
+                (
+                    "mean of the means",
+                    {"weight": lambda own, total, parts, labels: 1 / len(parts)},
+                    "they are those of the mean of the parts' means." + _TOKENS,
+                ),
+                (
+                    "sum of the means",
+                    {"weight": lambda own, total, parts, labels: 1.0},
+                    "they are those of the sum of the parts' means." + _TOKENS,
+                ),
+                (
+                    "divided by the parts, too",
+                    {"weight": lambda own, total, parts, labels: own / total / len(parts)},
+                    "they are divided by the number of parts as well. The parts' shares add up.",
+                ),
+                (
+                    "divided by the tokens so far",
+                    {"running": True},
+                    "each part is divided by the number of tokens up to it. The number of the whole"
+                    " batch must be known before the first backward().",
+                ),
+            )
         ),
         Mistake(
             "a step",
@@ -1171,28 +1328,43 @@ ACCUMULATE = Exercise(
         ),
         Mistake(
             "the last part's loss",
-            partial(accumulate, returned=lambda losses, means: losses[-1]),
+            partial(accumulate, returned=lambda losses, means, numbers: losses[-1]),
             "The gradients are right, but the loss is the last part's share. Add those of all"
             " parts.",
         ),
         Mistake(
             "the last part's mean",
-            partial(accumulate, returned=lambda losses, means: means[-1]),
+            partial(accumulate, returned=lambda losses, means, numbers: means[-1]),
             "The gradients are right, but the loss is the last part's mean. Return that of the"
             " whole batch: the sum of the parts' shares.",
         ),
         Mistake(
             "the means' mean as the loss",
-            partial(accumulate, returned=lambda losses, means: sum(means) / len(means)),
+            partial(accumulate, returned=lambda losses, means, numbers: sum(means) / len(means)),
             "The gradients are right, but the loss that you return is the mean of the parts' means."
             " Return the sum of their shares.",
         ),
         Mistake(
             "the loss divided once more",
-            partial(accumulate, returned=lambda losses, means: sum(losses) / len(losses)),
+            partial(accumulate, returned=lambda losses, means, numbers: sum(losses) / len(losses)),
             "The gradients are right, but the loss is divided by the number of parts. The shares"
             " add up to the mean over all tokens.",
         ),
+    ),
+    crashes=tuple(
+        Mistake(
+            f"no gradients yet, {name}",
+            lambda module, parts, ignore, zero=zero: [zero(p) for p in module.parameters()],
+            "A module that has not learned yet has no gradients: p.grad is None."
+            " module.zero_grad() takes care of that.",
+        )
+        for name, zero in (
+            ("zero_", lambda p: p.grad.zero_()),
+            ("data", lambda p: p.grad.data.zero_()),
+            ("detach_", lambda p: p.grad.detach_()),
+            ("fill_", lambda p: p.grad.fill_(0)),
+            ("times 0", lambda p: setattr(p, "grad", operator.imul(p.grad, 0))),
+        )
     ),
     hints=(
         "The loss of the big batch is one sum over all its tokens, divided by one number. A sum can"
