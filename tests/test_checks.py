@@ -20,7 +20,7 @@ from torch import nn
 import minipali
 from minipali import checks, load, patches
 from minipali.checks import CheckFailed, check, engine, exercise, hint
-from minipali.checks.comparing import difference, same
+from minipali.checks.comparing import NEAR, difference, same
 from minipali.checks.engine import (
     CORRECT,
     CRASHED,
@@ -71,6 +71,7 @@ def test_each_known_mistake_is_rejected_and_named(unwatched, one, mistake):
     outcome = examine(one, foreign(mistake.wrong))
     assert outcome.status == WRONG
     assert outcome.message.startswith(mistake.says)
+    assert NEAR not in outcome.message  # a guess beside the reason
 
 
 def test_a_copy_with_other_cases_is_compared_with_its_own(unwatched):
