@@ -22,7 +22,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from minipali.checks.comparing import difference, of_gradients, of_parts, same, shown
+from minipali.checks.comparing import NEAR, difference, of_gradients, of_parts, same, shown
 from minipali.checks.relations import (
     Wrong,
     another,
@@ -287,6 +287,7 @@ def _first_wrong(exercise: Exercise, results: list, attempt: Callable | None = N
             before = "Case 1 is" if number == 2 else f"Cases 1 to {number - 1} are"
             complaint += f" {before} right."
         if named := diagnose(exercise, results, number):
+            complaint = complaint.replace(f" {NEAR}", "")  # the name is the reason
             return f"{named} {_case(exercise, number)}: {complaint}"
         if attempt is None:
             return ""
