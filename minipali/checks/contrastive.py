@@ -241,10 +241,10 @@ CLIP = Exercise(
             Mistake(
                 f"capped at {cap}",
                 partial(_clip_loss, cap=cap),
-                "The cost of a choice is capped (clamp). A pair that is very wrong then no longer"
-                " teaches. The cost has no cap.",
+                "The cost of a choice, or the loss itself, is capped (clamp). A pair that is very"
+                " wrong then no longer teaches. There is no cap.",
             )
-            for cap in (10.0, 20.0, 30.0, 50.0, 100.0)
+            for cap in (10.0, 20.0, 30.0, 40.0, 50.0, 100.0)
         ),
         *(
             Mistake(
@@ -511,6 +511,8 @@ BIASES: tuple[tuple[str, Callable, str], ...] = (
      " bias."),
     ("bias subtracted", lambda s, bias, scale: s * scale - bias,
      "The bias is subtracted. It is to be added: factor * cosine + bias."),
+    ("bias twice", lambda s, bias, scale: s * scale + 2 * bias,
+     "The bias is added twice. Once: factor * cosine + bias."),
     ("bias as a logarithm", lambda s, bias, scale: s * scale + bias.exp(),
      "exp(bias) is added. Only the factor is kept as a logarithm; the bias is added as it is."),
 )  # fmt: skip
@@ -699,6 +701,12 @@ SIGLIP = Exercise(
             " pair than picture 0 with sentence 1: all n * n count.",
         ),
         Mistake(
+            "right pairs as often as the others",
+            partial(_siglip_loss, counted=lambda n: 1 + (n - 2) * torch.eye(n)),
+            "The right pairs count n - 1 times, as if there were as many of them as wrong ones."
+            " Every pair counts once.",
+        ),
+        Mistake(
             "right pairs weighted",
             partial(_siglip_loss, counted=lambda n: torch.eye(n) + _off_diagonal(n) / (n - 1)),
             "The wrong pairs count less, as if there were as many of them as right ones. Every pair"
@@ -799,6 +807,7 @@ def siglip_loss_in_chunks(
     also_no: bool = False,
     corrected: bool = False,
     cut: str = "",
+    at_once: bool = False,
     in_each: float = 0.0,
     in_sum: float = 0.0,
     end: float = 0.0,
@@ -808,8 +817,9 @@ def siglip_loss_in_chunks(
     The package's has the whole table, which the exercise forbids; a test holds this against it.
     rows: only the pictures that belong to a chunk's sentences. values, weights: of the right pairs
     and of the others. filled: with what a short chunk is filled, the "first" sentences or "zeros".
-    cut: which pairs are out of autograd's graph, or all "earlier" chunks. in_each, in_sum, end: how
-    much of the bias is added to each chunk's costs, to the sum, and to the loss. Others as above.
+    cut: which pairs are out of autograd's graph, or all "earlier" chunks. at_once: the sum so
+    far is divided in each chunk. in_each, in_sum, end: how much of the bias is added to each
+    chunk's costs, to the sum, and to the loss. Others as above.
     """
     n, total = len(image), torch.zeros(())
     image, text = units(image, text)
@@ -835,7 +845,8 @@ def siglip_loss_in_chunks(
         total = total.detach() if cut == "earlier" else total
         costs = _cut(costs, right, cut if cut != "earlier" else "")
         total = total + sign * of_chunk(costs) + in_each * bias
-    return (total + in_sum * bias) / divisor(n, size) + end * bias
+        total = total / divisor(n, size) if at_once else total
+    return (total + in_sum * bias) / (1 if at_once else divisor(n, size)) + end * bias
 
 
 def _by_full_chunks(
@@ -1037,6 +1048,24 @@ SIGLIP_IN_CHUNKS = Exercise(
             ),
             LAST_LEFT_OUT,
         ),
+        *(
+            Mistake(
+                f"last chunk left out{but}",
+                partial(siglip_loss_in_chunks, starts=starts),
+                "The last chunk is left out, even where it is full. range(0, n, size) goes up to"
+                " it.",
+            )
+            for but, starts in {
+                "": lambda n, size: range(0, n - size, size),
+                ", unless alone": lambda n, size: range(0, max(n - size, 1), size),
+            }.items()
+        ),
+        Mistake(
+            "divided inside the loop",
+            partial(siglip_loss_in_chunks, at_once=True),
+            "You divide by n inside the loop, so the first chunks are divided again and again. Add"
+            " up all chunks, and divide once, behind the loop.",
+        ),
         Mistake(
             "first chunk only",
             partial(siglip_loss_in_chunks, starts=lambda n, size: range(0, 1)),
@@ -1137,7 +1166,7 @@ SIGLIP_IN_CHUNKS = Exercise(
         *_named(siglip_loss_in_chunks, "log", LOGS),
         # Of the others two give the same here as "plus" the same number.
         *_named(siglip_loss_in_chunks, "through", (*THROUGH[:3], *THROUGH[5:])),
-        *_named(siglip_loss_in_chunks, "add_bias", BIASES[:4]),
+        *_named(siglip_loss_in_chunks, "add_bias", BIASES[:5]),
         Mistake(
             "sign",
             partial(siglip_loss_in_chunks, sign=1.0),

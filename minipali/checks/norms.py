@@ -97,6 +97,19 @@ ABSOLUTE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "its square plus eps": lambda sizes, eps: (sizes.square() + eps).sqrt(),
 }
 
+EPS_TWICE = "eps is added twice, inside the root and outside. Inside alone: sqrt(... + eps)."
+ROOT_TWICE = "The root is taken twice. Once: sqrt(... + eps)."
+
+
+def _eps_twice(variance: Tensor, eps: float) -> Tensor:
+    return (variance + eps).sqrt() + eps
+
+
+ROOTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "eps inside": lambda variance, eps: (variance + eps).sqrt().sqrt(),
+    "eps between": lambda variance, eps: (variance.sqrt() + eps).sqrt(),
+}
+
 EPS_SENTENCE = (
     "Your eps is outside the root. It belongs inside: sqrt(variance + eps). With the usual eps of"
     " 0.000001 you would not notice, except where the variance is tiny."
@@ -256,6 +269,11 @@ LAYER_NORM = Exercise(
             for name, divisor in ABSOLUTE.items()
         ),
         Mistake("no root", partial(_layer_norm, divisor=_no_root), NO_ROOT),
+        Mistake("eps twice", partial(_layer_norm, divisor=_eps_twice), EPS_TWICE),
+        *(
+            Mistake(f"root twice, {how}", partial(_layer_norm, divisor=divisor), ROOT_TWICE)
+            for how, divisor in ROOTS.items()
+        ),
         Mistake("multiplied", partial(_layer_norm, divisor=_root_below), MULTIPLIED),
         Mistake(
             "not divided",
@@ -605,6 +623,11 @@ RMS_NORM = Exercise(
         *(
             Mistake(f"eps {eps}", partial(rms_norm, divisor=_other_eps(eps)), RMS_EPS_MISSING)
             for eps in (0.0, 1e-8, 1e-6, 1e-5, 1e-3)
+        ),
+        Mistake("eps twice", partial(rms_norm, divisor=_eps_twice), EPS_TWICE),
+        *(
+            Mistake(f"root twice, {how}", partial(rms_norm, divisor=divisor), ROOT_TWICE)
+            for how, divisor in ROOTS.items()
         ),
         Mistake("multiplied", partial(rms_norm, divisor=_root_below), MULTIPLIED),
         Mistake(
@@ -1049,6 +1072,7 @@ def layer_norm_backward(
     last_eps: float = 1.0,
     uncentred: bool = False,
     forced: bool = False,
+    factor: Callable[[Tensor], Tensor] = lambda weight: weight,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (b, n, d), weight (d,), bias (d,). The reference, or with one thing changed.
 
@@ -1061,7 +1085,7 @@ def layer_norm_backward(
         variance = squares - x.mean(dim=-1, keepdim=True).square()
     square = eps_inside(variance, eps)
     normal = centred / square.sqrt()
-    inner = gradient * weight if weighted == "first" else gradient
+    inner = gradient * factor(weight) if weighted == "first" else gradient
     exact = _without_eps(x)
     named = {"normal": normal, "centred": centred, "x": x, "1": 1.0, "exact": exact}
     named["exact, and without eps below"] = exact * (square / variance).sqrt()
@@ -1275,6 +1299,35 @@ LAYER_NORM_BACKWARD = Exercise(
             "The last feature's gradient is made of the others', so that they add up to 0. That"
             " comes by itself once the ways through the mean and through the standard deviation are"
             " there: two more terms, for every feature.",
+        ),
+        *(
+            Mistake(f"weight {name}", partial(layer_norm_backward, factor=factor), says)
+            for name, factor, says in (
+                (
+                    "squared",
+                    torch.square,
+                    "The gradient is multiplied by the weight twice on the way to x. The forward"
+                    " pass multiplies by it once, and so does the way back.",
+                ),
+                (
+                    "plus 1",
+                    lambda weight: 1 + weight,
+                    "The gradient is multiplied by 1 + weight. LayerNorm's weight is the factor"
+                    " itself.",
+                ),
+                (
+                    "below",
+                    torch.reciprocal,
+                    "The gradient is divided by the weight. The forward pass multiplies by it, and"
+                    " so does the way back.",
+                ),
+            )
+        ),
+        Mistake(
+            "sign",
+            partial(layer_norm_backward, divisor=lambda square: -square.sqrt()),
+            "The gradient of x has the wrong sign. Its direct part is weight times gradient /"
+            " sqrt(variance + eps).",
         ),
         Mistake(
             "weight left out",

@@ -285,6 +285,31 @@ MLP = Exercise(
             partial(mlp, bias2=0.0),
             "The second bias, fc2_bias, is missing. In SigLIP both maps have one.",
         ),
+        *(
+            Mistake(
+                f"{which} bias twice",
+                partial(mlp, **{edit: 2.0}),
+                f"The {which} bias is added twice.",
+            )
+            for which, edit in (("first", "bias1"), ("second", "bias2"))
+        ),
+        Mistake(
+            "bias before and after the activation",
+            partial(mlp, bias1_late=1.0),
+            "The first bias is added once more after the GELU. Once, before it: it decides where"
+            " the bend lies.",
+        ),
+        Mistake(
+            "negative values cut off",
+            partial(mlp, activation=lambda hidden: _gelu(hidden).clamp(min=0)),
+            "What GELU makes is cut off below 0. GELU lets a little of the negative values through,"
+            " down to -0.17.",
+        ),
+        Mistake(
+            "mean of the patches",
+            partial(mlp, first=lambda x: x.mean(dim=1, keepdim=True).expand_as(x)),
+            "The patches are averaged before the maps. The MLP works on each patch alone.",
+        ),
         Mistake(
             "bias after the activation",
             partial(mlp, bias1=0.0, bias1_late=1.0),
@@ -343,12 +368,14 @@ def encoder_layer(
     sign2: float = 1.0,
     parts: str = "both",
     seen: str = "",
+    cut: str = "",
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
 
     before, after, sum: which norm (0: none) meets what a part reads, what it gives, and the sum;
     add, read: what the second sum starts from, and what the second part reads; seen: how attention
-    gets b and n: "joined", "exchanged", or with each patch "alone".
+    gets b and n: "joined", "exchanged", or with each patch "alone"; cut: what is out of autograd's
+    graph: what the "first" part gives, what is "read" by the second, or the "stream".
     """
 
     def attend_to(x: Tensor) -> Tensor:
@@ -368,6 +395,7 @@ def encoder_layer(
 
     read = norms[before1](x)
     part = sign1 * norms[after1](one(read))
+    part = part.detach() if cut == "first" else part
     stream = norms[sum1](added(add1, x, read, x) + part)
     if parts == "first":
         return stream
@@ -376,8 +404,9 @@ def encoder_layer(
     if parts == "first twice":
         stream = stream + one(norms[before1](stream))
     given = {"stream": stream, "start": x, "part": part}[read2]
-    read = norms[before2](given)
+    read = norms[before2](given.detach() if cut == "read" else given)
     part = sign2 * norms[after2](other(read))
+    stream = stream.detach() if cut == "stream" else stream
     return norms[sum2](added(add2, stream, read, x) + part)
 
 
@@ -403,6 +432,27 @@ ENCODER_LAYER = Exercise(
         " gradients reach x through both parts; inputs unchanged"
     ),
     mistakes=(
+        *(
+            Mistake(
+                f"{cut} out of the graph",
+                partial(encoder_layer, cut=cut),
+                f"The values are right, but {what} is out of autograd's graph (detach, no_grad), so"
+                " no gradient comes back that way.",
+            )
+            for cut, what in {
+                "first": "what attention gives",
+                "read": "what the MLP reads, or what it gives,",
+                "stream": "the stream that the MLP adds to",
+            }.items()
+        ),
+        *(
+            Mistake(
+                f"halved {shares}",
+                partial(encoder_layer, **shares),
+                "Only half of what a part gives is added to the stream. All of it is.",
+            )
+            for shares in ({"sign1": 0.5, "sign2": 0.5}, {"sign1": 0.5}, {"sign2": 0.5})
+        ),
         *(
             Mistake(f"patches {seen}", partial(encoder_layer, seen=seen), says)
             for seen, says in {
@@ -869,6 +919,17 @@ ATTENTION_POOL = Exercise(
             partial(attention_pool, scale=lambda k, heads: (k * heads) ** -0.5),
             "The scores are scaled by the whole width d. A head's dot product has only d / heads"
             " terms: scale by the root of that.",
+        ),
+        Mistake(
+            "scale by the number of heads",
+            partial(attention_pool, scale=lambda k, heads: heads**-0.5),
+            "The scores are scaled by the number of heads. A dot product has d / heads terms: scale"
+            " by the root of that.",
+        ),
+        Mistake(
+            "scale upside down",
+            partial(attention_pool, scale=lambda k, heads: k**0.5),
+            "The scores are multiplied by sqrt(d / heads). Divide by it.",
         ),
         Mistake(
             "scaled twice",
