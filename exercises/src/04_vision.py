@@ -8,8 +8,8 @@
 #
 # The lesson is [notebooks/04_vision.ipynb](../notebooks/04_vision.ipynb). Time: 65 minutes. Names
 # inside your functions are yours; the order of the arguments is not. What comes in keeps its numbers:
-# write `x = x + y`, not `x += y`. All three are trained, so gradients must reach whatever comes in, and be
-# right: take nothing out of autograd's graph.
+# write `x = x + y`, not `x += y`. All three are trained, so gradients must reach all tensors that come
+# in, and be right: take nothing out of autograd's graph.
 
 # %%
 import torch
@@ -26,8 +26,8 @@ from minipali.checks import check, hint
 # $$\text{GELU}(u) = 0.5\, u \,\bigl(1 + \tanh(\sqrt{2 / \pi}\,(u + 0.044715\, u^3))\bigr)$$
 #
 # A weight has the shape (outputs, inputs), as in `torch.nn.Linear`. You may use `F.linear` and
-# `F.gelu`, which needs to be told the form. u may be large, a hundred or more: the result stays right, and
-# is neither NaN nor limited. Do not add `x` to the result: that is the block's work.
+# `F.gelu`, which needs to be told the form. u may be large, a hundred or more, and the result must be
+# right there too: neither NaN nor limited. Do not add `x` to the result: that is the block's work.
 
 
 # %%
@@ -54,12 +54,11 @@ check("mlp", mlp)
 # ## 2. The block
 #
 # One layer of the tower, pre-norm: attention first, then the MLP. You get four functions that are ready
-# to call: `norm1(x)`, `attention(x)`, `norm2(x)` and `mlp(x)`. Each takes (b, n, d) and returns
-# (b, n, d), and gives the same for the same input, however often you call it. It may hand back its argument
-# itself, so do not write into what it returns either (`h += x`). Attention reads the
-# stream through norm1 and adds its result to the stream; the MLP reads the new stream through norm2 and
-# adds its result. The stream itself is never normed. Here the name `mlp` is the argument, not your
-# function from above.
+# to call: `norm1(x)`, `attention(x)`, `norm2(x)` and `mlp(x)`. Each takes (b, n, d) and returns (b, n,
+# d), and gives the same for the same input, however often you call it. Each may hand back its argument
+# itself, so do not write into what it returns (`h += x`). Attention reads the stream through norm1 and
+# adds its result to the stream; the MLP reads the new stream through norm2 and adds its result. The
+# stream itself is never normed. Here the name `mlp` is the argument, not your function from above.
 
 
 # %%
@@ -91,7 +90,8 @@ check("encoder_layer", encoder_layer)
 #   numbers of `in_bias`) belong to the queries, the next d to the keys, the last d to the values. Each
 #   of the three maps is (out, in).
 # - Attention in several heads, as in lesson 03: the numbers of a head stand side by side, the scale is
-#   1 / sqrt(d / heads). Scores may be in the hundreds: the softmax must not overflow. Then the last map, `out_weight` and `out_bias`.
+#   1 / sqrt(d / heads). Scores may be in the hundreds: the softmax must not overflow. Then the last
+#   map, `out_weight` and `out_bias`.
 # - Call the result y, one vector for each picture. What is returned is y + mlp(norm(y)): an MLP adds to
 #   it, as in a block. The probe itself is not added.
 #

@@ -8,8 +8,8 @@
 # The lesson is [notebooks/05_contrastive.ipynb](../notebooks/05_contrastive.ipynb). Time: 65
 # minutes, one of them for training. Names inside your functions are yours; the order of the
 # arguments is not. torch's own functions are welcome: `F.normalize`, `F.cross_entropy`, `F.logsigmoid`,
-# `F.binary_cross_entropy_with_logits`. n, the number of pairs, is at least 2. What comes in
-# keeps its numbers: write `x = x + y`, not `x += y`.
+# `F.binary_cross_entropy_with_logits`. n, the number of pairs, is at least 2. What comes in keeps its
+# numbers: write `x = x + y`, not `x += y`.
 
 # %%
 import torch
@@ -100,7 +100,8 @@ check("siglip_loss", siglip_loss)
 #
 # By hand: if all scores are 0, each of the n · n pairs costs ln 2, so the loss is n · ln 2, for every size.
 # And for every batch the result is that of your `siglip_loss`, up to rounding: a loss that is
-# added up in another order may differ in its last digits. Vectors, factor, bias and gradients are as above.
+# added up in another order may differ in its last digits. Vectors, factor, bias and gradients are as
+# above.
 #
 # **Never make a table of n · n numbers** when size is smaller than n, not even of labels. The check looks
 # at every tensor that torch makes in your function. The limit is n · size · e numbers; with the check's
