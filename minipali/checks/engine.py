@@ -464,7 +464,7 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
             return all(
-                _alike(results[one], found(wrong, one), exercise.tolerance, one >= cases)
+                _alike(results[one], found(wrong, one), exercise.tolerance, number <= cases <= one)
                 for one in tries
             )
         except Exception:
@@ -490,9 +490,9 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     return ""
 
 
-def _alike(a, b, tolerance: float, backward: bool) -> bool:
-    """Whether two results are equal; of gradients, none is as good as one of 0."""
-    if not backward:
+def _alike(a, b, tolerance: float, none_is_0: bool) -> bool:
+    """Whether two results are equal; where values differ, no gradient is as good as one of 0."""
+    if not none_is_0:
         return same(a, b, tolerance)
     return all(
         same(x, y, tolerance) if (x is None) == (y is None) else not (y if x is None else x).any()
