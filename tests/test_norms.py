@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from minipali.checks import exercise
+from minipali.checks.engine import examine
 from minipali.checks.norms import layer_norm_backward
 from minipali.norms import BatchNorm, RMSNorm, layer_norm
 
@@ -129,3 +131,17 @@ def test_the_exercises_way_back_by_hand():
     )
     for a, b in zip(found, ([[[0.1875, -0.1875]]], [-0.5, 0], [1, 0]), strict=True):
         torch.testing.assert_close(a, torch.tensor(b, dtype=torch.float32))
+
+
+def test_lost_digits_are_told_where_nothing_else_is_known():
+    def in_16_bits(x, weight, eps):
+        x = x.bfloat16()
+        return (x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()).float() * (1 + weight)
+
+    def with_erf(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):  # nearly right, and has a name
+        hidden = nn.functional.gelu(nn.functional.linear(x, fc1_weight, fc1_bias))
+        return nn.functional.linear(hidden, fc2_weight, fc2_bias)
+
+    assert "digits are lost on the way" in examine(exercise("rms_norm"), in_16_bits).message
+    named = examine(exercise("mlp"), with_erf).message
+    assert "its erf form" in named and "digits are lost" not in named

@@ -1,10 +1,14 @@
 """Lesson 04: the SigLIP tower."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_pair, outputs_of, randomise
 
+from minipali.checks import engine, exercise
+from minipali.checks.engine import examine
 from minipali.checks.vision import attention_pool
 from minipali.vision import MLP
 
@@ -71,3 +75,37 @@ def test_the_exercises_pooling_is_siglips():
             inside.out_proj.weight, inside.out_proj.bias, 3, theirs.layernorm, theirs.mlp,
         )  # fmt: skip
         torch.testing.assert_close(found, theirs(x), rtol=0, atol=1e-5)
+
+
+def test_two_mistakes_are_named_though_no_gradient_reaches_what_one_leaves_out():
+    """In a known mistake it is 0 times what was left out, so there its gradient is 0, not none."""
+
+    def keys_for_values_and_no_bias(x, probe, in_weight, in_bias, out_weight, _, heads, norm, mlp):
+        weights, biases = in_weight.chunk(3), in_bias.chunk(3)
+        query, both = F.linear(probe, weights[0], biases[0]), F.linear(x, weights[1], biases[1])
+        query, both = (
+            one.unflatten(-1, (heads, -1)).movedim(-2, -3) for one in (query[None], both)
+        )
+        y = F.scaled_dot_product_attention(query, both, both).movedim(-3, -2)[:, 0].flatten(1)
+        y = y @ out_weight.T
+        return y + mlp(norm(y))
+
+    said = examine(exercise("attention_pool"), keys_for_values_and_no_bias).message
+    assert said.startswith("Two things at once.")
+    assert "is used twice" in said and "out_bias is missing" in said
+
+
+def test_known_mistakes_are_kept_unless_a_function_among_the_arguments_remembers():
+    def cases():
+        calls = 0
+
+        def counting(x):
+            nonlocal calls
+            calls += 1
+            return x + calls
+
+        return [(torch.ones(1, 2, 3), *(counting,) * 4)]
+
+    one = exercise("encoder_layer")
+    assert engine._lasting(one) is not None
+    assert engine._lasting(dataclasses.replace(one, cases=cases)) is None

@@ -26,8 +26,8 @@ from minipali.checks import check, hint
 #
 # Then multiply by the weight and add the bias. The variance is the one that divides by d. eps is the
 # number that you are given; it stands inside the root. A token's mean may be thousands of times as
-# large as its spread: subtract the mean before you square, or the squares swallow the difference. (Such
-# tokens of the check hold whole numbers, so 32 bits are enough for them.)
+# large as its spread: subtract the mean before you square, or the squares swallow the difference. (The
+# check's tokens of this kind are chosen so that 32 bits are enough.)
 
 
 # %%
@@ -58,7 +58,7 @@ check("layer_norm", layer_norm)
 # $$\sqrt{\text{mean of the squares} + \text{eps}}$$
 #
 # with eps inside the root again. Nothing is subtracted. The stored weight is the factor minus one, so
-# multiply by 1 + weight.
+# multiply by 1 + weight. A token may be all zeros, and stays so.
 
 
 # %%
@@ -84,8 +84,8 @@ check("rms_norm", rms_norm)
 #
 # - In training, the output uses the mean and the variance (divided by b) of this batch. The memory
 #   moves by the share `momentum` towards the batch's mean and towards its *unbiased* variance
-#   (divided by b - 1): new = (1 - momentum) * old + momentum * batch. Return it as two new tensors; no
-#   `lerp_`, no `+=`. b is at least 2.
+#   (divided by b - 1): new = (1 - momentum) * old + momentum * batch. Return it as two new tensors
+#   (`torch.lerp` makes one, `lerp_` changes what came in). b is at least 2.
 # - In eval mode, the output uses the memory, and the memory stays as it is: return the two tensors that
 #   came in, or copies. b may be 1.
 # - In both, the output is (x - mean) / sqrt(variance + eps), times the weight, plus the bias.
@@ -119,8 +119,9 @@ check("batch_norm", batch_norm)
 # Do it once by hand. The loss has the gradient `gradient` with respect to the output of your
 # `layer_norm`. What are its gradients with respect to x, the weight and the bias? The tokens are like
 # those of section 1. Nothing of torch that differentiates is allowed: no `backward`, no
-# `torch.autograd`, no `torch.func`. The check refuses them. It also compares so exactly that differences
-# of nearby outputs, (y(x + h) - y(x - h)) / 2h, are too coarse.
+# `torch.autograd`, no `torch.func`, no `native_layer_norm_backward`. The check refuses them. Differences
+# of nearby outputs, (y(x + h) - y(x - h)) / 2h, are a way to test your formula, not what is asked for: in
+# 32 bits they are too coarse for the check, and in 64 bits they need two forward passes for each number.
 #
 # On paper first. Change one number of a token a little: its output changes directly, and all outputs of
 # the token change, because the mean and the standard deviation move. One result to hold yours against:

@@ -8,7 +8,8 @@
 #
 # The lesson is [notebooks/04_vision.ipynb](../notebooks/04_vision.ipynb). Time: 65 minutes. Names
 # inside your functions are yours; the order of the arguments is not. What comes in keeps its numbers:
-# write `x = x + y`, not `x += y`.
+# write `x = x + y`, not `x += y`. All three are trained, so gradients must reach all tensors that come
+# in, and be right: take nothing out of autograd's graph.
 
 # %%
 import torch
@@ -25,7 +26,8 @@ from minipali.checks import check, hint
 # $$\text{GELU}(u) = 0.5\, u \,\bigl(1 + \tanh(\sqrt{2 / \pi}\,(u + 0.044715\, u^3))\bigr)$$
 #
 # A weight has the shape (outputs, inputs), as in `torch.nn.Linear`. You may use `F.linear` and
-# `F.gelu`, which needs to be told the form. Do not add `x` to the result: that is the block's work.
+# `F.gelu`, which needs to be told the form. u may be large, a hundred or more, and the result must be
+# right there too: neither NaN nor limited. Do not add `x` to the result: that is the block's work.
 
 
 # %%
@@ -52,11 +54,11 @@ check("mlp", mlp)
 # ## 2. The block
 #
 # One layer of the tower, pre-norm: attention first, then the MLP. You get four functions that are ready
-# to call: `norm1(x)`, `attention(x)`, `norm2(x)` and `mlp(x)`. Each takes (b, n, d) and returns
-# (b, n, d), and gives the same for the same input, however often you call it. Attention reads the
-# stream through norm1 and adds its result to the stream; the MLP reads the new stream through norm2 and
-# adds its result. The stream itself is never normed. Here the name `mlp` is the argument, not your
-# function from above.
+# to call: `norm1(x)`, `attention(x)`, `norm2(x)` and `mlp(x)`. Each takes (b, n, d) and returns (b, n,
+# d), and gives the same for the same input, however often you call it. Each may hand back its argument
+# itself, so do not write into what it returns (`h += x`). Attention reads the stream through norm1 and
+# adds its result to the stream; the MLP reads the new stream through norm2 and adds its result. The
+# stream itself is never normed. Here the name `mlp` is the argument, not your function from above.
 
 
 # %%
@@ -88,7 +90,8 @@ check("encoder_layer", encoder_layer)
 #   numbers of `in_bias`) belong to the queries, the next d to the keys, the last d to the values. Each
 #   of the three maps is (out, in).
 # - Attention in several heads, as in lesson 03: the numbers of a head stand side by side, the scale is
-#   1 / sqrt(d / heads). Then the last map, `out_weight` and `out_bias`.
+#   1 / sqrt(d / heads). Scores may be in the hundreds: the softmax must not overflow. Then the last
+#   map, `out_weight` and `out_bias`.
 # - Call the result y, one vector for each picture. What is returned is y + mlp(norm(y)): an MLP adds to
 #   it, as in a block. The probe itself is not added.
 #
@@ -99,7 +102,7 @@ check("encoder_layer", encoder_layer)
 #
 # You may use your pieces of earlier exercises. Unlike in exercise 03 you may also use torch's
 # `F.scaled_dot_product_attention`: attention itself is not what is new here. torch's finished
-# `nn.MultiheadAttention` is refused by the check.
+# `nn.MultiheadAttention` and `F.multi_head_attention_forward` are refused by the check.
 
 
 # %%
@@ -108,7 +111,7 @@ def attention_pool(x, probe, in_weight, in_bias, out_weight, out_bias, heads, no
 
     x: (b, n, d); probe: (d,); in_weight: (3 * d, d); in_bias: (3 * d,)
     out_weight: (d, d); out_bias: (d,); heads divides d
-    norm, mlp: functions that keep the shape; they take (b, d) and also (b, 1, d)
+    norm, mlp: functions of the last axis, for any axes before it: (..., d) -> (..., d)
     returns: (b, d)
     """
     ### BEGIN SOLUTION

@@ -8,7 +8,8 @@
 # The lesson is [notebooks/05_contrastive.ipynb](../notebooks/05_contrastive.ipynb). Time: 65
 # minutes, one of them for training. Names inside your functions are yours; the order of the
 # arguments is not. torch's own functions are welcome: `F.normalize`, `F.cross_entropy`, `F.logsigmoid`,
-# `F.binary_cross_entropy_with_logits`. n, the number of pairs, is at least 2.
+# `F.binary_cross_entropy_with_logits`. n, the number of pairs, is at least 2. What comes in keeps its
+# numbers: write `x = x + y`, not `x += y`.
 
 # %%
 import torch
@@ -26,11 +27,11 @@ from minipali.checks import check, hint
 # pictures. Each sentence chooses among the pictures in the same way. The loss is the mean of both
 # directions.
 #
-# The factor may be 100 or more. It is not to be clamped, and the loss must be right there too: neither
+# The factor may be as large as 200. It is not to be clamped, and the loss must be right there too: neither
 # infinite nor NaN, nor capped. The training below learns through your loss, so the check compares
 # gradients, too: they must reach image, text and `log_scale`, and be right. So compute with torch alone
-# (its own `exp` on `log_scale`), and take nothing out of autograd's graph on which the loss depends, a
-# vector's length neither.
+# (its own `exp` on `log_scale`), and take nothing out of autograd's graph on which the loss depends. The
+# length of a vector belongs to it, too.
 
 
 # %%
@@ -98,23 +99,23 @@ check("siglip_loss", siglip_loss)
 # The last chunk may be shorter, and size may be larger than n.
 #
 # By hand: if all scores are 0, each of the n · n pairs costs ln 2, so the loss is n · ln 2, for every size.
-# And for every batch the result is that of your `siglip_loss`, up to rounding: sums in another order
-# differ in the last digit. Vectors, factor, bias and gradients are as above.
+# And for every batch the result is that of your `siglip_loss`, up to rounding: a loss that is
+# added up in another order may differ in its last digits. Vectors, factor, bias and gradients are as
+# above.
 #
-# **Never make a table of n · n numbers** when size is smaller than n, of labels neither. The check looks
-# at the size of every tensor that torch makes. What you need has n · size numbers, or n · e like image;
-# n · size · e is allowed, too. Where size is n or more, one chunk holds everything. Smaller steps are right
-# as well, even one sentence at a time, and so are chunks of pictures in place of sentences. (For the way
-# back autograd still keeps the chunks. One can have them computed again instead; that is not asked for
-# here.)
+# **Never make a table of n · n numbers** when size is smaller than n, not even of labels. The check looks
+# at every tensor that torch makes in your function. The limit is n · size · e numbers; with the check's
+# short vectors that is less than n · n. (Where size is n or more, one chunk holds everything.) Smaller
+# steps are right as well, even one sentence at a time, and so are chunks of pictures in place of
+# sentences. The way back is not measured: for it autograd keeps the chunks.
 
 
 # %%
 def siglip_loss_in_chunks(image, text, log_scale, bias, size):
-    """SigLIP's sigmoid loss, computed with `size` sentences at a time; gradients flow through it.
+    """SigLIP's sigmoid loss, computed in chunks; gradients flow through it.
 
     image, text: (n, e), rows not yet of length 1; log_scale, bias: tensors without axes, ()
-    size: how many sentences a chunk holds, 1 or more; the last chunk may be shorter
+    size: how many sentences a chunk holds at most, 1 or more; the last chunk may be shorter
     returns: the loss, a tensor without axes, ()
     """
     ### BEGIN SOLUTION

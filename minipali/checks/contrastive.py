@@ -1,7 +1,7 @@
 """Lesson 05: the softmax loss of CLIP, the sigmoid loss of SigLIP, and the latter in chunks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -134,15 +134,25 @@ def _clip_loss(
     power: float = 1.0,
     times: float = 1.0,
     cut: str = "",
+    frozen: tuple[str, str] = ("", ""),
+    cap: float = math.inf,
 ) -> Tensor:
     """clip_loss with one thing changed.
 
-    rows, columns: the weight of each direction. cut: which one is out of autograd's graph.
+    rows, columns: the weight of each direction. cut: which one is out of autograd's graph. frozen:
+    whose vectors are so in the rows and in the columns. cap: of a choice's cost.
     """
     image, text = units(image, text)
-    table = logits(image @ text.T * factor(log_scale))
-    of_rows = right((log_of_rows or log)(table, 1)).sum()
-    of_columns = right(log(table, 0)).sum()
+
+    def table(without: str) -> Tensor:
+        i, t = (
+            x.detach() if without == name else x
+            for x, name in zip((image, text), ("image", "text"), strict=True)
+        )
+        return logits(i @ t.T * factor(log_scale))
+
+    of_rows = right((log_of_rows or log)(table(frozen[0]), 1)).clamp(min=-cap).sum()
+    of_columns = right(log(table(frozen[1]), 0)).clamp(min=-cap).sum()
     of_rows = of_rows.detach() if cut == "rows" else of_rows
     of_columns = of_columns.detach() if cut == "columns" else of_columns
     return -times * (rows * of_rows + columns * of_columns) / len(image) ** power
@@ -150,6 +160,11 @@ def _clip_loss(
 
 def _over_the_table(table: Tensor, axis: int) -> Tensor:
     return table.flatten().log_softmax(dim=0).unflatten(0, table.shape)
+
+
+def _among_the_others(table: Tensor, axis: int) -> Tensor:
+    others = table.masked_fill(torch.eye(len(table), dtype=torch.bool), -math.inf)
+    return table - others.logsumexp(dim=axis, keepdim=True)
 
 
 def _plain(table: Tensor, axis: int) -> Tensor:
@@ -211,6 +226,53 @@ CLIP = Exercise(
                 ("rows", "the pictures' choice among the sentences"),
                 ("columns", "the sentences' choice among the pictures"),
             )
+        ),
+        *(
+            Mistake(
+                f"{one} out of the graph in the rows, {other} in the columns",
+                partial(_clip_loss, frozen=(one, other)),
+                "The values are right, but in each direction the vectors of one side are out of"
+                " autograd's graph (detach, no_grad). Both directions teach pictures and"
+                " sentences.",
+            )
+            for one, other in (("text", "image"), ("image", "text"))
+        ),
+        *(
+            Mistake(
+                f"capped at {cap}",
+                partial(_clip_loss, cap=cap),
+                "The cost of a choice, or the loss itself, is capped (clamp). A pair that is very"
+                " wrong then no longer teaches. There is no cap.",
+            )
+            for cap in (10.0, 20.0, 30.0, 40.0, 50.0, 100.0)
+        ),
+        *(
+            Mistake(
+                f"scores clamped at {most}",
+                partial(_clip_loss, logits=lambda logits, most=most: logits.clamp(-most, most)),
+                "The scores are clamped. That caps the loss of a pair that is very wrong, and such"
+                " a pair no longer teaches. log_softmax and cross_entropy are finite for every"
+                " score.",
+            )
+            for most in (50, 80, 88, 100)
+        ),
+        Mistake(
+            "symmetric scores",
+            partial(_clip_loss, logits=lambda logits: (logits + logits.T) / 2),
+            "The table of scores is averaged with its mirror image before the softmax. Each"
+            " direction takes the table as it is; their losses are averaged.",
+        ),
+        Mistake(
+            "probabilities averaged",
+            partial(_clip_loss, log=lambda s, axis: ((s.softmax(0) + s.softmax(1)) / 2).log()),
+            "The probabilities of both directions are averaged, and then the log is taken. Take the"
+            " log in each direction first, then the mean.",
+        ),
+        Mistake(
+            "right pair not among the choices",
+            partial(_clip_loss, log=_among_the_others),
+            "The right pair is missing from the sum under the fraction bar. The softmax is over all"
+            " n choices, the right one among them.",
         ),
         Mistake(
             "summed over the batch",
@@ -377,6 +439,20 @@ def _right(labels: Tensor, scores: Tensor) -> Tensor:
     return torch.where(labels > 0, yes, 1 - yes)
 
 
+def _corrected(scores: Tensor, right: Tensor) -> Tensor:
+    """All pairs as "no", and then the right ones corrected, with logs of sigmoids."""
+    yes = scores.sigmoid()
+    change = torch.where(right, yes.log() - (1 - yes).log(), 0.0)
+    return F.logsigmoid(-scores) + change
+
+
+def _cut(costs: Tensor, right: Tensor, which: str) -> Tensor:
+    """The same costs, those of "right" or "wrong" pairs out of autograd's graph."""
+    if not which:
+        return costs
+    return torch.where(right == (which == "right"), costs.detach(), costs)
+
+
 def _siglip_loss(
     image: Tensor,
     text: Tensor,
@@ -394,19 +470,26 @@ def _siglip_loss(
     divisor: Callable[[int], float] = lambda n: n,
     sign: float = -1.0,
     add_bias: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, bias, scale: s * scale + bias,
+    bias_on: tuple[float, float] = (1.0, 1.0),
     bias_after_label: bool = False,
     also_no: bool = False,
-    end: Callable[[Tensor, int], Tensor | float] = lambda bias, n: 0.0,
+    corrected: bool = False,
+    cut: str = "",
+    in_sum: Callable[[int], float] = lambda n: 0.0,
+    end: float = 0.0,
 ) -> Tensor:
     """siglip_loss with one thing changed; counted: which pairs.
 
-    also_no: the right pairs cost what their "no" costs, too.
+    bias_on: how much of it the right and the other pairs get. also_no: the right pairs cost what
+    their "no" costs, too. corrected: "no" for all first. cut: which pairs are out of autograd's
+    graph. in_sum, end: how much of the bias is added to the sum, and to the loss.
     """
     n = len(image)
     image, text = units(image, text)
     cosines, scale = image @ text.T, factor(log_scale)
     labels = place(torch.full_like(cosines, wrong_label).fill_diagonal_(right_label))
-    scores = add_bias(cosines, bias, scale)
+    yes = torch.eye(n, dtype=torch.bool)
+    scores = add_bias(cosines, bias * torch.where(yes, *bias_on), scale)
     if bias_after_label:
         costs = log(labels * cosines * scale + bias)
     else:
@@ -414,7 +497,10 @@ def _siglip_loss(
     costs = counted(n) * costs
     if also_no:
         costs = costs + log(-scores).diag().diag()
-    return sign * costs.sum() / divisor(n) + end(bias, n)
+    if corrected:
+        costs = _corrected(scores, yes)
+    costs = _cut(costs, yes, cut)
+    return (sign * costs.sum() + in_sum(n) * bias) / divisor(n) + end * bias
 
 
 BIASES: tuple[tuple[str, Callable, str], ...] = (
@@ -425,12 +511,14 @@ BIASES: tuple[tuple[str, Callable, str], ...] = (
      " bias."),
     ("bias subtracted", lambda s, bias, scale: s * scale - bias,
      "The bias is subtracted. It is to be added: factor * cosine + bias."),
+    ("bias twice", lambda s, bias, scale: s * scale + 2 * bias,
+     "The bias is added twice. Once: factor * cosine + bias."),
     ("bias as a logarithm", lambda s, bias, scale: s * scale + bias.exp(),
      "exp(bias) is added. Only the factor is kept as a logarithm; the bias is added as it is."),
 )  # fmt: skip
 CLAMPED = (
-    "The scores are clamped. That caps the cost of a pair that is very wrong, and such a pair no"
-    " longer teaches. F.logsigmoid is finite for every score."
+    "The scores, or the costs, are clamped. That caps the cost of a pair that is very wrong, and"
+    " such a pair no longer teaches. F.logsigmoid is finite for every score."
 )
 BIASES += tuple(
     (f"scores clamped at {most}",
@@ -447,6 +535,9 @@ DIVISORS: tuple[tuple[str, Callable[[int], float], str], ...] = (
      " through once: divide by n."),
     ("divided by the wrong pairs", lambda n: n * (n - 1),
      "The sum is divided by n * (n - 1), the number of wrong pairs. Divide it by n."),
+    ("divided by 12", lambda n: 12,
+     "The sum is divided by 12, as in the training below. n differs from batch to batch:"
+     " len(image)."),
 )  # fmt: skip
 TINY = (
     "A tiny number is added before the log, or probabilities are clamped to it. That caps the"
@@ -455,8 +546,12 @@ TINY = (
     " number."
 )
 AT_100 = (
-    "The cost of a pair is capped at 100, as torch's binary_cross_entropy does it. It has no cap:"
-    " F.logsigmoid, or binary_cross_entropy_with_logits."
+    "The cost of a pair is capped at 100: torch's binary_cross_entropy does so, or a clamp. It has"
+    " no cap: F.logsigmoid, or binary_cross_entropy_with_logits."
+)
+TWICE = (
+    "The sigmoid is there twice: F.logsigmoid and binary_cross_entropy_with_logits take the scores"
+    " as they are, and do it themselves."
 )
 LOGS: tuple[tuple[str, Callable[[Tensor], Tensor], str], ...] = (
     ("log missing", torch.sigmoid,
@@ -468,6 +563,10 @@ LOGS: tuple[tuple[str, Callable[[Tensor], Tensor], str], ...] = (
      " log(sigmoid(score)) and log(1 + exp(-score)) both become infinite. F.logsigmoid, or"
      " F.softplus"
      " of -score, stays finite and right."),
+    ("log missing, wrong answers", lambda s: s.sigmoid() - 1,
+     "The logarithm is missing: this adds up the probabilities of the wrong answers. The cost of a"
+     " pair is minus the log of the probability of its right answer, best as F.logsigmoid."),
+    ("sigmoid twice", lambda s: F.logsigmoid(s.sigmoid()), TWICE),
     ("sigmoid missing", lambda s: s,
      "The sigmoid and its log are missing: this adds up minus the scores. The cost of a pair is"
      " -log sigmoid(label * score)."),
@@ -512,6 +611,29 @@ def _without_bias(cosines: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
     return cosines * scale
 
 
+# Edits that both functions of the sigmoid loss know.
+PAIRS: tuple[tuple[str, dict, str], ...] = (
+    ("sigmoid twice, of all scores",
+     {"add_bias": lambda s, bias, scale: (s * scale + bias).sigmoid()}, TWICE),
+    *((f"bias only on {which} pairs", {"bias_on": weights},
+       f"Only the {which} pairs get the bias. It belongs to the score of every pair: factor *"
+       " cosine + bias.")
+      for which, weights in (("right", (1.0, 0.0)), ("wrong", (0.0, 1.0)))),
+    ("corrected", {"corrected": True},
+     "Right pairs are corrected with log(sigmoid(score)) and log(1 - sigmoid(score)). Each can be"
+     " infinite in 32 bits, and then the difference is infinite or NaN. F.logsigmoid(score) and"
+     " F.logsigmoid(-score) stay finite."),
+    *((f"{which} pairs out of the graph", {"cut": which},
+       f"The values are right, but the costs of the {which} pairs are out of autograd's graph"
+       " (no_grad, detach, .item()): only the other pairs teach.")
+      for which in ("right", "wrong")),
+)  # fmt: skip
+
+
+def _edits(function: Callable, given: tuple) -> tuple[Mistake, ...]:
+    return tuple(Mistake(name, partial(function, **edit), says) for name, edit, says in given)
+
+
 def _named(function: Callable, keyword: str, given: tuple) -> tuple[Mistake, ...]:
     return tuple(
         Mistake(name, partial(function, **{keyword: one}), says) for name, one, says in given
@@ -537,6 +659,7 @@ SIGLIP = Exercise(
         *_named(_siglip_loss, "log", LOGS),
         *_named(_siglip_loss, "through", THROUGH),
         *_named(_siglip_loss, "add_bias", BIASES),
+        *_edits(_siglip_loss, PAIRS),
         Mistake(
             "bias after the label",
             partial(_siglip_loss, bias_after_label=True),
@@ -563,12 +686,12 @@ SIGLIP = Exercise(
         Mistake("right pairs as no, too", partial(_siglip_loss, also_no=True), ALSO_NO),
         *(
             Mistake(
-                f"bias {name}", partial(_siglip_loss, add_bias=_without_bias, end=end), BIAS_LATE
+                f"bias {name}", partial(_siglip_loss, add_bias=_without_bias, **given), BIAS_LATE
             )
-            for name, end in (
-                ("added to the loss", lambda bias, n: bias),
-                ("added to the sum", lambda bias, n: bias / n),
-                ("added to each cost", lambda bias, n: bias * n),
+            for name, given in (
+                ("added to the loss", {"end": 1.0}),
+                ("added to the sum", {"in_sum": lambda n: 1.0}),
+                ("added to each cost", {"in_sum": lambda n: float(n * n)}),
             )
         ),
         Mistake(
@@ -576,6 +699,12 @@ SIGLIP = Exercise(
             partial(_siglip_loss, counted=lambda n: torch.ones(n, n).triu()),
             "Only the pairs on and above the diagonal count. Picture 1 with sentence 0 is another"
             " pair than picture 0 with sentence 1: all n * n count.",
+        ),
+        Mistake(
+            "right pairs as often as the others",
+            partial(_siglip_loss, counted=lambda n: 1 + (n - 2) * torch.eye(n)),
+            "The right pairs count n - 1 times, as if there were as many of them as wrong ones."
+            " Every pair counts once.",
         ),
         Mistake(
             "right pairs weighted",
@@ -626,7 +755,7 @@ def _chunk_cases() -> list[tuple]:
     near, other = _embeddings(6, 4, seed=17, alike=50.0)
     return [
         (*_embeddings(14, 2, seed=15), torch.tensor(1.2), torch.tensor(-1.7), 2),
-        (*_embeddings(13, 2, seed=16), torch.tensor(-0.4), torch.tensor(0.6), 3),
+        (*_embeddings(14, 2, seed=16), torch.tensor(-0.4), torch.tensor(0.6), 3),
         (image, text, torch.tensor(0.7), torch.tensor(0.0), 9),
         (near, other[[1, 0, 2, 3, 5, 4]], torch.tensor(math.log(200.0)), torch.tensor(-3.0), 1),
     ]
@@ -666,38 +795,88 @@ def siglip_loss_in_chunks(
     log: Callable[[Tensor], Tensor] = F.logsigmoid,
     through: Callable[[Tensor], Tensor] | None = None,
     add_bias: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda s, bias, scale: s * scale + bias,
-    starts: Callable[[int, int], range] = lambda n, size: range(0, n, size),
+    starts: Callable[[int, int], Iterable[int]] = lambda n, size: range(0, n, size),
+    filled: str = "",
     step: Callable[[int], int] = lambda size: size,
     rows: bool = False,
     of_chunk: Callable[[Tensor], Tensor] = torch.sum,
     divisor: Callable[[int, int], float] = lambda n, size: n,
     sign: float = -1.0,
     weights: tuple[float, float] = (1.0, 1.0),
+    bias_on: tuple[float, float] = (1.0, 1.0),
     also_no: bool = False,
-    of_each: Callable[[Tensor], Tensor | float] = lambda bias: 0.0,
-    end: Callable[[Tensor, int], Tensor | float] = lambda bias, n: 0.0,
+    corrected: bool = False,
+    cut: str = "",
+    at_once: bool = False,
+    in_each: float = 0.0,
+    in_sum: float = 0.0,
+    end: float = 0.0,
 ) -> Tensor:
     """The loss, (). The reference, or with one thing changed.
 
     The package's has the whole table, which the exercise forbids; a test holds this against it.
     rows: only the pictures that belong to a chunk's sentences. values, weights: of the right pairs
-    and of the others. also_no: the right pairs cost what their "no" costs, too. of_each, end: what
-    is added to each chunk's costs, and to the loss.
+    and of the others. filled: with what a short chunk is filled, the "first" sentences or "zeros".
+    cut: which pairs are out of autograd's graph, or all "earlier" chunks. at_once: the sum so
+    far is divided in each chunk. in_each, in_sum, end: how much of the bias is added to each
+    chunk's costs, to the sum, and to the loss. Others as above.
     """
-    n, total = len(image), 0.0
+    n, total = len(image), torch.zeros(())
     image, text = units(image, text)
+    whole = text
+    if filled:
+        whole = text[torch.arange(n + size) % n]
+        whole = whole * (torch.arange(n + size) < n)[:, None] if filled == "zeros" else whole
     for start in starts(n, size):
-        chunk = text[start : start + step(size)]
+        chunk = whole[start : start + step(size)]
         own = image[start : start + step(size)] if rows else image
-        scores = add_bias(own @ chunk.T, bias, factor(log_scale))
         right = labels(len(own), len(chunk), 0 if rows else start, size) > 0
+        if filled == "first":
+            right = torch.arange(n)[:, None] == (start + torch.arange(len(chunk))) % n
+        bias_here = bias * torch.where(right, *bias_on)
+        scores = add_bias(own @ chunk.T, bias_here, factor(log_scale))
         signs = torch.where(right, *values)
         costs = through(_right(signs, scores)) if through else log(signs * scores)
         costs = torch.where(right, *weights) * costs
         if also_no:
             costs = costs + right * log(-scores)
-        total = total + sign * of_chunk(costs) + of_each(bias)
-    return total / divisor(n, size) + end(bias, n)
+        if corrected:
+            costs = _corrected(scores, right)
+        total = total.detach() if cut == "earlier" else total
+        costs = _cut(costs, right, cut if cut != "earlier" else "")
+        total = total + sign * of_chunk(costs) + in_each * bias
+        total = total / divisor(n, size) if at_once else total
+    return (total + in_sum * bias) / (1 if at_once else divisor(n, size)) + end * bias
+
+
+def _by_full_chunks(
+    image: Tensor, text: Tensor, log_scale: Tensor, bias: Tensor, size: int, *, how: str
+) -> Tensor:
+    """The loss as long as all chunks are full; else it raises, in one of many ways."""
+    n, total = len(image), 0.0
+    image, text = _both_units(image, text)
+    if how == "view":
+        text.view(-1, size, text.shape[1])
+    if how == "unflatten":
+        text.unflatten(0, (-1, size))
+    for start in range(0, n, size):
+        scores = image @ text[start : start + size].T * log_scale.exp() + bias
+        labels = -torch.ones_like(scores) if "like" in how else -torch.ones(n, size)
+        if how.startswith("loop"):
+            for column in range(size):
+                labels[start + column, column] = 1.0
+        elif how.startswith("at once"):
+            labels[start + torch.arange(size), torch.arange(size)] = 1.0
+        else:
+            labels = _labels(n, size, start)
+        if how == "where":
+            scores = torch.where(labels > 0, scores, -scores)
+        elif how == "scores first":
+            scores = scores * labels
+        else:
+            scores = labels * scores
+        total = total - F.logsigmoid(scores).sum()
+    return total / n
 
 
 CHUNK_LABELS = (
@@ -714,9 +893,9 @@ SIGLIP_IN_CHUNKS = Exercise(
     cases=_chunk_cases,
     axes="",
     gradients=("image", "text", "log_scale", "bias"),
-    largest=80,
+    largest=84,  # n * size * e, where that is most
     checked=(
-        "the loss of 4 batches of 14, 13, 4 and 6 pairs in chunks of 2, 3, 9 and 1, one with all"
+        "the loss of 4 batches of 14, 14, 4 and 6 pairs in chunks of 2, 3, 9 and 1, one with all"
         " scores 0 and one with a factor of 200; no tensor of n * n numbers; gradients reach image,"
         " text, log_scale and bias; inputs unchanged"
     ),
@@ -776,6 +955,46 @@ SIGLIP_IN_CHUNKS = Exercise(
             "The right pairs are looked for one place too far. The chunk that starts with sentence"
             " `start` has picture `start` in its first column.",
         ),
+        *(
+            Mistake(
+                f"labels {name}",
+                partial(
+                    siglip_loss_in_chunks,
+                    labels=lambda rows, columns, start, size, away=away: _labels(
+                        rows, columns, start + away * size
+                    ),
+                ),
+                f"The right pairs are looked for one chunk too {name}. In the chunk that starts"
+                " with sentence `start` they begin at picture `start`, and only after the chunk"
+                " `start` grows by size.",
+            )
+            for name, away in (("far", 1), ("early", -1))
+        ),
+        Mistake(
+            "last chunk moved back",
+            partial(
+                siglip_loss_in_chunks,
+                starts=lambda n, size: [max(min(i, n - size), 0) for i in range(0, n, size)],
+            ),
+            "The last chunk is moved back until it is full, so some sentences count twice. It may"
+            " be shorter: text[start : start + size] ends at n by itself.",
+        ),
+        *(
+            Mistake(
+                f"short chunk filled with {what}",
+                partial(siglip_loss_in_chunks, filled=what),
+                f"A chunk that is too short is filled up {how}, and these count as sentences. It"
+                " may be shorter: text[start : start + size] ends at n by itself.",
+            )
+            for what, how in (("first", "with the first sentences again"), ("zeros", "with zeros"))
+        ),
+        Mistake(
+            "earlier chunks out of the graph",
+            partial(siglip_loss_in_chunks, cut="earlier"),
+            "The values are right, but the sum so far is taken out of autograd's graph (detach,"
+            " .item(), no_grad), so only the last chunk teaches.",
+        ),
+        *_edits(siglip_loss_in_chunks, PAIRS),
         Mistake("right pairs as no, too", partial(siglip_loss_in_chunks, also_no=True), ALSO_NO),
         Mistake(
             "right pairs twice",
@@ -794,9 +1013,9 @@ SIGLIP_IN_CHUNKS = Exercise(
                 BIAS_LATE,
             )
             for name, given in (
-                ("added to each chunk's sum", {"of_each": lambda bias: bias}),
-                ("added to the loss", {"end": lambda bias, n: bias}),
-                ("added to the sum", {"end": lambda bias, n: bias / n}),
+                ("added to the sum", {"in_sum": 1.0}),
+                ("added to each chunk's sum", {"in_each": 1.0}),
+                ("added to the loss", {"end": 1.0}),
             )
         ),
         Mistake(
@@ -828,6 +1047,24 @@ SIGLIP_IN_CHUNKS = Exercise(
                 siglip_loss_in_chunks, starts=lambda n, size: range(0, max(n - size + 1, 1), size)
             ),
             LAST_LEFT_OUT,
+        ),
+        *(
+            Mistake(
+                f"last chunk left out{but}",
+                partial(siglip_loss_in_chunks, starts=starts),
+                "The last chunk is left out, even where it is full. range(0, n, size) goes up to"
+                " it.",
+            )
+            for but, starts in {
+                "": lambda n, size: range(0, n - size, size),
+                ", unless alone": lambda n, size: range(0, max(n - size, 1), size),
+            }.items()
+        ),
+        Mistake(
+            "divided inside the loop",
+            partial(siglip_loss_in_chunks, at_once=True),
+            "You divide by n inside the loop, so the first chunks are divided again and again. Add"
+            " up all chunks, and divide once, behind the loop.",
         ),
         Mistake(
             "first chunk only",
@@ -929,7 +1166,7 @@ SIGLIP_IN_CHUNKS = Exercise(
         *_named(siglip_loss_in_chunks, "log", LOGS),
         # Of the others two give the same here as "plus" the same number.
         *_named(siglip_loss_in_chunks, "through", (*THROUGH[:3], *THROUGH[5:])),
-        *_named(siglip_loss_in_chunks, "add_bias", BIASES[:4]),
+        *_named(siglip_loss_in_chunks, "add_bias", BIASES[:5]),
         Mistake(
             "sign",
             partial(siglip_loss_in_chunks, sign=1.0),
@@ -937,27 +1174,24 @@ SIGLIP_IN_CHUNKS = Exercise(
             " minus that.",
         ),
     ),
-    crashes=(
+    crashes=tuple(
         Mistake(
-            "size taken for the chunk's length",
-            lambda image, text, log_scale, bias, size: [
-                -torch.ones(len(image), size) * (image @ text[start : start + size].T)
-                for start in range(0, len(text), size)
-            ],
+            f"only full chunks, {how}",
+            partial(_by_full_chunks, how=how),
             "You take every chunk to hold `size` sentences. The last one may be shorter, and size"
             " may be larger than n: ask the chunk for its length.",
-        ),
-        Mistake(
-            "right pairs beyond the end",
-            lambda image, text, log_scale, bias, size: [
-                torch.ones(len(image), len(text[start : start + size]))[
-                    start + torch.arange(size), torch.arange(size)
-                ]
-                for start in range(0, len(text), size)
-            ],
-            "You take every chunk to hold `size` sentences. The last one may be shorter, and size"
-            " may be larger than n: ask the chunk for its length.",
-        ),
+        )
+        for how in (
+            "labels first",
+            "scores first",
+            "where",
+            "at once",
+            "at once, like",
+            "loop",
+            "loop, like",
+            "view",
+            "unflatten",
+        )
     ),
     hints=(
         "Take your `siglip_loss` and let it see `size` sentences: text[start : start + size] for"

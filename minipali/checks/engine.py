@@ -103,8 +103,13 @@ class Exercise:
     @property
     def parameters(self) -> list[str]:
         """Names of the arguments, without those by keyword alone: they make mistakes of it."""
-        given = inspect.signature(self.reference).parameters.values()
-        return [one.name for one in given if one.kind is not one.KEYWORD_ONLY]
+        return list(_parameters_of(self.reference))
+
+
+@functools.cache  # it is asked for often, and takes as long as running a piece
+def _parameters_of(function: Callable) -> tuple[str, ...]:
+    given = inspect.signature(function).parameters.values()
+    return tuple(one.name for one in given if one.kind is not one.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True)
@@ -439,7 +444,7 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     to `number`, the first wrong one.
     """
     single = {mistake.wrong: mistake.says for mistake in exercise.mistakes}
-    own = _lasting(exercise)
+    own, cases = _lasting(exercise), len(exercise.cases())
 
     def found(wrong: Callable, one: int) -> object:
         if (wrong, one) not in exercise.found:
@@ -451,7 +456,10 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
 
     def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
-            return all(same(results[one], found(wrong, one), exercise.tolerance) for one in tries)
+            return all(
+                _alike(results[one], found(wrong, one), exercise.tolerance, number <= cases <= one)
+                for one in tries
+            )
         except Exception:
             return False
 
@@ -460,7 +468,7 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     pairs, kinds = {}, {}
     # Where all values are right and a gradient is not, no two mistakes can be the reason. Of a
     # mistake's variants the first stands for all.
-    for wrong, says in single.items() if number <= len(exercise.cases()) else ():
+    for wrong, says in single.items() if number <= cases else ():
         kinds.setdefault(says, wrong)
     for (first, a), (second, b) in itertools.combinations(kinds.items(), 2):
         if both := _both(a, b):
@@ -473,6 +481,16 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
         if said:
             return ""
     return ""
+
+
+def _alike(a, b, tolerance: float, none_is_0: bool) -> bool:
+    """Whether two results are equal; where values differ, no gradient is as good as one of 0."""
+    if not none_is_0:
+        return same(a, b, tolerance)
+    return all(
+        same(x, y, tolerance) if (x is None) == (y is None) else not (y if x is None else x).any()
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _of_crash(exercise: Exercise, results: list, error: BaseException) -> str:

@@ -38,7 +38,9 @@ def _layer_cases() -> list[tuple]:
 
 
 def _rms_cases() -> list[tuple]:
-    return [(x, weight, eps) for x, weight, _bias, eps in _layer_cases()[:3]]
+    cases = [(x, weight, eps) for x, weight, _bias, eps in _layer_cases()[:3]]
+    cases[2][0][0, 1] = 0.0  # a token of zeros
+    return cases
 
 
 def _batch_cases() -> list[tuple]:
@@ -95,6 +97,19 @@ ABSOLUTE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "its square plus eps": lambda sizes, eps: (sizes.square() + eps).sqrt(),
 }
 
+EPS_TWICE = "eps is added twice, inside the root and outside. Inside alone: sqrt(... + eps)."
+ROOT_TWICE = "The root is taken twice. Once: sqrt(... + eps)."
+
+
+def _eps_twice(variance: Tensor, eps: float) -> Tensor:
+    return (variance + eps).sqrt() + eps
+
+
+ROOTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "eps inside": lambda variance, eps: (variance + eps).sqrt().sqrt(),
+    "eps between": lambda variance, eps: (variance.sqrt() + eps).sqrt(),
+}
+
 EPS_SENTENCE = (
     "Your eps is outside the root. It belongs inside: sqrt(variance + eps). With the usual eps of"
     " 0.000001 you would not notice, except where the variance is tiny."
@@ -145,12 +160,14 @@ def _layer_norm(
     biases: float = 1.0,
     bias_first: bool = False,
     bias_divided: bool = False,
+    mean_late: str = "",
     keepdim: bool = True,
     before: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda x, weight, bias: x,
 ) -> Tensor:
     """layer_norm with one thing changed.
 
     counts: the axes whose lengths the sums of the mean and of the variance are divided by.
+    mean_late: the mean is subtracted after the division, or at the "end".
     """
     x = before(x, weight, bias)
     mean = x.mean(dim=axes, keepdim=keepdim) * (x.shape[2] / x.shape[counts[0]])
@@ -167,12 +184,15 @@ def _layer_norm(
         variance = (x - mean).abs().mean(dim=axes, keepdim=keepdim)
     if total:
         variance = variance * x.shape[-1]
-    normal = (x - mean if subtract else x) / divisor(variance, eps)
+    normal = (x - mean if subtract and not mean_late else x) / divisor(variance, eps)
+    if mean_late == "after the division":
+        normal = normal - mean
     if bias_divided:
         biases = biases / divisor(variance, eps)
     if bias_first:
         return (normal + biases * bias) * factor(weight)
-    return normal * factor(weight) + biases * bias
+    late = mean if mean_late == "end" else 0.0
+    return normal * factor(weight) + biases * bias - late
 
 
 LAYER_NORM = Exercise(
@@ -249,6 +269,11 @@ LAYER_NORM = Exercise(
             for name, divisor in ABSOLUTE.items()
         ),
         Mistake("no root", partial(_layer_norm, divisor=_no_root), NO_ROOT),
+        Mistake("eps twice", partial(_layer_norm, divisor=_eps_twice), EPS_TWICE),
+        *(
+            Mistake(f"root twice, {how}", partial(_layer_norm, divisor=divisor), ROOT_TWICE)
+            for how, divisor in ROOTS.items()
+        ),
         Mistake("multiplied", partial(_layer_norm, divisor=_root_below), MULTIPLIED),
         Mistake(
             "not divided",
@@ -297,6 +322,15 @@ LAYER_NORM = Exercise(
             partial(_layer_norm, subtract=False),
             "You divide by the standard deviation, but the mean is still there. Subtract it first:"
             " (x - mean) / sqrt(variance + eps).",
+        ),
+        *(
+            Mistake(
+                f"mean subtracted {when}",
+                partial(_layer_norm, mean_late=when),
+                "The mean is subtracted after the division, so it is not divided with the rest."
+                " Subtract first: (x - mean) / sqrt(variance + eps).",
+            )
+            for when in ("after the division", "end")
         ),
         Mistake(
             "squares of x",
@@ -393,10 +427,12 @@ def rms_norm(
     of_eps: Callable[[float, int], float] = lambda eps, d: eps,
     over_d: bool = False,
     count: int = 2,
+    raw: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
 
-    over_d: divided by d once more; count: the axis whose length the sum is divided by.
+    over_d: divided by d once more; count: the axis whose length the sum is divided by; raw: how
+    much of the 1 and of the weight multiplies x as it came in.
     """
     x = before(x, weight)
     centred = x - x.mean(dim=axis, keepdim=True)
@@ -408,7 +444,9 @@ def rms_norm(
     if squared_mean:
         squares = x.mean(dim=axis, keepdim=True).square()
     eps = of_eps(eps, x.shape[-1])
-    return plus((centred if subtract else x) / divisor(squares, eps), weight)
+    normal = (centred if subtract else x) / divisor(squares, eps)
+    one, other = raw
+    return plus(normal, weight) + (x - normal) * (one + other * weight)
 
 
 RMS_NORM = Exercise(
@@ -419,7 +457,7 @@ RMS_NORM = Exercise(
     banned=NORMS,
     checked=(
         "shape, dtype and every value on 3 batches, widths 5 to 7, eps 0.25 to 2, means far from 0,"
-        " ordinary and tiny numbers; inputs unchanged"
+        " ordinary and tiny numbers, and a token of zeros; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -437,6 +475,15 @@ RMS_NORM = Exercise(
             "1 added to the result",
             partial(rms_norm, plus=lambda normal, weight: normal * weight + 1),
             "The 1 is added to the result. It belongs to the weight: times (1 + weight).",
+        ),
+        *(
+            Mistake(
+                f"{what} times x itself",
+                partial(rms_norm, raw=raw),
+                f"Of the factor 1 + weight the {what} multiplies x as it came in. Both multiply the"
+                " divided x: (x / root) * (1 + weight).",
+            )
+            for what, raw in (("weight", (0.0, 1.0)), ("1", (1.0, 0.0)))
         ),
         Mistake(
             "weight added",
@@ -577,6 +624,11 @@ RMS_NORM = Exercise(
             Mistake(f"eps {eps}", partial(rms_norm, divisor=_other_eps(eps)), RMS_EPS_MISSING)
             for eps in (0.0, 1e-8, 1e-6, 1e-5, 1e-3)
         ),
+        Mistake("eps twice", partial(rms_norm, divisor=_eps_twice), EPS_TWICE),
+        *(
+            Mistake(f"root twice, {how}", partial(rms_norm, divisor=divisor), ROOT_TWICE)
+            for how, divisor in ROOTS.items()
+        ),
         Mistake("multiplied", partial(rms_norm, divisor=_root_below), MULTIPLIED),
         Mistake(
             "sum of squares",
@@ -640,6 +692,7 @@ def batch_norm(
     remembered: int = 1,
     about: str = "",
     spread: Callable[[Tensor], Tensor] = lambda variance: variance,
+    kept: Callable[[Tensor, int, float], Tensor] = lambda variance, b, eps: variance,
     mixed_as: Callable[[Tensor], Tensor] = lambda variance: variance,
     unmixed: Callable[[Tensor], Tensor] = lambda variance: variance,
     divisor: Callable = _by_root,
@@ -663,8 +716,8 @@ def batch_norm(
     """The output (b, d) and the new running mean and variance, (d,) each.
 
     The reference, or with one thing changed. about: the memory's variance is taken around the
-    "new" or the "old" running mean; mixed_as, unmixed: what old and new variance are made before
-    they are mixed, and the sum after it.
+    "new" or the "old" running mean; kept: what is made of it, by b and eps; mixed_as, unmixed: what
+    old and new variance are made before they are mixed, and the sum after it.
     """
     training = training != turned
     of_batch = x.mean(dim=axes), ((x - x.mean(dim=axes)).square()).mean(dim=axes)
@@ -683,6 +736,7 @@ def batch_norm(
         if about:
             centre = new_mean if about == "new" else running_mean
             new_var = (x - centre).square().sum(dim=0) / (count - remembered)
+        new_var = kept(new_var, count, eps)
         mixed = unmixed(one * mixed_as(running_var) + other * mixed_as(spread(new_var)))
         moved = new_mean, mixed if var_moves else running_var
     used = {"batch": (of_batch[0], variance(correction)), "memory": old, "new": moved}
@@ -819,6 +873,41 @@ BATCH_NORM = Exercise(
             "The memory of the variance moves towards the standard deviation. It keeps the variance"
             " itself, without the root.",
         ),
+        *(
+            Mistake(
+                f"eps in the memory {name}",
+                partial(batch_norm, kept=kept),
+                "eps is added to the variance that goes into the memory. It belongs only to the"
+                " output, under the root.",
+            )
+            for name, kept in (
+                ("once", lambda variance, b, eps: variance + eps),
+                ("corrected too", lambda variance, b, eps: variance + eps * b / (b - 1)),
+            )
+        ),
+        *(
+            Mistake(f"memory's variance {name}", partial(batch_norm, kept=kept), says)
+            for name, kept, says in (
+                (
+                    "corrected the wrong way",
+                    lambda variance, b, eps: variance * ((b - 1) / b) ** 2,
+                    "The memory's variance is multiplied by (b - 1) / b. From the one that divides"
+                    " by b to the unbiased one the factor is b / (b - 1).",
+                ),
+                (
+                    "corrected twice",
+                    lambda variance, b, eps: variance * b / (b - 1),
+                    "The memory's variance is corrected twice: times b / (b - 1), and torch's var()"
+                    " divides by b - 1 already.",
+                ),
+                (
+                    "a sum",
+                    lambda variance, b, eps: variance * (b - 1),
+                    "The squared distances are added up for the memory and not divided. Divide"
+                    " their sum by b - 1.",
+                ),
+            )
+        ),
         Mistake(
             "standard deviations mixed",
             partial(batch_norm, mixed_as=torch.sqrt, unmixed=torch.square),
@@ -914,6 +1003,12 @@ BATCH_NORM = Exercise(
             for eps in (0.0, 1e-3)
         ),
         Mistake(
+            "eps missing in training",
+            partial(batch_norm, divisor=_other_eps(0.0), divisor_in_eval=_by_root),
+            "eps is missing in training, or it is not the one that was given. Both modes divide by"
+            " sqrt(variance + eps).",
+        ),
+        Mistake(
             "eps missing in eval mode",
             partial(batch_norm, divisor_in_eval=_other_eps(0.0)),
             "eps is missing in eval mode, or it is not the one that was given. Both modes divide by"
@@ -976,6 +1071,8 @@ def layer_norm_backward(
     cancelling: bool = False,
     last_eps: float = 1.0,
     uncentred: bool = False,
+    forced: bool = False,
+    factor: Callable[[Tensor], Tensor] = lambda weight: weight,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (b, n, d), weight (d,), bias (d,). The reference, or with one thing changed.
 
@@ -988,7 +1085,7 @@ def layer_norm_backward(
         variance = squares - x.mean(dim=-1, keepdim=True).square()
     square = eps_inside(variance, eps)
     normal = centred / square.sqrt()
-    inner = gradient * weight if weighted == "first" else gradient
+    inner = gradient * factor(weight) if weighted == "first" else gradient
     exact = _without_eps(x)
     named = {"normal": normal, "centred": centred, "x": x, "1": 1.0, "exact": exact}
     named["exact, and without eps below"] = exact * (square / variance).sqrt()
@@ -1003,6 +1100,9 @@ def layer_norm_backward(
     of_x = back / divisor(square + (last_eps - 1) * eps)
     if weighted == "last":
         of_x = of_x * weight
+    if forced:
+        direct = (inner / square.sqrt())[..., :-1]
+        of_x = torch.cat([direct, -direct.sum(dim=-1, keepdim=True)], dim=-1)
     share = gradient * of_weight(x, normal)
     result = (
         of_x,
@@ -1051,9 +1151,9 @@ LAYER_NORM_BACKWARD = Exercise(
         Mistake(
             "the scale depends on x",
             partial(layer_norm_backward, scale_term=0.0),
-            "The way through the standard deviation is missing: a number far from the mean also"
-            " makes the divisor larger. Subtract the normalised x times the mean of (weight times"
-            " gradient times normalised x).",
+            "The way through the standard deviation is missing, or comes out as 0: a number far"
+            " from the mean also makes the divisor larger. Subtract the normalised x times the mean"
+            " of (weight times gradient times normalised x).",
         ),
         Mistake(
             "mean and scale as constants",
@@ -1176,15 +1276,58 @@ LAYER_NORM_BACKWARD = Exercise(
             "In the terms of the mean and of the standard deviation the weight is missing. Start"
             " with weight times gradient, and use that everywhere on the way to x.",
         ),
+        *(
+            Mistake(
+                f"terms over {axes}",
+                partial(
+                    layer_norm_backward,
+                    of_mean=lambda each, axes=axes: each.mean(dim=axes, keepdim=True),
+                    of_scale=lambda each, axes=axes: each.mean(dim=axes, keepdim=True),
+                ),
+                f"The two means run over {what}. A token's mean and deviation are made of its own"
+                " features: dim=-1.",
+            )
+            for axes, what in (
+                (1, "the tokens"),
+                ((1, 2), "a whole picture, all its tokens together"),
+                ((0, 1, 2), "everything, the whole batch"),
+            )
+        ),
         Mistake(
-            "terms over the tokens",
-            partial(
-                layer_norm_backward,
-                of_mean=lambda each: each.mean(dim=1, keepdim=True),
-                of_scale=lambda each: each.mean(dim=1, keepdim=True),
-            ),
-            "The two means run over the tokens. A token's mean and deviation are made of its own"
-            " features: dim=-1.",
+            "forced to 0",
+            partial(layer_norm_backward, forced=True),
+            "The last feature's gradient is made of the others', so that they add up to 0. That"
+            " comes by itself once the ways through the mean and through the standard deviation are"
+            " there: two more terms, for every feature.",
+        ),
+        *(
+            Mistake(f"weight {name}", partial(layer_norm_backward, factor=factor), says)
+            for name, factor, says in (
+                (
+                    "squared",
+                    torch.square,
+                    "The gradient is multiplied by the weight twice on the way to x. The forward"
+                    " pass multiplies by it once, and so does the way back.",
+                ),
+                (
+                    "plus 1",
+                    lambda weight: 1 + weight,
+                    "The gradient is multiplied by 1 + weight. LayerNorm's weight is the factor"
+                    " itself.",
+                ),
+                (
+                    "below",
+                    torch.reciprocal,
+                    "The gradient is divided by the weight. The forward pass multiplies by it, and"
+                    " so does the way back.",
+                ),
+            )
+        ),
+        Mistake(
+            "sign",
+            partial(layer_norm_backward, divisor=lambda square: -square.sqrt()),
+            "The gradient of x has the wrong sign. Its direct part is weight times gradient /"
+            " sqrt(variance + eps).",
         ),
         Mistake(
             "weight left out",
@@ -1325,11 +1468,14 @@ LAYER_NORM_BACKWARD = Exercise(
             "The gradients of weight and bias are summed over the tokens alone. The whole batch"
             " uses the same weight: sum over both axes, dim=(0, 1).",
         ),
-        Mistake(
-            "sum over the features",
-            partial(layer_norm_backward, over=lambda each: each.sum(dim=-1)),
-            "The gradients of weight and bias are summed over the features. Each feature has a"
-            " weight of its own: sum over batch and tokens, dim=(0, 1).",
+        *(
+            Mistake(
+                f"sum over {axes}",
+                partial(layer_norm_backward, over=lambda each, axes=axes: each.sum(dim=axes)),
+                "The gradients of weight and bias are summed over the features. Each feature has a"
+                " weight of its own: sum over batch and tokens, dim=(0, 1).",
+            )
+            for axes in (-1, (0, 2), (1, 2), (0, 1, 2))
         ),
         Mistake(
             "not summed",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -16,20 +16,24 @@ from minipali.checks.engine import Exercise, Mistake
 def _mlp_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(4)
 
-    def case(b: int, n: int, d: int, hidden: int, spread: float, shift: float) -> tuple:
+    def case(
+        b: int, n: int, d: int, hidden: int, spread: float, shift: float, last: float = 3.0
+    ) -> tuple:
         return (
             torch.randn(b, n, d, generator=random),
             torch.randn(hidden, d, generator=random) * spread / d**0.5,
             torch.randn(hidden, generator=random) + shift,
-            torch.randn(d, hidden, generator=random) * 3,
+            torch.randn(d, hidden, generator=random) * last,
             torch.randn(d, generator=random),
         )
 
     # The second: hidden values around -2. GELU gives nearly 0 there, so the results are small, but
-    # its two forms differ most, and a large second map makes that difference larger.
-    return [case(2, 3, 5, 14, 2, 0), case(3, 4, 7, 11, 0.4, -2)]
+    # its two forms differ most, and a large second map makes that difference larger. The
+    # third: hidden values up to a hundred, where exp overflows.
+    return [case(2, 3, 5, 14, 2, 0), case(3, 4, 7, 11, 0.4, -2), case(1, 3, 4, 6, 60, 0, 0.03)]
 
 
+@cache  # so results of known mistakes are kept: functions in the arguments remember nothing
 def _layer_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(5)
 
@@ -54,7 +58,9 @@ def _layer_cases() -> list[tuple]:
             lambda x: mlp(x, *weights),
         )
 
-    return [case(2, 3, 5, 14), case(3, 4, 7, 11)]
+    # Of the last the functions hand back their argument itself: who adds to it changes x.
+    same = (lambda x: x,) * 4
+    return [case(2, 3, 5, 14), case(3, 4, 7, 11), (torch.randn(1, 2, 4, generator=random), *same)]
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -65,12 +71,12 @@ def _nothing(x: Tensor) -> Tensor:
     return x
 
 
-def _formula(
-    x: Tensor, half: float = 0.5, one: float = 1.0, root: float = (2 / math.pi) ** 0.5,
-    cubic: float = 0.044715, power: int = 3,
-) -> Tensor:  # fmt: skip
-    """The tanh form, or with one number changed."""
-    return half * x * (one + torch.tanh(root * (x + cubic * x**power)))
+ROOT = (2 / math.pi) ** 0.5
+
+
+def _by_exp(hidden: Tensor) -> Tensor:
+    z = ROOT * (hidden + 0.044715 * hidden**3)
+    return 0.5 * hidden * (1 + (z.exp() - (-z).exp()) / (z.exp() + (-z).exp()))
 
 
 def mlp(
@@ -81,16 +87,38 @@ def mlp(
     fc2_bias: Tensor,
     *,
     first: Callable[[Tensor], Tensor] = _nothing,
-    activation: Callable[[Tensor], Tensor] = _gelu,
+    activation: Callable[[Tensor], Tensor] | None = None,
+    half: float = 0.5,
+    one: float = 1.0,
+    of_u: float = ROOT,
+    of_cubic: float = ROOT,
+    cubic: float = 0.044715,
+    power: int = 3,
+    u_first: bool = True,
+    brackets: bool = True,
     last: Callable[[Tensor], Tensor] = _nothing,
+    reshaped: str = "",
     bias1: float = 1.0,
     bias1_late: float = 0.0,
     bias2: float = 1.0,
     residual: bool = False,
 ) -> Tensor:
-    """(b, n, d) -> (b, n, d). The reference, or with one thing changed."""
-    hidden = activation(F.linear(first(x), fc1_weight, bias1 * fc1_bias)) + bias1_late * fc1_bias
-    out = last(F.linear(hidden, fc2_weight, bias2 * fc2_bias))
+    """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
+
+    half to brackets: of GELU's formula. reshaped: which weights, of "1" and "2", are reshaped where
+    they are to be turned.
+    """
+    if "1" in reshaped:
+        fc1_weight = fc1_weight.reshape(fc1_weight.shape[::-1]).T
+    if "2" in reshaped:
+        fc2_weight = fc2_weight.reshape(fc2_weight.shape[::-1]).T
+    u = F.linear(first(x), fc1_weight, bias1 * fc1_bias)
+    if activation:
+        hidden = activation(u)
+    else:
+        bent = torch.tanh(of_u * u + of_cubic * cubic * u**power)
+        hidden = half * (u if u_first else 1.0) * (one + bent) if brackets else half * u + bent
+    out = last(F.linear(hidden + bias1_late * fc1_bias, fc2_weight, bias2 * fc2_bias))
     return x + out if residual else out
 
 
@@ -109,9 +137,11 @@ MLP = Exercise(
     reference=mlp,
     cases=_mlp_cases,
     axes="b n d",
+    gradients=("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"),
     checked=(
-        "shape, dtype and every value on 2 batches, widths 5 and 7, hidden widths 14 and 11, with"
-        " weights that tell the tanh form of GELU from the erf form; inputs unchanged"
+        "shape, dtype and every value on 3 batches, widths 4 to 7, hidden widths 6 to 14, with"
+        " weights that tell the tanh form of GELU from the erf form, and hidden values around 100;"
+        " gradients reach x, weights and biases; inputs unchanged"
     ),
     mistakes=(
         Mistake("erf form", partial(mlp, activation=F.gelu), ERF),
@@ -150,22 +180,55 @@ MLP = Exercise(
         *(
             Mistake(
                 f"formula: {what}",
-                partial(mlp, activation=partial(_formula, **changes)),
+                partial(mlp, **changes),
                 FORMULA.format(what),
             )
             for what, changes in {
                 "with the square in place of the cube": {"power": 2},
                 "without the factor 0.5": {"half": 1.0},
                 "without the 1": {"one": 0.0},
-                "with sqrt(2) / π, the root over the 2 alone": {"root": 2**0.5 / math.pi},
-                "with 2 / π, without the root": {"root": 2 / math.pi},
-                "with sqrt(π / 2), upside down": {"root": (math.pi / 2) ** 0.5},
-                "without sqrt(2 / π)": {"root": 1.0},
+                **{
+                    text: {"of_u": root, "of_cubic": root}
+                    for text, root in {
+                        "with sqrt(2) / π, the root over the 2 alone": 2**0.5 / math.pi,
+                        "with 2 / π, without the root": 2 / math.pi,
+                        "with sqrt(π / 2), upside down": (math.pi / 2) ** 0.5,
+                        "without sqrt(2 / π)": 1.0,
+                        "with half of what stands inside the tanh (0.5 · (1 + tanh(z)) is"
+                        " sigmoid(2z), not sigmoid(z))": ROOT / 2,
+                        "with twice what stands inside the tanh": 2 * ROOT,
+                    }.items()
+                },
+                "with sqrt(2 / π) times u alone, and not times the cubic term": {"of_cubic": 1.0},
+                "with sqrt(2 / π) times the cubic term alone, and not times u": {"of_u": 1.0},
+                "without the first u": {"u_first": False},
+                "without the brackets around 1 + tanh": {"brackets": False},
+                "with the cube of 0.044715 · u in place of u³ alone": {"cubic": 0.044715**3},
                 "without the cubic term": {"cubic": 0.0},
                 "with the cubic term subtracted": {"cubic": -0.044715},
                 "with 0.44715 in place of 0.044715": {"cubic": 0.44715},
                 "with a cubic term ten times too small": {"cubic": 0.0044715},
             }.items()
+        ),
+        Mistake(
+            "overflow",
+            partial(mlp, activation=_by_exp),
+            "exp of a number above 88 is infinite in 32 bits, and inf / inf is NaN. torch.tanh and"
+            ' F.gelu(…, approximate="tanh") stay finite and right.',
+        ),
+        Mistake(
+            "limited to 6",
+            partial(mlp, activation=lambda hidden: _gelu(hidden).clamp(max=6)),
+            "The values between the two maps are limited to 6, as in ReLU6. GELU has no upper end.",
+        ),
+        *(
+            Mistake(
+                f"weights reshaped: {which}",
+                partial(mlp, reshaped=which),
+                "A weight is reshaped (reshape or view) where it is to be turned. That keeps the"
+                " order of its numbers, so they meet wrong inputs: weight.T, or F.linear.",
+            )
+            for which in ("1", "2", "12")
         ),
         Mistake(
             "no activation",
@@ -222,6 +285,31 @@ MLP = Exercise(
             "second bias missing",
             partial(mlp, bias2=0.0),
             "The second bias, fc2_bias, is missing. In SigLIP both maps have one.",
+        ),
+        *(
+            Mistake(
+                f"{which} bias twice",
+                partial(mlp, **{edit: 2.0}),
+                f"The {which} bias is added twice.",
+            )
+            for which, edit in (("first", "bias1"), ("second", "bias2"))
+        ),
+        Mistake(
+            "bias before and after the activation",
+            partial(mlp, bias1_late=1.0),
+            "The first bias is added once more after the GELU. Once, before it: it decides where"
+            " the bend lies.",
+        ),
+        Mistake(
+            "negative values cut off",
+            partial(mlp, activation=lambda hidden: _gelu(hidden).clamp(min=0)),
+            "What GELU makes is cut off below 0. GELU lets a little of the negative values through,"
+            " down to -0.17.",
+        ),
+        Mistake(
+            "mean of the patches",
+            partial(mlp, first=lambda x: x.mean(dim=1, keepdim=True).expand_as(x)),
+            "The patches are averaged before the maps. The MLP works on each patch alone.",
         ),
         Mistake(
             "bias after the activation",
@@ -280,14 +368,25 @@ def encoder_layer(
     sign1: float = 1.0,
     sign2: float = 1.0,
     parts: str = "both",
+    seen: str = "",
+    cut: str = "",
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
 
     before, after, sum: which norm (0: none) meets what a part reads, what it gives, and the sum;
-    add, read: what the second sum starts from, and what the second part reads.
+    add, read: what the second sum starts from, and what the second part reads; seen: how attention
+    gets b and n: "joined", "exchanged", or with each patch "alone"; cut: what is out of autograd's
+    graph: what the "first" part gives, what is "read" by the second, or the "stream".
     """
+
+    def attend_to(x: Tensor) -> Tensor:
+        if seen == "exchanged":
+            return attention(x.transpose(0, 1)).transpose(0, 1)
+        as_seen = {"joined": (1, -1), "alone": (-1, 1)}.get(seen, x.shape[:2])
+        return attention(x.reshape(*as_seen, x.shape[2])).reshape(x.shape)
+
     norms = {0: _nothing, 1: norm1, 2: norm2}
-    one, other = (attention, mlp) if first == "attention" else (mlp, attention)
+    one, other = (attend_to, mlp) if first == "attention" else (mlp, attend_to)
 
     def added(how: str, stream: Tensor, normed: Tensor, start: Tensor) -> Tensor | float:
         return {
@@ -297,6 +396,7 @@ def encoder_layer(
 
     read = norms[before1](x)
     part = sign1 * norms[after1](one(read))
+    part = part.detach() if cut == "first" else part
     stream = norms[sum1](added(add1, x, read, x) + part)
     if parts == "first":
         return stream
@@ -305,8 +405,9 @@ def encoder_layer(
     if parts == "first twice":
         stream = stream + one(norms[before1](stream))
     given = {"stream": stream, "start": x, "part": part}[read2]
-    read = norms[before2](given)
+    read = norms[before2](given.detach() if cut == "read" else given)
     part = sign2 * norms[after2](other(read))
+    stream = stream.detach() if cut == "stream" else stream
     return norms[sum2](added(add2, stream, read, x) + part)
 
 
@@ -325,11 +426,47 @@ ENCODER_LAYER = Exercise(
     reference=encoder_layer,
     cases=_layer_cases,
     axes="b n d",
+    gradients=("x",),
     checked=(
         "shape, dtype and every value on 2 batches, widths 5 and 7, with two different norms and a"
-        " stream whose values are not normed; inputs unchanged"
+        " stream whose values are not normed, and with functions that hand back their argument;"
+        " gradients reach x through both parts; inputs unchanged"
     ),
     mistakes=(
+        *(
+            Mistake(
+                f"{cut} out of the graph",
+                partial(encoder_layer, cut=cut),
+                f"The values are right, but {what} is out of autograd's graph (detach, no_grad), so"
+                " no gradient comes back that way.",
+            )
+            for cut, what in {
+                "first": "what attention gives",
+                "read": "what the MLP reads, or what it gives,",
+                "stream": "the stream that the MLP adds to",
+            }.items()
+        ),
+        *(
+            Mistake(
+                f"halved {shares}",
+                partial(encoder_layer, **shares),
+                "Only half of what a part gives is added to the stream. All of it is.",
+            )
+            for shares in ({"sign1": 0.5, "sign2": 0.5}, {"sign1": 0.5}, {"sign2": 0.5})
+        ),
+        *(
+            Mistake(f"patches {seen}", partial(encoder_layer, seen=seen), says)
+            for seen, says in {
+                "joined": "The patches of all pictures lie in one row when attention reads them, so"
+                " patches of different pictures see each other. attention takes (b, n, d): keep the"
+                " batch axis.",
+                "exchanged": "The axes b and n are exchanged when attention reads, so each patch"
+                " sees the patches at its place in the other pictures. attention takes (b, n, d) as"
+                " it is.",
+                "alone": "Attention gets each patch as a picture of its own, so no patch sees"
+                " another. attention takes (b, n, d) as it is.",
+            }.items()
+        ),
         Mistake(
             "post-norm",
             post_norm,
@@ -536,18 +673,19 @@ ENCODER_LAYER = Exercise(
 )
 
 
+@cache  # so results of known mistakes are kept: functions in the arguments remember nothing
 def _pool_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(44)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random)
 
-    def case(b: int, n: int, d: int, heads: int) -> tuple:
+    def case(b: int, n: int, d: int, heads: int, size: float = 2.0) -> tuple:
         weight, shift = 1 + 0.5 * draw(d), draw(d)
         given = draw(2 * d, d) / d**0.5, draw(2 * d), draw(d, 2 * d) / (2 * d) ** 0.5, draw(d)
         return (
             2 * draw(b, n, d),
-            2 * draw(d),
+            size * draw(d),
             1.3 * draw(3 * d, d) / d**0.5,
             draw(3 * d),
             draw(d, d) / d**0.5,
@@ -561,8 +699,9 @@ def _pool_cases() -> list[tuple]:
         torch.tensor([[[0.0], [1.0]]]), torch.tensor([math.log(3)]), torch.ones(3, 1),
         torch.zeros(3), torch.ones(1, 1), torch.zeros(1), 1, lambda y: y, lambda y: y,
     )  # fmt: skip
-    # By hand comes last: so small a result has many explanations.
-    return [case(2, 5, 12, 3), case(3, 7, 10, 2), case(1, 4, 6, 3), by_hand]
+    # In the third, scores are so large that exp overflows. By hand comes last: so small a result
+    # has many explanations.
+    return [case(2, 5, 12, 3), case(3, 7, 10, 2), case(1, 4, 6, 3, size=200.0), by_hand]
 
 
 def attention_pool(
@@ -577,7 +716,7 @@ def attention_pool(
     mlp: Callable,
     *,
     pieces: tuple[int, int, int] = (0, 1, 2),
-    cut: Callable[[Tensor], tuple] = lambda stored: stored.chunk(3),
+    cut: Callable[[Tensor, int], tuple] = lambda stored, heads: stored.chunk(3),
     biases: str = "qkv",
     mapped: str = "qkv",
     transposed: str = "",
@@ -591,6 +730,7 @@ def attention_pool(
     read: Callable[[Tensor, Tensor, Callable], Tensor] = lambda x, probe, norm: x,
     probe_of: Callable[[Tensor, Callable], Tensor] = lambda probe, norm: probe,
     out: bool = True,
+    out_last: bool = False,
     out_biases: float = 1.0,
     together: Callable[[Tensor], Tensor] = lambda y: y,
     ending: Callable = lambda y, probe, norm, mlp: y + mlp(norm(y)),
@@ -598,11 +738,12 @@ def attention_pool(
 ) -> Tensor:
     """(b, d). The reference, or with one thing changed.
 
-    biases, mapped, transposed: whose, of "q", "k", "v" (and "o", the last map).
+    biases, mapped, transposed: whose, of "q", "k", "v" (and "o", the last map). out_last: that one
+    comes after the MLP.
     """
     own, d = heads, len(probe)
     heads = number(heads, d)
-    weights, shifts = cut(in_weight), cut(in_bias)
+    weights, shifts = cut(in_weight, heads), cut(in_bias, heads)
 
     def given(name: str, source: Tensor) -> Tensor:
         place = pieces["qkv".index(name)]
@@ -619,14 +760,19 @@ def attention_pool(
     asking = probe_of(probe, norm).expand(len(x), 1, d)
     x = read(x, asking, norm)
     asked = {"probe": asking, "patches": x, "mean": x.mean(1, keepdim=True)}
+    asked["all"] = torch.cat([asking, x.expand(len(asking), -1, -1)], dim=1)
     query, key, value = (
         parts(given(name, source)) for name, source in (("q", asked[asks]), ("k", x), ("v", x))
     )
     mixed = soft(query @ key.mT * scale(query.shape[-1], own), axis) @ value
     y = rearrange(mixed, merge)
-    if out:
-        y = F.linear(y, out_weight.T if "o" in transposed else out_weight, out_biases * out_bias)
-    return last(ending(together(y), probe, norm, mlp))
+
+    def mix(y: Tensor) -> Tensor:
+        return F.linear(y, out_weight.T if "o" in transposed else out_weight, out_biases * out_bias)
+
+    y = mix(y) if out and not out_last else y
+    pooled = ending(together(y), probe, norm, mlp)
+    return last(mix(pooled) if out_last else pooled)
 
 
 ATTENTION_POOL = Exercise(
@@ -636,9 +782,11 @@ ATTENTION_POOL = Exercise(
     cases=_pool_cases,
     axes="b d",
     banned=("multi_head_attention_forward", "_native_multi_head_attention"),
+    gradients=("x", "probe", "in_weight", "in_bias", "out_weight", "out_bias"),
     checked=(
         "shape, dtype and every value for 3 batches of 2, 3 and 1 pictures with 5, 7 and 4"
-        " patches, 3, 2 and 3 heads, and for the example by hand; inputs unchanged"
+        " patches, 3, 2 and 3 heads, one with scores in the hundreds, and for the example by hand;"
+        " gradients reach x, probe, weights and biases; inputs unchanged"
     ),
     mistakes=(
         *(
@@ -650,9 +798,30 @@ ATTENTION_POOL = Exercise(
             )
             for order in ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
         ),
+        *(
+            Mistake(
+                f"pieces {twice}",
+                partial(attention_pool, pieces=twice),
+                "One of the three pieces of in_weight and in_bias is used twice, and one never. The"
+                " first belongs to the queries, the second to the keys, the third to the values.",
+            )
+            for twice in ((0, 1, 1), (0, 2, 2), (0, 0, 2), (1, 1, 2), (0, 1, 0), (2, 1, 2))
+        ),
+        Mistake(
+            "cut head by head",
+            partial(
+                attention_pool,
+                cut=lambda stored, heads: (
+                    stored.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(1, 2)
+                ),
+            ),
+            "in_weight is cut head by head, as if it held the three pieces of head 0, then those of"
+            " head 1. Its first d rows are the queries' map of all heads, the next d the keys', the"
+            " last d the values'.",
+        ),
         Mistake(
             "every third row",
-            partial(attention_pool, cut=lambda stored: [stored[i::3] for i in range(3)]),
+            partial(attention_pool, cut=lambda stored, _: [stored[i::3] for i in range(3)]),
             "You take every third row of in_weight. The pieces lie one behind the other: the first"
             " d rows belong to the queries, the next d to the keys, the last d to the values.",
         ),
@@ -724,11 +893,17 @@ ATTENTION_POOL = Exercise(
             " numbers of different patches end up in one head. Split d first: (b, n, h, k), then"
             " transpose n and h.",
         ),
-        Mistake(
-            "one head",
-            partial(attention_pool, number=lambda heads, d: 1),
-            "Everything is in one head: `heads` is not used. Each head compares its own d / heads"
-            " numbers, and has weights of its own.",
+        *(
+            Mistake(
+                f"one head, {name}",
+                partial(attention_pool, number=lambda heads, d: 1, **given),
+                "Everything is in one head, with one softmax for all numbers of a patch. Each head"
+                " compares its own d / heads numbers, and has weights of its own.",
+            )
+            for name, given in (
+                ("its own scale", {}),
+                ("the heads' scale", {"scale": lambda k, heads: (k / heads) ** -0.5}),
+            )
         ),
         Mistake(
             "k heads of width h",
@@ -746,6 +921,17 @@ ATTENTION_POOL = Exercise(
             partial(attention_pool, scale=lambda k, heads: (k * heads) ** -0.5),
             "The scores are scaled by the whole width d. A head's dot product has only d / heads"
             " terms: scale by the root of that.",
+        ),
+        Mistake(
+            "scale by the number of heads",
+            partial(attention_pool, scale=lambda k, heads: heads**-0.5),
+            "The scores are scaled by the number of heads. A dot product has d / heads terms: scale"
+            " by the root of that.",
+        ),
+        Mistake(
+            "scale upside down",
+            partial(attention_pool, scale=lambda k, heads: k**0.5),
+            "The scores are multiplied by sqrt(d / heads). Divide by it.",
         ),
         Mistake(
             "scaled twice",
@@ -775,6 +961,32 @@ ATTENTION_POOL = Exercise(
             partial(attention_pool, asks="patches", last=lambda pooled: pooled.mean(1)),
             "Every patch asks every patch, and the mean is taken at the end. Here one thing asks:"
             " the probe.",
+        ),
+        *(
+            Mistake(
+                f"probe and patches ask, {name}",
+                partial(attention_pool, **given),
+                "The probe asks, and every patch asks too; then the mean of all answers is taken."
+                " Here the probe alone asks.",
+            )
+            for name, given in {
+                "mean before the MLP": {
+                    "asks": "all",
+                    "together": lambda y: y.mean(1, keepdim=True),
+                },
+                "mean at the end": {"asks": "all", "last": lambda pooled: pooled.mean(1)},
+                "the probe a key too": {
+                    "asks": "patches",
+                    "read": lambda x, probe, norm: torch.cat([probe, x], dim=1),
+                    "together": lambda y: y.mean(1, keepdim=True),
+                },
+            }.items()
+        ),
+        Mistake(
+            "all pictures in one softmax",
+            partial(attention_pool, read=lambda x, probe, norm: x.reshape(1, -1, x.shape[-1])),
+            "The patches of all pictures stand in one softmax, so every picture gets the same"
+            " vector. Each picture has its own, of its own n patches.",
         ),
         *(
             Mistake(
@@ -834,6 +1046,30 @@ ATTENTION_POOL = Exercise(
             " probe's query and the patches' keys decide how much each patch's value counts.",
         ),
         Mistake(
+            "first patch only",
+            partial(
+                attention_pool,
+                soft=lambda scores, _: scores * 0 + (torch.arange(scores.shape[-1]) == 0),
+            ),
+            "Only the first patch counts. is_causal=True does so: the one query then sees the first"
+            " key alone. There is no mask: the probe sees all patches.",
+        ),
+        Mistake(
+            "overflow",
+            partial(
+                attention_pool,
+                soft=lambda scores, axis: scores.exp() / scores.exp().sum(axis, keepdim=True),
+            ),
+            "exp of a score above 88 is infinite in 32 bits, and inf / inf is NaN. Subtract the"
+            " largest score first, or take softmax, which does it.",
+        ),
+        Mistake(
+            "not divided by the sum",
+            partial(attention_pool, soft=lambda scores, _: scores.exp()),
+            "The exponentials of the scores are not divided by their sum, so the weights do not sum"
+            " to 1. softmax(dim=-1) does both.",
+        ),
+        Mistake(
             "no softmax",
             partial(attention_pool, soft=lambda scores, _: scores),
             "There is no softmax: the scores themselves weigh the values. They may be negative and"
@@ -874,7 +1110,7 @@ ATTENTION_POOL = Exercise(
             "cut across",
             partial(
                 attention_pool,
-                cut=lambda stored: (
+                cut=lambda stored, _: (
                     stored.reshape(stored.shape[-1], 3, -1).unbind(1)
                     if stored.ndim == 2
                     else stored.chunk(3)
@@ -899,6 +1135,12 @@ ATTENTION_POOL = Exercise(
             partial(attention_pool, out=False),
             "The last map is missing: after the heads are put side by side, out_weight and out_bias"
             " mix them.",
+        ),
+        Mistake(
+            "last map at the end",
+            partial(attention_pool, out_last=True),
+            "The last map comes at the end, after the MLP. It belongs to attention: what it gives"
+            " is y, and the result is y + mlp(norm(y)).",
         ),
         Mistake(
             "last bias missing",
