@@ -120,6 +120,7 @@ def test_the_references_are_what_the_trained_model_does(capsys):
 @pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 def test_an_exercise_has_enough_mistakes_and_hints_and_no_two_mistakes_are_alike(one):
     assert len(one.mistakes) >= 4
+    assert len({mistake.name for mistake in one.mistakes}) == len(one.mistakes)
     assert len(one.hints) >= 3
     results = [answers_of(one.name, mistake.wrong) for mistake in one.mistakes]
     for i, first in enumerate(results):

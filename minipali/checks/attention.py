@@ -650,7 +650,7 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         *(
             Mistake(
-                f"weights of {names}",
+                f"weights of {names}, biases of {biases}",
                 partial(multi_head_attention, weights_from=names, biases_from=biases),
                 says,
             )
