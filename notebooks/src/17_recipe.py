@@ -277,7 +277,7 @@ for line in {line["stage"]: line for line in lines}.values():
 
 # %% [markdown]
 # Stored here is one run on two processes, with the solutions of lessons 01 to 13 as pieces, on two
-# cores without bfloat16 (AMD EPYC, AVX2) with nothing else to do. In all it took 15 minutes.
+# idle cores without bfloat16 (AMD EPYC, AVX2). It took 15 minutes.
 #
 # How to read it:
 #
@@ -287,8 +287,8 @@ for line in {line["stage"]: line for line in lines}.values():
 #   (lesson 13), and *places* come slowly.
 # - **The fall at the end** is the learning rate going to zero, not a discovery. Judge no run before
 #   it.
-# - **A jagged line** of the validation artist: each point is 60 questions, so it may be off by 12
-#   points. The exam below asks 200 others.
+# - **A jagged line**: each point is 60 questions, so it may be off by 12 percent. The exam asks 200
+#   others.
 # - **Two lines that part** (training and validation artists): what lies between them was learned
 #   about these artists, not about dogs.
 #
@@ -298,9 +298,8 @@ for line in {line["stage"]: line for line in lines}.values():
 # taught: boxes, and counting things by name. **What keeps an exam honest?** No picture of it may be
 # trained on. And it may not be used to *choose*: not the number of steps, not the learning rate,
 # not the best of three runs. For that there is the validation artist. The test artist comes last,
-# and once. (We looked three times: two shorter trainings had named 58 % and 65 % of the test artist's
-# objects. What we changed, we chose by the validation artist. Still, this third number is a little
-# less honest than a first one.)
+# and once. (We looked three times: two shorter trainings had named 58 % and 65 %. So the third number
+# is a little less honest than a first one.)
 
 # %%
 each = 200 if folder.parent.name == "runs" else 10
@@ -400,8 +399,8 @@ print("patches: the same", torch.equal(*(one(boxes, 6, 0.2)
 # ## In the real model
 #
 # PaliGemma's joint training showed a billion examples at 224 pixels, then 50 million at 448 and 10
-# million at 896 (its paper). An example is a picture with one text. Ours, with two short answers a
-# picture, or a long one in every fourth step:
+# million at 896 (its paper). Ours, with two short answers a picture, or a long one in each fourth
+# step:
 
 # %% tags=["nbval-check-output"]
 mine_is = recipe.MINE
@@ -444,8 +443,8 @@ print(f"PaliGemma's joint training: {1e9 / shown:,.0f} times as many")
 # <details><summary>A model says "yes" to every question "is there ...?". What does the exam say, and what
 # unmasks it?</summary>
 #
-# About as much as the commonest answer, which never looks: 50 to 60 % here, because that many of the
-# right answers are "yes". Only beside that column does the number say something.
+# As much as the commonest answer, which never looks: here 50 to 60 %. Beside it the number says
+# something.
 # </details>
 #
 # **Sources.** Stages and numbers of examples: Beyer et al. 2024, *PaliGemma*, arXiv 2407.07726,
