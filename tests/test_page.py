@@ -711,8 +711,10 @@ def test_a_page_that_draws_masks(browser, segmenting, codec, tmp_path):
     visit(browser, file)
     browser.run("""[...document.querySelectorAll("#examples button")]
         .find((one) => one.dataset.name === "three_apples").click()""")
-    browser.run("""[...document.querySelectorAll("#prompts button")]
-        .find((one) => one.textContent === "segment apple").click()""")
+    chip = """[...document.querySelectorAll("#prompts button")]
+        .find((one) => one.textContent === "segment apple")"""
+    wait_for(lambda: browser.run(f"!!{chip}"), seconds=30)  # the picture is open
+    browser.run(f"{chip}.click()")
     wait_for(lambda: "Outlines in colour" in browser.run(TOLD), seconds=30)
     assert browser.run(TEXT) == name
     [pixels] = re.findall(r"Outlines in colour: apple ([\d,]+) pixels[.]", browser.run(TOLD))
