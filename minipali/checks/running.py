@@ -1,6 +1,7 @@
 """How a piece is run: on copies, with torch as it comes, and with an eye on what it calls."""
 
 import copy
+import inspect
 import itertools
 import sys
 import threading
@@ -242,7 +243,8 @@ def _watched(modules: set[ModuleType], handed: set[CodeType]) -> Iterator[list[s
                 function.__kwdefaults__ = {
                     **(function.__kwdefaults__ or {}), "through": _noting(function, note)
                 }  # fmt: skip
-                function.__code__ = _through.__code__
+                yields = inspect.isgeneratorfunction(function)  # Python 3.13 wants the same kind
+                function.__code__ = (_through_yielding if yields else _through).__code__
             yield ran
         finally:
             for function, code, defaults in functions:
@@ -251,6 +253,10 @@ def _watched(modules: set[ModuleType], handed: set[CodeType]) -> Iterator[list[s
 
 def _through(*given, through: Callable, **named):
     return through(*given, **named)
+
+
+def _through_yielding(*given, through: Callable, **named):
+    return (yield from through(*given, **named))
 
 
 def _noting(function: FunctionType, note: Callable[[str], None]) -> Callable:
