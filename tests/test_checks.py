@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import minipali
-from minipali import checks, load, patches
-from minipali.checks import CheckFailed, check, engine, exercise, hint
+from minipali import checks, generation, load, patches
+from minipali.checks import CheckFailed, check, engine, exercise, hint, running
 from minipali.checks.comparing import NEAR, difference, same
 from minipali.checks.engine import (
     CORRECT,
@@ -231,6 +231,14 @@ def test_profilers_and_debuggers_change_nothing_and_lose_nothing(hook):
         sys.setprofile(profiler if callable(profiler) else None)
     assert found == expected
     assert seen() is None or seen()
+
+
+def test_a_generator_stays_one_while_it_is_watched():
+    """Python 3.13 warns where a function changes its kind."""
+    own = {one for one in vars(generation).values() if inspect.isgeneratorfunction(one)}
+    assert own
+    with running._watched({generation}, set()):
+        assert all(map(inspect.isgeneratorfunction, own))
 
 
 def test_watching_leaves_the_package_as_it_was_and_no_other_thread_is_watched():
