@@ -170,6 +170,19 @@ def test_everything_that_is_written_takes_part_in_both_stages(processor):
     assert {name for name, (_, ran) in found.items() if ran} == set(found) - {"rms_norm"}
 
 
+@pytest.mark.parametrize("contrastive_steps", [3, 0])
+def test_the_second_stage_keeps_a_tower_that_has_learned(contrastive_steps, processor):
+    torch.manual_seed(0)
+    budget = replace(MINE, contrastive_steps=contrastive_steps)
+    stage = MyGenerativeStage(budget, TINY, processor, World(), Written())
+    before = {name: p.clone() for name, p in stage.model.named_parameters()}
+    own_loop(stage, stage.module, optimizers(stage.module, 0.01, 1e-3))
+    moved = {name for name, p in stage.model.named_parameters() if not torch.equal(p, before[name])}
+    tower = {name for name in before if name.startswith("vision_tower")}
+    assert "language_model.norm.weight" in moved
+    assert moved & tower == (set() if contrastive_steps else tower)
+
+
 @pytest.mark.parametrize("kind", MY_STAGES)
 def test_a_piece_that_stops_gradients_or_crashes_is_left_out(kind, processor):
     def right(x, weight, bias, eps):
