@@ -1059,12 +1059,9 @@ def _rest_is_a_row(row: Tensor, is_suffix: Tensor, ends: str, seen: bool) -> Ten
     return packed_mask(row, is_suffix) | (see & packed_mask(torch.ones_like(row), is_suffix))
 
 
-def _by_the_suffix(
-    row: Tensor, is_suffix: Tensor, at_padding: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+def _by_the_suffix(row: Tensor, is_suffix: Tensor) -> Tensor:
     """A row taken to begin where suffix turns to prefix."""
-    suffix = at_padding(is_suffix, row == 0)
-    begins = F.pad(suffix[:, :-1] & ~suffix[:, 1:], (1, 0))
+    begins = F.pad(is_suffix[:, :-1] & ~is_suffix[:, 1:], (1, 0))
     return packed_mask((begins.cumsum(dim=1) + 1) * (row != 0), is_suffix)
 
 
@@ -1304,30 +1301,18 @@ PACKED_MASK = Exercise(
             "From the first suffix on, all the rest of the sequence is taken for suffix. Each row"
             " begins with a prefix of its own: ask is_suffix about each key.",
         ),
-        *(
-            Mistake(
-                f"rows begin where suffix turns to prefix, {name}",
-                lambda row, is_suffix, at_padding=at_padding: _by_the_suffix(
-                    row, is_suffix, at_padding
-                ),
-                "Two rows are one to you where the first has no suffix: you look for places where"
-                " suffix turns to prefix. A row may be prefix alone: its numbers in `row` say where"
-                " it ends.",
-            )
-            for name, at_padding in (
-                ("padding as marked", lambda suffix, padding: suffix),
-                ("padding as prefix", lambda suffix, padding: suffix & ~padding),
-                ("padding as suffix", lambda suffix, padding: suffix | padding),
-            )
+        Mistake(
+            "rows begin where suffix turns to prefix",
+            _by_the_suffix,
+            "Two rows are one to you where the first has no suffix: you look for places where"
+            " suffix turns to prefix. A row may be prefix alone: its numbers in `row` say where it"
+            " ends.",
         ),
-        *(
-            Mistake(
-                f"numbers in {dtype}",
-                partial(packed_mask, numbers=lambda row, dtype=dtype: row.to(dtype)),
-                "Rows whose numbers are large and near each other are one to you: 16 bits cannot"
-                " tell such numbers apart. Compare them as they are, in int64.",
-            )
-            for dtype in (torch.float16, torch.bfloat16)
+        Mistake(
+            "numbers in 16 bits",
+            partial(packed_mask, numbers=Tensor.half),
+            "Rows whose numbers are large and near each other are one to you: floats of 16 bits"
+            " cannot tell such numbers apart. Compare them as they are, in int64.",
         ),
         Mistake(
             "padding sees nothing",
