@@ -331,6 +331,15 @@ def test_a_buffer_written_beyond_its_new_places_is_noticed():
     assert examine(exercise("cache_update"), joined).status == CORRECT
 
 
+def test_what_stands_in_a_buffer_is_not_said_to_be_returned():
+    def replaces_the_buffers(keys, values, start, key, value):
+        keys.data, values.data = joined(keys, values, start, key, value)
+        return keys, values
+
+    outcome = examine(exercise("cache_update"), replaces_the_buffers)
+    assert outcome.message.startswith("What stands at the end in keys is what all_keys must be.")
+
+
 def ring_of_lists(write):
     """Old tokens are read one by one, and new ones written by `write(ring, places, new)`."""
 

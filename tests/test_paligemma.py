@@ -299,10 +299,10 @@ def test_dividing_the_picture_and_multiplying_everything_gives_the_same_row(mode
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-# What these do wrong does not come up in the small model: its weight is not square, its image
-# tokens are neighbours, its numbers float32, its padding is never marked as suffix and never behind
-# one, and torch's attention takes masks of both kinds.
-UNSEEN = {"weight turned", "a block from the first place on", "in float32"}
+# What these do wrong does not come up in the small model: its weight is not square, its pictures
+# have more than one patch, its image tokens are neighbours, its numbers float32, its padding is
+# never marked as suffix and never behind one, and torch's attention takes masks of both kinds.
+UNSEEN = {"weight turned", "no axis for one patch", "a block from the first place on", "in float32"}
 UNSEEN |= {"prefix counted, padding too", "queries of the prefix see no suffix"}
 UNSEEN |= {"prefix visible to the prefix", "suffix counted, padding too"}
 UNSEEN |= {f"numbers to add, {least}" for least in LEAST}

@@ -783,7 +783,7 @@ def test_a_newline_may_be_encoded_with_the_prompt_or_by_itself():
 @pytest.mark.parametrize(("wrong", "said"), [
     (lambda square: square[..., :2], "axis 0 (c) must be 3, found 2"),
     (lambda square: square[..., ::-1].copy(), "Red and blue are exchanged"),
-    (lambda square: square // 2 * 2, "Case 1 of 6"),
+    (lambda square: square // 2 * 2, "Case 1 of 7"),
 ])  # fmt: skip
 def test_pixels_that_are_wrong_in_other_ways_are_rejected_too(wrong, said):
     def attempt(picture, side):

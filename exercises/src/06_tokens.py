@@ -22,8 +22,8 @@ from minipali.checks import check, hint
 #
 # You get a Pillow picture of any size and of any of these kinds: colour (RGB), grey (L), both with
 # transparency (RGBA, LA), or with a palette (P), which may call one of its colours transparent. All
-# have 8 bits. (16 bits, and pictures that a camera noted as lying on their side, are not your task
-# here.) Three steps, in this order:
+# have 8 bits. (16 bits, a transparent colour in RGB or L, and pictures that a camera noted as lying on
+# their side, are not your task here.) Three steps, in this order:
 #
 # 1. The picture becomes RGB on white. A pixel that is half transparent is laid on the white: it keeps
 #    half of its colour, and the other half is white, rounded to the nearest byte as Pillow does it.
@@ -58,8 +58,8 @@ check("to_pixels", to_pixels)
 # ## 2. A prompt
 #
 # The row of a question: the places of the picture, bos, the prompt, the newline. `encode` is a function
-# that is ready to use: it takes a text and returns a list of ids, without bos and without a newline of
-# its own. The prompt stays as it is, spaces and capitals too, and gets one newline more, whatever it
+# that is ready to use: it takes a text and returns a new list of ids, without bos and without a newline
+# of its own. The prompt stays as it is, spaces and capitals too, and gets one newline more, whatever it
 # ends with. A newline never joins its neighbours, so `encode(prompt + "\n")` and
 # `encode(prompt) + encode("\n")` are the same ids: take either. Do not write any id by heart. They
 # differ from model to model, and in the check.

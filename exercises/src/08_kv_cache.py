@@ -29,7 +29,8 @@ from minipali.checks import check, hint
 def cache_update(keys, values, start, key, value):
     """Store what is new, return all so far.
 
-    keys, values: buffers (b, g, max, k), written in place; start: how many places are filled
+    keys, values: buffers (b, g, max, k), written in place
+    start: how many places are filled, 0 in the first call
     key, value: of this call's tokens, (b, g, t, k), in the dtype of the buffers
     returns: keys and values of everything so far, (b, g, start + t, k) each
     """
@@ -94,9 +95,9 @@ check("token_positions", token_positions)
 # sees does not matter, because nobody sees that place.) So one row of booleans for each text is all the
 # mask you need, and it grows with each call.
 #
-# The positions of a row's real tokens go on by 1, from call to call too, as your `token_positions` counts
-# them. (Where they begin does not matter: `rotate` lets only distances count.) A key is kept as it was
-# rotated.
+# The positions of a row's real tokens go on by 1, from call to call too. Your `token_positions` counts so.
+# (Where they begin does not matter: `rotate` lets only distances count.) A key's position never changes,
+# so you may keep it rotated.
 
 
 # %%
@@ -147,7 +148,7 @@ check("decode", decode)
 # A cache grows with the text. There are models with a **sliding window**: in most of their layers a token
 # sees only the last `window` tokens, itself among them. What is older will never be read again, so its
 # place can be used anew. Such a memory is a **ring**: `window` places, and token number n of a row
-# (counted from 0) lies at place `n % window`. Nothing is ever moved. The new token takes the place of the
+# (counted from 0, padding too) lies at place `n % window`. Nothing is ever moved. The new token takes the place of the
 # oldest.
 #
 # A call brings t tokens, and `start` tokens came before. Return what its tokens need: the last

@@ -27,9 +27,8 @@ from minipali.checks import check, hint
 def image_tokens(pixels, vision_tower, weight, bias):
     """Pictures as tokens for the decoder, one for each patch, not multiplied by sqrt(d).
 
-    pixels: (b, c, y, x); vision_tower: function (b, c, y, x) -> (b, n, width of the tower), for any b:
-    all pictures at once, or one by one
-    weight: (d, width of the tower); bias: (d,)
+    pixels: (b, c, y, x); weight: (d, width of the tower); bias: (d,)
+    vision_tower: a function of pixels of any b, (b, c, y, x) -> (b, n, width of the tower); n from 1 on
     returns: (b, n, d)
     """
     ### BEGIN SOLUTION
@@ -110,10 +109,10 @@ check("prefix_lm_mask", prefix_lm_mask)
 # their answers. It takes walls between them, and a mask can be the wall.
 #
 # `row` says to which row a token belongs. 0 is padding, and stands in front of rows, between them or
-# behind them, never inside one. The other numbers are above 0 and only tell rows apart: they come in any
+# behind them, never inside one. The other numbers, 1 to 9999, only tell rows apart: they come in any
 # order. The tokens of a row stand together, and no other row of the sequence has its number. In *another*
-# sequence of the batch the same number is another row. `is_suffix` is as above, and each row begins with
-# a prefix of one token or more. Three rules:
+# sequence of the batch the same number is another row. Each row is a prefix of one token or more, and
+# then its suffix, if it has one. (At padding `is_suffix` again says nothing.) Three rules:
 #
 # 1. A token of a row sees keys of its own row alone.
 # 2. Which of these it sees, is as before: those of the prefix, and those that are not later than it.

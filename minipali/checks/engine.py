@@ -333,7 +333,10 @@ def _related(exercise: Exercise, attempt: Callable, results: list) -> str:
     if not backward:
         for other, name in enumerate(parts):
             if all(same(results[i][part], expected[i][other], exercise.tolerance) for i in wrong):
-                return f"What you return as {parts[part]} is what {name} must be."
+                how = (
+                    "stands at the end in" if parts[part] in exercise.in_place else "you return as"
+                )
+                return f"What {how} {parts[part]} is what {name} must be."
     said = relation(pairs, exercise.tolerance)
     of = f"The gradient of `{parts[part]}`" if backward else parts[part] if parts else ""
     return f"{of}: {said}" if said and of else said

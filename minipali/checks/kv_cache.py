@@ -74,12 +74,26 @@ def _cache_update(
     return order(tuple(both))
 
 
+def _joined(edit: dict[str, Callable]) -> Callable:
+    """With one thing changed in what is stored; what is returned is joined, and right.
+
+    No partial: its sentence would be wrong beside another mistake's.
+    """
+    return lambda *given: _cache_update(*given, **edit, from_the_buffer=False)
+
+
 def _in_front(keys, values, start, key, value):
     """The new ones in front of the old ones, in the buffers too."""
     end = start + key.shape[2]
     for buffer, new in ((keys, key), (values, value)):
         buffer[:, :, :end] = torch.cat((new, buffer[:, :, :start]), dim=2)
     return keys[:, :, :end], values[:, :, :end]
+
+
+def _behind_the_end(keys, values, start, key, value):
+    """Into no place at all, which torch refuses unless one token comes: that is lost."""
+    longest = keys.shape[2]
+    keys[:, :, longest : longest + key.shape[2]] = key
 
 
 def _so_many(number: Callable[[Tensor], int]) -> Callable:
@@ -115,9 +129,13 @@ _SO_MANY = (
     "You write as many places as there are {what}: key.shape[{axis}]. The tokens of this call are"
     " the third axis of key, (b, g, t, k): t = key.shape[2]."
 )
+_OWN_PLACE = (
+    "Only the last token of this call is stored; the places before it keep their garbage. The first"
+    " call brings the whole prompt: write all t = key.shape[2] tokens, to start to start + t."
+)
 _NOT_STORED = (
-    "What you return is right, but nothing is stored: the buffers are as they were. The next call"
-    " would find garbage. Write into them: keys[:, :, a:b] = key."
+    "Nothing is stored: the buffers are as they were, and the next call would find garbage. Write"
+    " into them: keys[:, :, a:b] = key."
 )
 _LAST_TOKEN = (
     "Only the last token of this call is stored, in the first free place. The first call brings the"
@@ -148,6 +166,16 @@ CACHE_UPDATE = Exercise(
             " there. `start` tokens are stored already: write from place `start` on.",
         ),
         Mistake(
+            "start ignored, and only so many returned",
+            partial(
+                _cache_update,
+                place=lambda start, new, longest: 0,
+                read=lambda start, end, longest: (0, end - start),
+            ),
+            "The new tokens are written to the front of the buffer, over the tokens that were"
+            " there. `start` tokens are stored already: write from place `start` on.",
+        ),
+        Mistake(
             "one place too far",
             partial(_cache_update, place=lambda start, new, longest: start + 1),
             "The new tokens are written one place too far back, and one place of garbage stays"
@@ -158,6 +186,25 @@ CACHE_UPDATE = Exercise(
             partial(_cache_update, place=lambda start, new, longest: max(0, start - 1)),
             "The first new token is written over the last old one. Places count from 0: the old"
             " ones are 0 to start - 1, and `start` is the first free one.",
+        ),
+        Mistake(
+            "last token alone, at its own place",
+            partial(
+                _cache_update,
+                tokens=lambda new: new[:, :, -1:],
+                place=lambda start, new, longest: start + new - 1,
+            ),
+            _OWN_PLACE,
+        ),
+        Mistake(
+            "last token alone, at its own place, and joined to the old ones",
+            partial(
+                _cache_update,
+                tokens=lambda new: new[:, :, -1:],
+                place=lambda start, new, longest: start + new - 1,
+                from_the_buffer=False,
+            ),
+            _OWN_PLACE,
         ),
         Mistake(
             "over the last token, and one less returned",
@@ -174,6 +221,50 @@ CACHE_UPDATE = Exercise(
             partial(_cache_update, place=lambda start, new, longest: longest - new),
             "The new tokens are written to the end of the buffer. They belong behind those that"
             " are there: from place `start` on.",
+        ),
+        *(
+            Mistake(
+                f"{name}, and joined for what is returned",
+                _joined(edit),
+                "What you return is right, but the buffers are not: " + said,
+            )
+            for name, edit, said in (
+                (
+                    "start ignored",
+                    {"place": lambda start, new, longest: 0},
+                    "the new tokens are written to their front, over the tokens that were there."
+                    " Write from place `start` on.",
+                ),
+                (
+                    "one place too far",
+                    {"place": lambda start, new, longest: start + 1},
+                    "the new tokens are written one place too far back. Places count from 0, so"
+                    " `start` is the first free one.",
+                ),
+                (
+                    "over the last token",
+                    {"place": lambda start, new, longest: max(0, start - 1)},
+                    "the first new token is written over the last old one. Places count from 0, so"
+                    " `start` is the first free one.",
+                ),
+                (
+                    "at the end of the buffer",
+                    {"place": lambda start, new, longest: longest - new},
+                    "the new tokens are written to their end. Write from place `start` on.",
+                ),
+                (
+                    "first token alone",
+                    {"tokens": lambda new: new[:, :, :1]},
+                    "only the first token of this call is stored. Write all t = key.shape[2]"
+                    " tokens, to the places start to start + t.",
+                ),
+                (
+                    "last token alone",
+                    {"tokens": lambda new: new[:, :, -1:]},
+                    "only the last token of this call is stored, in the first free place. Write all"
+                    " t = key.shape[2] tokens, to the places start to start + t.",
+                ),
+            )
         ),
         Mistake(
             "whole buffer returned",
@@ -220,14 +311,14 @@ CACHE_UPDATE = Exercise(
         Mistake(
             "values not stored",
             partial(_cache_update, stored="k", from_the_buffer=False),
-            "What you return is right, and the keys are stored, but the values are not: the next"
-            " call would find garbage. Write into both buffers.",
+            "The keys are stored, but the values are not: the next call would find garbage. Write"
+            " into both buffers.",
         ),
         Mistake(
             "keys not stored",
             partial(_cache_update, stored="v", from_the_buffer=False),
-            "What you return is right, and the values are stored, but the keys are not: the next"
-            " call would find garbage. Write into both buffers.",
+            "The values are stored, but the keys are not: the next call would find garbage. Write"
+            " into both buffers.",
         ),
         Mistake(
             "one token at a time",
@@ -347,6 +438,13 @@ CACHE_UPDATE = Exercise(
                 " second number: keys[:, :, start : start + t] has t places.",
             )
             for more, long in ((-1, "short"), (1, "long"))
+        ),
+        Mistake(
+            "behind the end",
+            _behind_the_end,
+            "You write behind the end of the buffer. Its first free place is `start`. (It cannot be"
+            " found in what is stored: what lies further back is garbage, not 0. And max is the"
+            " length of the whole buffer.)",
         ),
         Mistake(
             "one place for all",
@@ -1148,6 +1246,7 @@ def _ring_cases() -> list[tuple]:
     return [
         case(3, 2, 5, 4, 0, 3),  # a short prompt
         case(3, 2, 5, 4, 3, 1),  # one more, and the ring is not full yet
+        case(2, 1, 4, 3, 4, 2),  # it is just full: a place for each token so far
         case(3, 2, 5, 4, 12, 1),  # long ago it was
         case(2, 3, 5, 4, 8, 3),  # three, of which the last begins the ring anew
         case(2, 1, 5, 6, 0, 8),  # a prompt that is longer than the window
@@ -1205,6 +1304,13 @@ def ring_update(
         both.append(whole[:, :, -window:] if cut else whole)
     return order(tuple(both))
 
+
+# What is read of a ring in which each token so far has its place, and no older one was there.
+JUST_FULL = {
+    "the first places": lambda window: torch.arange(window - 1),
+    "all": torch.arange,
+    "none": lambda window: torch.arange(0),
+}
 
 _NOT_IN_THE_RING = " Token number n of a row, counted from 0, lies at place n % window."
 
@@ -1295,10 +1401,10 @@ RING_UPDATE = Exercise(
     parts=("seen_keys", "seen_values", "keys", "values"),
     in_place=("keys", "values"),
     checked=(
-        "what is returned and what is stored, every value, in 7 calls: a short prompt, one token"
-        " before and one after the ring is full, three that run over its end, a prompt longer than"
-        " the window, many tokens later, and a window of one; places that are not filled hold"
-        " garbage"
+        "what is returned and what is stored, every value, in 8 calls: a short prompt, one token"
+        " before the ring is full, two when it is just full, one long after, three that run over"
+        " its end, a prompt longer than the window, many tokens later, and a window of one; places"
+        " that are not filled hold garbage"
     ),
     mistakes=(
         Mistake(
@@ -1312,6 +1418,37 @@ RING_UPDATE = Exercise(
             partial(ring_update, back=lambda window: window - 2),
             "One old token is missing in what is returned. A token sees `window` tokens, itself"
             " among them: window - 1 come from the ring.",
+        ),
+        *(
+            Mistake(
+                f"{read} of a ring that is just full",
+                partial(
+                    ring_update,
+                    old_order=lambda places, window, start, read=read: (
+                        JUST_FULL[read](window) if start == window > 1 else places
+                    ),
+                ),
+                says,
+            )
+            for read, says in (
+                (
+                    "the first places",
+                    "A ring that is just full (`start` is `window`) is read as if it were not: its"
+                    " first window - 1 places. The oldest token, at place 0, is no longer seen, and"
+                    " the one at the last place is: read from start - window + 1 on.",
+                ),
+                (
+                    "all",
+                    "Of a ring that is just full (`start` is `window`) all tokens are returned, one"
+                    " too many. At most window - 1 come from the ring, from start - window + 1 on.",
+                ),
+                (
+                    "none",
+                    "Of a ring that is just full (`start` is `window`) no token is returned."
+                    " `start` % `window` is 0 there, and that is a place, not a number of tokens:"
+                    " the last window - 1 tokens are still seen.",
+                ),
+            )
         ),
         Mistake(
             "written before read",
@@ -1492,14 +1629,13 @@ RING_UPDATE = Exercise(
         Mistake(
             "not stored",
             partial(ring_update, stored=""),
-            "What you return is right, but nothing is stored. The next call would find the ring as"
-            " it was: write into keys and values.",
+            "Nothing is stored. The next call would find the ring as it was: write into keys and"
+            " values.",
         ),
         Mistake(
             "values not stored",
             partial(ring_update, stored="k"),
-            "What you return is right, and the keys are stored, but the values are not. Write into"
-            " both rings.",
+            "The keys are stored, but the values are not. Write into both rings.",
         ),
         Mistake(
             "keys in place of values",

@@ -24,8 +24,9 @@ def _image_tokens_cases() -> list[tuple]:
         weight = torch.randn(d, 12, generator=random) * 0.5
         return pixels, tower, weight, torch.randn(d, generator=random)
 
-    # In the first the weight is square, so that a turned one does not crash.
-    return [case(3, 4, 6, 12), case(2, 6, 4, 7), case(1, 4, 4, 5)]
+    # In the first the weight is square, so that a turned one does not crash. In the last there is
+    # one patch.
+    return [case(3, 4, 6, 12), case(2, 6, 4, 7), case(1, 4, 4, 5), case(2, 2, 2, 4)]
 
 
 def image_tokens(
@@ -95,8 +96,8 @@ IMAGE_TOKENS = Exercise(
     cases=_image_tokens_cases,
     axes="b n d",
     checked=(
-        "shape, dtype and every value on batches of 3, 2 and 1 pictures, with a small made-up"
-        " vision tower; inputs unchanged"
+        "shape, dtype and every value on batches of 3, 2 and 1 pictures of 6, 4 and 1 patches, with"
+        " a small made-up vision tower; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -252,6 +253,18 @@ IMAGE_TOKENS = Exercise(
             "no axis for one picture",
             partial(image_tokens, last=lambda x: x[0] if len(x) == 1 else x),
             "A batch of one picture has lost its axis b. Keep it, whatever its length:"
+            " .squeeze() removes every axis of length 1.",
+        ),
+        Mistake(
+            "no axis for one patch",
+            partial(image_tokens, last=lambda x: x[:, 0] if x.shape[1] == 1 else x),
+            "Pictures of one patch have lost their axis n. Keep it, whatever its length:"
+            " .squeeze() removes every axis of length 1.",
+        ),
+        Mistake(
+            "no axis of length 1",
+            partial(image_tokens, last=torch.squeeze),
+            "Axes of length 1 are lost: b of a single picture, and n of a single patch. Keep them:"
             " .squeeze() removes every axis of length 1.",
         ),
         Mistake(
@@ -978,9 +991,10 @@ def _packed_cases() -> list[tuple]:
     def case(*rows: tuple[str, str]) -> tuple:
         """Of each sequence the rows' numbers, a letter a token, and the kinds.
 
-        a is 1, b 4, c 9: some numbers are larger than there are rows.
+        a is 1, b 4, c 9: some numbers are larger than there are rows. y and z are one in 16 bits.
         """
-        numbers = torch.tensor([["0abcdefghi".index(one) ** 2 for one in n] for n, _ in rows])
+        number = {"y": 2048, "z": 2049} | {"0abcdefghi"[i]: i**2 for i in range(10)}
+        numbers = torch.tensor([[number[one] for one in n] for n, _ in rows])
         return numbers, _rows_of([kinds for _, kinds in rows])[1]
 
     return [
@@ -988,7 +1002,7 @@ def _packed_cases() -> list[tuple]:
         # numbers in any order, and another number of rows in each sequence
         case(("dddgggbbb", "xxSxSSxxS"), ("hhhhhhhhh", "xxxxxSSSS"), ("cccaaaaie", "xxSxxSSxx")),
         # padding at the end, in front and in between, as prefix or as suffix
-        case(("bbbbaaa00", "xxSSxSS.."), ("00cccdd00", "::xSSxS.:"), ("aa00ccc0f", "xS:.xxS:x")),
+        case(("bbbbaaa00", "xxSSxSS.."), ("00yyyzz00", "::xSSxS.:"), ("aa00ccc0f", "xS:.xxS:x")),
         case(("aab00", "xSx..")),
     ]
 
@@ -1043,6 +1057,12 @@ def _rest_is_a_row(row: Tensor, is_suffix: Tensor, ends: str, seen: bool) -> Ten
     zero = row == 0
     see = (zero & ~known)[:, None, :, None] & (zero if seen else zero & ~known)[:, None, None, :]
     return packed_mask(row, is_suffix) | (see & packed_mask(torch.ones_like(row), is_suffix))
+
+
+def _by_the_suffix(row: Tensor, is_suffix: Tensor) -> Tensor:
+    """A row taken to begin where suffix turns to prefix."""
+    begins = F.pad(is_suffix[:, :-1] & ~is_suffix[:, 1:], (1, 0))
+    return packed_mask((begins.cumsum(dim=1) + 1) * (row != 0), is_suffix)
 
 
 def _stretches(row: Tensor) -> Tensor:
@@ -1280,6 +1300,19 @@ PACKED_MASK = Exercise(
             lambda row, is_suffix: packed_mask(row, is_suffix.cumsum(dim=1) > 0),
             "From the first suffix on, all the rest of the sequence is taken for suffix. Each row"
             " begins with a prefix of its own: ask is_suffix about each key.",
+        ),
+        Mistake(
+            "rows begin where suffix turns to prefix",
+            _by_the_suffix,
+            "Two rows are one to you where the first has no suffix: you look for places where"
+            " suffix turns to prefix. A row may be prefix alone: its numbers in `row` say where it"
+            " ends.",
+        ),
+        Mistake(
+            "numbers in 16 bits",
+            partial(packed_mask, numbers=Tensor.half),
+            "Rows whose numbers are large and near each other are one to you: floats of 16 bits"
+            " cannot tell such numbers apart. Compare them as they are, in int64.",
         ),
         Mistake(
             "padding sees nothing",

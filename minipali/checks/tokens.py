@@ -1,5 +1,6 @@
 """Lesson 06: pictures as pixels, prompts as ids, rows of equal length, and rows packed."""
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -43,6 +44,10 @@ def _pictures() -> list[tuple]:
     drawing = Image.frombytes("P", (18, 15), numbers.tobytes())
     drawing.putpalette(noise(1, 8, 3).flatten().tolist())
     drawing.info["transparency"] = 3
+    # Here white mixes in with a rest in each pixel, so it counts how that is rounded. (No share of
+    # 255 lies in the middle between two bytes.)
+    mixed = rng.integers(60, 196, (16, 21, 4)).astype(np.uint8)
+    mixed[..., 3] = rng.choice([a for a in range(256) if math.gcd(a, 255) == 1], (16, 21))
     return [
         (Image.fromarray(wide), 6),
         (Image.fromarray(large), 7),
@@ -50,6 +55,7 @@ def _pictures() -> list[tuple]:
         (Image.fromarray(cut_out), 5),
         (Image.fromarray(grey_cut_out), 6),
         (drawing, 7),
+        (Image.fromarray(mixed), 6),
     ]
 
 
@@ -99,10 +105,35 @@ def _all_or_nothing(limit: int) -> Callable[[Image.Image], Image.Image]:
     return flat
 
 
-def _resized_by_torch(antialias: bool) -> Callable:
+def _mixed(
+    mix: Callable[[np.ndarray, np.ndarray], np.ndarray], dtype: type = np.int64
+) -> Callable[[Image.Image], Image.Image]:
+    """White mixed in by hand: mix gets colours and shares, 0 to 255, and is cut off to bytes."""
+
+    def flat(picture: Image.Image) -> Image.Image:
+        rgba = np.array(picture.convert("RGBA")).astype(dtype)
+        return Image.fromarray(mix(rgba[..., :3], rgba[..., 3:]).astype(np.uint8))
+
+    return flat
+
+
+def _sum_of_shares(colour: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return colour * (share / 255) + 255 * (1 - share / 255)
+
+
+def _sum_of_bytes(colour: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return (colour * (share / 255)).astype(int) + (255 * (1 - share / 255)).astype(int)
+
+
+def _times_255(colour: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return colour * share + 255 * (255 - share)
+
+
+def _resized_by_torch(antialias: bool, rounded: bool = False) -> Callable:
     def wrong(picture: Image.Image, side: int) -> Tensor:
-        pixels = _scaled(_channels_first(np.array(to_rgb(picture))))[None]
-        return F.interpolate(pixels, (side, side), mode="bicubic", antialias=antialias)[0]
+        pixels = _channels_first(np.array(to_rgb(picture))).float()[None]
+        pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=antialias)[0]
+        return _scaled(pixels.round() if rounded else pixels)
 
     return wrong
 
@@ -170,9 +201,9 @@ TO_PIXELS = Exercise(
     cases=_pictures,
     axes="c y x",
     checked=(
-        "shape, dtype and every value on 6 pictures: one nearly five times as wide as high, one"
-        " that shrinks about ten times, a grey one, and three with transparent parts: in colour, in"
-        " grey, and with a palette; picture unchanged"
+        "shape, dtype and every value on 7 pictures: one nearly five times as wide as high, one"
+        " that shrinks about ten times, a grey one, and four with transparent parts: two in colour,"
+        " one in grey, and one with a palette; picture unchanged"
     ),
     mistakes=(
         Mistake(
@@ -270,6 +301,13 @@ TO_PIXELS = Exercise(
             " and rounds to bytes. The published models were made with Pillow's result. Resize the"
             " picture first, then make a tensor of it.",
         ),
+        Mistake(
+            "resized in floats",
+            _resized_by_torch(antialias=True, rounded=True),
+            "The picture is resized in floats and rounded once, at the end. Pillow resizes bytes,"
+            " and rounds after the width and after the height. The check wants its bytes: use"
+            " picture.resize on a picture of bytes.",
+        ),
         *(
             Mistake(
                 f"{which.lower()} filter",
@@ -349,6 +387,44 @@ TO_PIXELS = Exercise(
                 _THRESHOLD,
             )
             for limit in (1, 128, 255)
+        ),
+        *(
+            Mistake(
+                f"mixed colours cut off: {name}",
+                partial(_to_pixels, flat=flat),
+                "Where white is mixed in, the numbers are cut off to bytes (.astype(np.uint8),"
+                " int(...) and // do that). They are rounded to the nearest byte: np.rint(...)"
+                " first, or let Image.alpha_composite mix.",
+            )
+            for name, flat in (
+                ("exactly", _mixed(lambda colour, share: _times_255(colour, share) // 255)),
+                ("in float64", _mixed(_sum_of_shares)),
+                ("two parts in float64", _mixed(_sum_of_bytes)),
+                ("two parts in float32", _mixed(_sum_of_bytes, np.float32)),
+            )
+        ),
+        Mistake(
+            "mixed colours rounded up",
+            partial(
+                _to_pixels,
+                flat=_mixed(lambda colour, share: -(-_times_255(colour, share) // 255)),
+            ),
+            "Where white is mixed in, the numbers are rounded up. They are rounded to the nearest"
+            " byte: np.rint(...), or let Image.alpha_composite mix.",
+        ),
+        *(
+            Mistake(
+                f"a whole is 256, {name}",
+                partial(
+                    _to_pixels,
+                    flat=_mixed(
+                        lambda colour, share, more=more: (_times_255(colour, share) + more) >> 8
+                    ),
+                ),
+                "Where white is mixed in, you divide by 256 (>> 8 does, too), so that white becomes"
+                " darker. A pixel that is all opaque has 255: divide by that.",
+            )
+            for name, more in (("cut off", 0), ("rounded", 128))
         ),
         Mistake(
             "resized first",
@@ -908,17 +984,18 @@ def pack_rows(
     length: int,
     filler: int,
     *,
-    choose: Callable[[list[int]], int] = lambda fitting: fitting[0],
+    choose: Callable[[list[int]], list[int]] = lambda fitting: fitting[:1],
+    put: Callable[[list[int], int], None] = list.append,
     spare: int = 0,
     order: Callable[[list[int], list], list[int]] = lambda numbers, rows: numbers,
-    searched: Callable[[int], int] = lambda packed: 0,
+    searched: Callable[[int], range] = range,
     fullest: bool = False,
     first_position: int = 1,
     run_on: bool = False,
     free_position: str = "0",
     free_owner: int | str = -1,
     first_owner: int = 0,
-    own_number: Callable[[int, int, int], int] = lambda row, inside, packed: row,
+    own_number: Callable[[int, int, int, int], int] = lambda row, inside, packed, before: row,
     filler_of: Callable[[int], int] = lambda filler: filler,
     on_the_left: bool = False,
     as_wide: bool = True,
@@ -931,19 +1008,16 @@ def pack_rows(
     packed: list[list[int]] = []  # numbers of rows
     for row in order(list(range(len(rows))), rows):
         room = [length - sum(len(rows[one]) + gap for one in each) for each in packed]
-        fitting = [
-            i
-            for i in range(searched(len(packed)), len(packed))
-            if room[i] >= len(rows[row]) + spare
-        ]
+        fitting = [i for i in searched(len(packed)) if room[i] >= len(rows[row]) + spare]
         if fullest:
             fitting.sort(key=lambda i: room[i])
-        if fitting:
-            packed[choose(fitting)].append(row)
-        else:
+        for i in choose(fitting):
+            put(packed[i], row)
+        if not fitting:
             packed.append([row])
     ids, positions, owners = [], [], []
     for number, each in enumerate(packed):
+        before = sum(map(len, packed[:number]))  # so many rows lie in earlier packed rows
         tokens, places, whose = [], [], []
         for inside, row in enumerate(each):
             between = gap if inside else 0
@@ -953,7 +1027,7 @@ def pack_rows(
             start = first_position + (len(tokens) if run_on else 0)
             places += range(start, start + len(rows[row]))
             of = rows.index(rows[row]) if by_content else row
-            whose += [own_number(of, inside, number) + first_owner] * len(rows[row])
+            whose += [own_number(of, inside, number, before) + first_owner] * len(rows[row])
             tokens += rows[row]
         free = length - len(tokens)
         more = {"0": [0] * free, "1": [1] * free, "-1": [-1] * free}.get(
@@ -1027,13 +1101,13 @@ PACK_ROWS = Exercise(
         ),
         Mistake(
             "owners within a packed row",
-            partial(pack_rows, own_number=lambda row, inside, packed: inside),
+            partial(pack_rows, own_number=lambda row, inside, packed, before: inside),
             "The owners start again at 0 in each packed row. The owner of a token is the number"
             " that its row has in `rows`.",
         ),
         Mistake(
             "packed row as owner",
-            partial(pack_rows, own_number=lambda row, inside, packed: packed),
+            partial(pack_rows, own_number=lambda row, inside, packed, before: packed),
             "The owner is the number of the packed row. It must tell the rows apart that lie in"
             " one packed row: the number that the token's row has in `rows`.",
         ),
@@ -1069,13 +1143,20 @@ PACK_ROWS = Exercise(
             "owners within a packed row, from 1",
             partial(
                 pack_rows,
-                own_number=lambda row, inside, packed: inside,
+                own_number=lambda row, inside, packed, before: inside,
                 first_owner=1,
                 free_owner=0,
             ),
             "The owners count 1, 2, ... anew in each packed row, with 0 for free places. Others do"
             " it so, but here the owner is the number that the token's row has in `rows`, from 0,"
             " and free places have -1.",
+        ),
+        Mistake(
+            "owners by place",
+            partial(pack_rows, own_number=lambda row, inside, packed, before: before + inside),
+            "The owners count the rows as they lie in the packed rows, one after the other. A later"
+            " row may lie in an earlier packed row, in a gap: the owner is the number that the"
+            " token's row has in `rows`, so keep it with the row.",
         ),
         Mistake(
             "free places have position -1",
@@ -1107,7 +1188,7 @@ PACK_ROWS = Exercise(
         ),
         Mistake(
             "only the last packed row",
-            partial(pack_rows, searched=lambda packed: max(0, packed - 1)),
+            partial(pack_rows, searched=lambda packed: range(packed)[-1:]),
             "Only the packed row that was opened last is looked at. An earlier one may still have"
             " room: take the first that has.",
         ),
@@ -1119,12 +1200,29 @@ PACK_ROWS = Exercise(
         ),
         Mistake(
             "the last that fits",
-            partial(pack_rows, choose=lambda fitting: fitting[-1]),
+            partial(pack_rows, choose=lambda fitting: fitting[-1:]),
             "The row goes into the last packed row that has room. Take the first one.",
         ),
         Mistake(
+            "all that fit",
+            partial(pack_rows, choose=lambda fitting: fitting),
+            "The row is put into every packed row that has room, so its tokens are there more than"
+            " once. It goes into the first one alone: stop looking there (break).",
+        ),
+        Mistake(
+            "only the first packed row",
+            partial(pack_rows, searched=lambda packed: range(packed)[:1]),
+            "Only the first of the packed rows is looked at. If it has no room, ask the others in"
+            " their order, and begin a new one only if none has.",
+        ),
+        Mistake(
+            "in front of what is there",
+            partial(pack_rows, put=lambda packed, row: packed.insert(0, row)),
+            "The row is put in front of the rows that lie there. It goes right behind them.",
+        ),
+        Mistake(
             "nothing packed",
-            partial(pack_rows, searched=lambda packed: packed),
+            partial(pack_rows, searched=lambda packed: range(0)),
             "Each row is alone in its packed row. Put it behind an earlier one where there is"
             " room.",
         ),
