@@ -854,7 +854,8 @@ def _block_cases() -> list[tuple]:
     )
     # A block of scores times values, (b, h, t, s, k), and the blocks' own results, (8, b, h, t, k),
     # have fewer than LARGEST numbers; all keys have more, and so have all scores.
-    sizes = (6, 9, 4, 8, 9, 9, 8, 7)  # 60 keys, and the first block is not the largest
+    # 60 keys; the first block is not the largest, and not the only one of its size.
+    sizes = (6, 9, 6, 8, 9, 9, 6, 7)
     many = Blocks(2 * draw(2, 2, sum(sizes), 3), draw(2, 2, sum(sizes), 3), sizes)
     # Here the scores of one query alone are more.
     # All keys and values are 3900 numbers, and a block's scores times its values 300.
@@ -939,6 +940,14 @@ def _one_late(blocks: Blocks) -> Blocks:
 
 def _from_copies(query: Tensor, blocks: Blocks) -> Tensor:
     return attend_in_blocks(query, [(key.clone(), value.clone()) for key, value in blocks])
+
+
+def _of_the_firsts_size(blocks: Blocks) -> Blocks:
+    size = None
+    for key, value in blocks:
+        size = size or key.shape[2]
+        if key.shape[2] == size:
+            yield key, value
 
 
 def _cut_to_the_first(blocks: Blocks) -> Blocks:
@@ -1150,6 +1159,12 @@ ATTEND_IN_BLOCKS = Exercise(
             "first block left out",
             partial(attend_in_blocks, which=lambda number: number > 0),
             "The first block is left out of the result.",
+        ),
+        Mistake(
+            "only blocks of the first one's size",
+            lambda query, blocks: attend_in_blocks(query, _of_the_firsts_size(blocks)),
+            "Blocks of another size than the first are left out. Blocks may have different sizes:"
+            " take each one as it comes.",
         ),
         Mistake(
             "cut to the first block's size",

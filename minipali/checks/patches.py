@@ -14,9 +14,10 @@ from minipali.patches import patchify
 
 def _patchify_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(1)
+    # Along no axis are there in all cases as many patches as a patch has pixels.
     return [
         (torch.randn(2, 3, 4, 6, generator=random), 2),
-        (torch.randn(3, 4, 9, 6, generator=random), 3),
+        (torch.randn(3, 4, 12, 6, generator=random), 3),
         (torch.randn(1, 1, 4, 2, generator=random), 2),
     ]
 
@@ -74,8 +75,9 @@ def _scan_lines_channels_last(pixels: Tensor, p: int) -> Tensor:
     return pixels.permute(0, 2, 3, 1).reshape(_scan_lines(pixels, p).shape)
 
 
-def _as_many_pieces(pixels: Tensor, p: int) -> Tensor:
-    return rearrange(pixels, "b c (ny py) (nx px) -> b (ny nx) (c py px)", ny=p, nx=p)
+def _as_many_pieces(pixels: Tensor, p: int, along: tuple[str, str]) -> Tensor:
+    sizes = dict.fromkeys(along, p)
+    return rearrange(pixels, "b c (ny py) (nx px) -> b (ny nx) (c py px)", **sizes)
 
 
 def _unfolded(pixels: Tensor, p: int) -> Tensor:
@@ -211,12 +213,15 @@ PATCHIFY = Exercise(
             "Your patches overlap: a new one starts at every pixel. Here the next one starts where"
             " the last one ended, so the stride is the patch size.",
         ),
-        Mistake(
-            "as many pieces",
-            partial(_patchify, cut=_as_many_pieces),
-            "patch_size is taken as the number of pieces along each side, as by chunk. It is the"
-            " side of a patch in pixels: there are y // patch_size rows of patches. (split takes a"
-            " size, chunk a number.)",
+        *(
+            Mistake(
+                f"as many pieces, {along}",
+                partial(_patchify, cut=partial(_as_many_pieces, along=along)),
+                "patch_size is taken as the number of pieces along a side, as by chunk. It is the"
+                " side of a patch in pixels: there are y // patch_size rows of patches. (split"
+                " takes a size, chunk a number.)",
+            )
+            for along in (("ny", "nx"), ("ny", "px"), ("py", "nx"))
         ),
         Mistake(
             "rows only",
