@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from conftest import make_pair, randomise
 
 from minipali.attention import MultiHeadAttention, attend, attention_weights
+from minipali.checks import exercise
 from minipali.checks.attention import attend_in_blocks
+from minipali.checks.engine import examine
 
 B, H, T, S, K = 2, 3, 4, 5, 6
 
@@ -142,3 +144,22 @@ def test_the_exercises_attention_in_blocks_is_attention(scale):
         blocks = zip(key.split(size, dim=2), value.split(size, dim=2), strict=True)
         found = attend_in_blocks(query, blocks)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def with_results_of_blocks(query, blocks):
+    """Per block three results; in it all scores times values at once, (b, h, t, s, k)."""
+    parts = []
+    for key, value in blocks:
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        top = scores.amax(-1, keepdim=True)
+        shares = (scores - top).exp()  # (b, h, t, s)
+        mixed = (shares[..., None] * value[:, :, None]).sum(dim=-2)
+        parts.append((top, shares.sum(-1, keepdim=True), mixed))
+    largest = torch.stack([top for top, _, _ in parts]).amax(dim=0)
+    total = sum(one * (top - largest).exp() for top, one, _ in parts)
+    return sum(mixed * (top - largest).exp() for top, _, mixed in parts) / total
+
+
+def test_blocks_may_leave_their_sums():
+    """Copies of them may not stay: that is a known crash, tested with the others."""
+    assert examine(exercise("attend_in_blocks"), with_results_of_blocks).status == "correct"

@@ -7,7 +7,8 @@
 #
 # The lesson is [notebooks/01_patches.ipynb](../notebooks/01_patches.ipynb). Time: 55 minutes. Names
 # inside your functions are yours; the order of the arguments is not. What comes in keeps its numbers:
-# write `x = x + y`, not `x += y`. A result may share memory with it, as a view does.
+# write `x = x + y`, not `x += y`. A result may share memory with it, as a view does. All tensors hold
+# 32-bit floats. The checks compare results alone, no gradients.
 
 # %%
 import torch
@@ -86,8 +87,8 @@ check("embed_patches", embed_patches)
 #
 # in the old numbering. At 0.25 it gets 0.75 of row 0 and 0.25 of row 1. Beyond the first and the last
 # old centre the border's numbers hold. With two axes do this along both (it is called bilinear). The
-# same rule makes a smaller table: there too a new place gets shares of the two nearest old centres
-# along an axis and of no others, even if some old rows are then not used at all.
+# same rule makes a smaller table: there too only the old centres next to a new one count, on either
+# side along an axis, even if some old rows are then not used at all.
 #
 # Two results to hold yours against, one row of places with one number each: 0, 4 stretched to four
 # places gives 0, 1, 3, 4. And 0, 6 stretched to three gives 0, 3, 6.

@@ -61,8 +61,8 @@ check("attend", attend)
 # ## 2. Several heads
 #
 # Self-attention as in the vision tower: queries, keys and values all come from `x`, each by its own
-# affine map. A weight is stored as (out, in), as torch does it. Split into heads, use your `attend`
-# without a mask, put the heads side by side, and apply the last map.
+# affine map. A weight is stored as (out, in), as torch does it. Split into heads, attend in each head
+# (your `attend` with None as mask does it), put the heads side by side, and apply the last map.
 #
 # The numbers of one head stand side by side: with d = 12 and 3 heads, head 0 has the numbers 0 to 3,
 # head 1 has 4 to 7, head 2 has 8 to 11, and they go back in the same order. k is d / heads.
@@ -115,8 +115,10 @@ check("multi_head_attention", multi_head_attention)
 # sign.
 #
 # **Never put the keys, the values or the scores of all blocks into one tensor**, and keep no copies of
-# blocks that are gone. The check looks at the size of every tensor that torch makes, where there are
-# several blocks. torch's finished attention is refused here, too.
+# blocks that are gone. The check looks at the size of every tensor that torch makes, and at what you
+# keep of them all, where there are several blocks. Inside one block anything goes, also torch's
+# `softmax` and `logsumexp`, or a tensor of (b, h, t, s, k). Sums of each block, (b, h, t, k) or less,
+# may be kept in a list. torch's finished attention is refused here, too.
 
 
 # %%
@@ -204,4 +206,5 @@ for prompt in ("caption en", "answer en what is on the left?", "answer en what i
 # - In `attend_in_blocks`, leave out "largest so far" and use 0 in its place. For which inputs is the
 #   result still right?
 #   <details><summary>Answer</summary>As long as no exponential overflows (a score above 88 in 32-bit
-#   numbers) and not all of them vanish (all scores below about -100).</details>
+#   numbers) and not all of them vanish. With all scores below -87 the exponentials lose digits, and
+#   below -104 they are all 0.</details>

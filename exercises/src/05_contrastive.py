@@ -8,8 +8,8 @@
 # The lesson is [notebooks/05_contrastive.ipynb](../notebooks/05_contrastive.ipynb). Time: 65
 # minutes, one of them for training. Names inside your functions are yours; the order of the
 # arguments is not. torch's own functions are welcome: `F.normalize`, `F.cross_entropy`, `F.logsigmoid`,
-# `F.binary_cross_entropy_with_logits`. n, the number of pairs, is at least 2. What comes in keeps its
-# numbers: write `x = x + y`, not `x += y`.
+# `F.binary_cross_entropy_with_logits`. n, the number of pairs, is at least 2. All tensors hold
+# 32-bit floats, the losses too. What comes in keeps its numbers: write `x = x + y`, not `x += y`.
 
 # %%
 import torch
@@ -31,7 +31,7 @@ from minipali.checks import check, hint
 # infinite nor NaN, nor capped. The training below learns through your loss, so the check compares
 # gradients, too: they must reach image, text and `log_scale`, and be right. So compute with torch alone
 # (its own `exp` on `log_scale`), and take nothing out of autograd's graph on which the loss depends. The
-# length of a vector belongs to it, too.
+# length of a vector belongs to it, too; a largest score that you subtract against overflow does not.
 
 
 # %%
@@ -104,10 +104,11 @@ check("siglip_loss", siglip_loss)
 # above.
 #
 # **Never make a table of n · n numbers** when size is smaller than n, not even of labels. The check looks
-# at every tensor that torch makes in your function. The limit is n · size · e numbers; with the check's
-# short vectors that is less than n · n. (Where size is n or more, one chunk holds everything.) Smaller
-# steps are right as well, even one sentence at a time, and so are chunks of pictures in place of
-# sentences. The way back is not measured: for it autograd keeps the chunks.
+# at every tensor that torch makes in your function: with 14 pairs none may have more than 84 numbers,
+# where the whole table has 196. (So a chunk's products may stand there before they are added up, and
+# where size is n or more, one chunk holds everything.) Smaller steps are right as well, even one
+# sentence at a time, and so are chunks of pictures in place of sentences. The way back is not measured:
+# for it autograd keeps the chunks.
 
 
 # %%

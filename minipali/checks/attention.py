@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minipali.attention import attention_weights
-from minipali.checks.blocks import Blocks
+from minipali.checks.blocks import Blocks, in_little_memory
 from minipali.checks.engine import Exercise, Mistake
 
 FINISHED = (
@@ -368,6 +368,24 @@ ATTEND = Exercise(
             "One query may see nothing, and all results become zeros with it. Only that query's own"
             " result is zeros.",
         ),
+        *(
+            Mistake(
+                f"zeros for {whose}",
+                partial(
+                    _attend,
+                    clean=False,
+                    after=lambda mixed, _, axes=axes: mixed.masked_fill(
+                        mixed.isnan().any(dim=axes, keepdim=True), 0.0
+                    ),
+                ),
+                f"One query may see nothing, and {whose} becomes zeros with it. Only that query's"
+                " own result is zeros: ask mask.any(dim=-1), for each query by itself.",
+            )
+            for whose, axes in {
+                "its whole picture": (1, 2, 3),
+                "the query with its number in every picture": (0, 1, 3),
+            }.items()
+        ),
         Mistake(
             "mask added",
             partial(_attend, added=1.0),
@@ -497,7 +515,7 @@ def multi_head_attention(
     biases_from: str = "qkv",
     transposed: str = "",
     out: bool = True,
-    out_biases: float = 1.0,
+    out_biases: Callable[[int], float] = lambda heads: 1.0,
     residual: bool = False,
 ) -> Tensor:
     """(b, n, d) -> (b, n, d). The reference, or with one thing changed.
@@ -530,7 +548,7 @@ def multi_head_attention(
     mixed = scores.softmax(axis) @ value
     mixed = rearrange(mixed, merge) if merge else mixed.reshape(b, n, d)
     if out:
-        mixed = F.linear(mixed, turned(out_weight, "o"), out_biases * out_bias)
+        mixed = F.linear(mixed, turned(out_weight, "o"), out_biases(own) * out_bias)
     return x + mixed if residual else mixed
 
 
@@ -732,12 +750,12 @@ MULTI_HEAD_ATTENTION = Exercise(
         ),
         Mistake(
             "bias of the last map missing",
-            partial(multi_head_attention, out_biases=0.0),
+            partial(multi_head_attention, out_biases=lambda heads: 0.0),
             "The bias of the last map is missing.",
         ),
         Mistake(
             "no biases",
-            partial(multi_head_attention, biases_from="...", out_biases=0.0),
+            partial(multi_head_attention, biases_from="...", out_biases=lambda heads: 0.0),
             "All biases are missing. In SigLIP every map has one: x W^T + b.",
         ),
         Mistake(
@@ -772,6 +790,12 @@ MULTI_HEAD_ATTENTION = Exercise(
             partial(multi_head_attention, out=False),
             "The last map is missing: after the heads are put side by side, out_weight and out_bias"
             " mix them.",
+        ),
+        Mistake(
+            "bias of the last map in every head",
+            partial(multi_head_attention, out_biases=lambda heads: heads),
+            "The bias of the last map is added once for each head. Add it once, to the sum of what"
+            " the heads give.",
         ),
         Mistake(
             "residual",
@@ -830,10 +854,12 @@ def _block_cases() -> list[tuple]:
     )
     # A block of scores times values, (b, h, t, s, k), and the blocks' own results, (8, b, h, t, k),
     # have fewer than LARGEST numbers; all keys have more, and so have all scores.
-    sizes = (9, 4, 8, 9, 6, 9, 8, 7)  # 60 keys
+    # 60 keys; the first block is not the largest, and not the only one of its size.
+    sizes = (6, 9, 6, 8, 9, 9, 6, 7)
     many = Blocks(2 * draw(2, 2, sum(sizes), 3), draw(2, 2, sum(sizes), 3), sizes)
     # Here the scores of one query alone are more.
-    long = Blocks(2 * draw(1, 1, 650, 3), draw(1, 1, 650, 3), (50,) * 13)
+    # All keys and values are 3900 numbers, and a block's scores times its values 300.
+    long = Blocks(2 * draw(1, 1, 650, 3), draw(1, 1, 650, 3), (50,) * 13, most=3500)
     one = Blocks(draw(1, 3, 6, 4), draw(1, 3, 6, 4), (6,))
     # Of four queries, one number each: the first finds its best key in the first block, the second
     # in the second; all that the third finds lies far below 0; the fourth's scores rise.
@@ -912,6 +938,25 @@ def _one_late(blocks: Blocks) -> Blocks:
     yield kept
 
 
+def _from_copies(query: Tensor, blocks: Blocks) -> Tensor:
+    return attend_in_blocks(query, [(key.clone(), value.clone()) for key, value in blocks])
+
+
+def _of_the_firsts_size(blocks: Blocks) -> Blocks:
+    size = None
+    for key, value in blocks:
+        size = size or key.shape[2]
+        if key.shape[2] == size:
+            yield key, value
+
+
+def _cut_to_the_first(blocks: Blocks) -> Blocks:
+    size = None
+    for key, value in blocks:
+        size = size or key.shape[2]
+        yield key[:, :, :size], value[:, :, :size]
+
+
 def _each_by_itself(
     query: Tensor,
     blocks: Blocks,
@@ -969,6 +1014,7 @@ NO_LARGEST = (
 NOT_RESCALED = (
     "When a block brings a larger score, what was summed before was computed with the old largest"
     " one. Bring both sums to the new one: multiply them by exp(old largest - new largest)."
+    " Take the old largest before you overwrite it."
 )
 BY_ITSELF = (
     "Each block has a softmax of its own, and the results are put together afterwards. A block"
@@ -983,10 +1029,11 @@ ATTEND_IN_BLOCKS = Exercise(
     axes="b h t k",
     banned=FINISHED,
     largest=LARGEST,
+    asked=in_little_memory,
     checked=(
         "shape, dtype and every value: 60 keys in 8 blocks of unequal size, 650 keys in 13, one"
         " block alone, huge scores of either sign, and the example by hand; no tensor of all keys"
-        " or of their scores; inputs unchanged"
+        " or of their scores, no blocks kept; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -1057,10 +1104,10 @@ ATTEND_IN_BLOCKS = Exercise(
                     before if number else scores.amax(-1, keepdim=True)
                 ),
             ),
-            "The largest score is that of the first block, for all blocks. A later block can bring"
-            " a much larger one, and then exp overflows: take the larger of both, and bring the"
-            " sums"
-            " to it.",
+            "A later block brings a much larger score, and the largest so far does not move to it:"
+            " it stays that of the first block, or moves only if all queries have a larger one."
+            " Then exp overflows. Take the larger of both for each query (torch.maximum), and bring"
+            " the sums to it.",
         ),
         Mistake(
             "largest of each block",
@@ -1112,6 +1159,18 @@ ATTEND_IN_BLOCKS = Exercise(
             "first block left out",
             partial(attend_in_blocks, which=lambda number: number > 0),
             "The first block is left out of the result.",
+        ),
+        Mistake(
+            "only blocks of the first one's size",
+            lambda query, blocks: attend_in_blocks(query, _of_the_firsts_size(blocks)),
+            "Blocks of another size than the first are left out. Blocks may have different sizes:"
+            " take each one as it comes.",
+        ),
+        Mistake(
+            "cut to the first block's size",
+            lambda query, blocks: attend_in_blocks(query, _cut_to_the_first(blocks)),
+            "The first block's size is used for all blocks, so larger ones are cut. Blocks may have"
+            " different sizes: take each one as it comes.",
         ),
         Mistake(
             "blocks collected",
@@ -1204,6 +1263,12 @@ ATTEND_IN_BLOCKS = Exercise(
             lambda query, blocks: [list(blocks), list(blocks)],
             "You go through the blocks twice. They come once: keep the largest score so far, and"
             " bring the sums to a new one when it comes.",
+        ),
+        Mistake(
+            "copies kept",
+            _from_copies,
+            "You keep copies of blocks that are gone. Use each block at once, and keep little: for"
+            " each query the largest score so far and two sums.",
         ),
         Mistake(
             "length asked for",

@@ -3,16 +3,21 @@
 In a module of its own: a check refuses an attempt that runs functions of the exercise's module.
 """
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class Blocks:
-    """Pairs of keys and values, one after the other, in the same memory; once."""
+    """Pairs of keys and values, one after the other, in the same memory; once.
 
-    def __init__(self, key: Tensor, value: Tensor, sizes: tuple[int, ...]):
-        self.key, self.value, self.sizes, self.gone = key, value, sizes, False
+    most: so many numbers may be kept at a time, in all tensors together.
+    """
+
+    def __init__(self, key: Tensor, value: Tensor, sizes: tuple[int, ...], most: int | None = None):
+        self.key, self.value, self.sizes, self.most, self.gone = key, value, sizes, most, False
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self.gone:
@@ -36,3 +41,38 @@ class Blocks:
 
     def __str__(self) -> str:
         return f"{len(self.sizes)} with {', '.join(map(str, self.sizes))} keys"
+
+
+def in_little_memory(function: Callable) -> Callable:
+    """The same function of a query and blocks; it raises MemoryError if it keeps too much."""
+
+    def tried(query: Tensor, blocks: Blocks) -> Tensor:
+        if blocks.most is None:
+            return function(query, blocks)
+        with _Kept(blocks.most):
+            return function(query, blocks)
+
+    return tried
+
+
+class _Kept(TorchFunctionMode):
+    """Counts the numbers in all tensors that torch has made and somebody still holds."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most, self.made = most, []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            place = result.untyped_storage().data_ptr()  # a view has that of the whole
+            self.made.append((weakref.ref(result), place, result.numel()))
+            self.made, kept = [one for one in self.made if one[0]() is not None], {}
+            for _, place, numbers in self.made:
+                kept[place] = max(kept.get(place, 0), numbers)
+            if sum(kept.values()) > self.most:
+                raise MemoryError(
+                    f"your function keeps more than {self.most} numbers at a time, in all its"
+                    " tensors together"
+                )
+        return result

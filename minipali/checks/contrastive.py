@@ -446,6 +446,16 @@ def _corrected(scores: Tensor, right: Tensor) -> Tensor:
     return F.logsigmoid(-scores) + change
 
 
+def _with_targets(scores: Tensor, right: Tensor, yes: float, no: float) -> Tensor:
+    """What binary_cross_entropy_with_logits makes of these targets, with the opposite sign."""
+    return F.logsigmoid(scores) - (1 - torch.where(right, yes, no)) * scores
+
+
+def _targets_first(scores: Tensor, right: Tensor) -> Tensor:
+    targets = right.float()
+    return F.logsigmoid(targets) - (1 - scores) * targets
+
+
 def _cut(costs: Tensor, right: Tensor, which: str) -> Tensor:
     """The same costs, those of "right" or "wrong" pairs out of autograd's graph."""
     if not which:
@@ -473,7 +483,7 @@ def _siglip_loss(
     bias_on: tuple[float, float] = (1.0, 1.0),
     bias_after_label: bool = False,
     also_no: bool = False,
-    corrected: bool = False,
+    instead: Callable[[Tensor, Tensor], Tensor] | None = None,
     cut: str = "",
     in_sum: Callable[[int], float] = lambda n: 0.0,
     end: float = 0.0,
@@ -481,8 +491,9 @@ def _siglip_loss(
     """siglip_loss with one thing changed; counted: which pairs.
 
     bias_on: how much of it the right and the other pairs get. also_no: the right pairs cost what
-    their "no" costs, too. corrected: "no" for all first. cut: which pairs are out of autograd's
-    graph. in_sum, end: how much of the bias is added to the sum, and to the loss.
+    their "no" costs, too. instead: costs made of the scores and of where the right pairs are.
+    cut: which pairs are out of autograd's graph. in_sum, end: how much of the bias is added to the
+    sum, and to the loss.
     """
     n = len(image)
     image, text = units(image, text)
@@ -497,8 +508,8 @@ def _siglip_loss(
     costs = counted(n) * costs
     if also_no:
         costs = costs + log(-scores).diag().diag()
-    if corrected:
-        costs = _corrected(scores, yes)
+    if instead:
+        costs = instead(scores, yes)
     costs = _cut(costs, yes, cut)
     return (sign * costs.sum() + in_sum(n) * bias) / divisor(n) + end * bias
 
@@ -619,7 +630,13 @@ PAIRS: tuple[tuple[str, dict, str], ...] = (
        f"Only the {which} pairs get the bias. It belongs to the score of every pair: factor *"
        " cosine + bias.")
       for which, weights in (("right", (1.0, 0.0)), ("wrong", (0.0, 1.0)))),
-    ("corrected", {"corrected": True},
+    ("targets 1 and -1", {"instead": partial(_with_targets, yes=1.0, no=-1.0)},
+     "The answers +1 and -1 are given to binary_cross_entropy_with_logits. It wants the probability"
+     " of yes, 1 and 0: torch.eye(n). +1 and -1 are for -F.logsigmoid(label * score)."),
+    ("scores for targets", {"instead": _targets_first},
+     "In binary_cross_entropy_with_logits scores and answers are exchanged. The scores come first,"
+     " then the answers, 1 and 0."),
+    ("corrected", {"instead": _corrected},
      "Right pairs are corrected with log(sigmoid(score)) and log(1 - sigmoid(score)). Each can be"
      " infinite in 32 bits, and then the difference is infinite or NaN. F.logsigmoid(score) and"
      " F.logsigmoid(-score) stay finite."),
@@ -805,7 +822,7 @@ def siglip_loss_in_chunks(
     weights: tuple[float, float] = (1.0, 1.0),
     bias_on: tuple[float, float] = (1.0, 1.0),
     also_no: bool = False,
-    corrected: bool = False,
+    instead: Callable[[Tensor, Tensor], Tensor] | None = None,
     cut: str = "",
     at_once: bool = False,
     in_each: float = 0.0,
@@ -840,8 +857,8 @@ def siglip_loss_in_chunks(
         costs = torch.where(right, *weights) * costs
         if also_no:
             costs = costs + right * log(-scores)
-        if corrected:
-            costs = _corrected(scores, right)
+        if instead:
+            costs = instead(scores, right)
         total = total.detach() if cut == "earlier" else total
         costs = _cut(costs, right, cut if cut != "earlier" else "")
         total = total + sign * of_chunk(costs) + in_each * bias
@@ -883,8 +900,6 @@ CHUNK_LABELS = (
     "In every chunk the right pairs are looked for at its start, as if picture 0 belonged to each"
     " chunk's first sentence. In the chunk that starts with sentence `start` it is picture `start`."
 )
-
-LAST_LEFT_OUT = "The last chunk, which is shorter, is left out. range(0, n, size) goes up to it."
 
 SIGLIP_IN_CHUNKS = Exercise(
     name="siglip_loss_in_chunks",
@@ -1039,14 +1054,15 @@ SIGLIP_IN_CHUNKS = Exercise(
         Mistake(
             "last chunk dropped",
             partial(siglip_loss_in_chunks, starts=lambda n, size: range(0, n - size + 1, size)),
-            LAST_LEFT_OUT,
+            "The last chunk, which is shorter, is left out. range(0, n, size) goes up to it.",
         ),
         Mistake(
             "last chunk dropped, unless alone",
             partial(
                 siglip_loss_in_chunks, starts=lambda n, size: range(0, max(n - size + 1, 1), size)
             ),
-            LAST_LEFT_OUT,
+            "The last chunk, which is shorter, is left out, unless there is no other. range(0, n,"
+            " size) goes up to it.",
         ),
         *(
             Mistake(
@@ -1122,6 +1138,12 @@ SIGLIP_IN_CHUNKS = Exercise(
                 divisor=lambda n, size: 1,
             ),
             "Each chunk's sum is divided by the chunk's length. Divide the whole sum by n, once.",
+        ),
+        Mistake(
+            "sum of means",
+            partial(siglip_loss_in_chunks, of_chunk=torch.mean, divisor=lambda n, size: 1),
+            "You add up the mean of each chunk's costs. Add up the costs themselves, and divide"
+            " once, by n.",
         ),
         Mistake(
             "mean of means",

@@ -14,9 +14,10 @@ from minipali.patches import patchify
 
 def _patchify_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(1)
+    # Along no axis are there in all cases as many patches as a patch has pixels.
     return [
         (torch.randn(2, 3, 4, 6, generator=random), 2),
-        (torch.randn(3, 4, 9, 6, generator=random), 3),
+        (torch.randn(3, 4, 12, 6, generator=random), 3),
         (torch.randn(1, 1, 4, 2, generator=random), 2),
     ]
 
@@ -74,6 +75,11 @@ def _scan_lines_channels_last(pixels: Tensor, p: int) -> Tensor:
     return pixels.permute(0, 2, 3, 1).reshape(_scan_lines(pixels, p).shape)
 
 
+def _as_many_pieces(pixels: Tensor, p: int, along: tuple[str, str]) -> Tensor:
+    sizes = dict.fromkeys(along, p)
+    return rearrange(pixels, "b c (ny py) (nx px) -> b (ny nx) (c py px)", **sizes)
+
+
 def _unfolded(pixels: Tensor, p: int) -> Tensor:
     blocks = pixels.unfold(2, p, p).unfold(3, p, p)  # (b, c, ny, nx, py, px)
     return blocks.reshape(len(pixels), blocks.shape[2] * blocks.shape[3], -1)
@@ -92,11 +98,18 @@ def _patchify(
     turned: bool = False,
     joined: bool = False,
     without: tuple[int, int] = (0, 0),
+    least: int = 0,
     last: Callable[[Tensor], Tensor] = lambda patches: patches,
 ) -> Tensor:
-    """patchify with one thing changed; the pattern's parts, or another way to cut."""
+    """patchify with one thing changed; the pattern's parts, or another way to cut.
+
+    without: so many rows and columns of patches at the end, as long as `least` are left.
+    """
     pixels = pictures(pixels)
-    pixels = pixels[:, :, : pixels.shape[2] - p * without[0], : pixels.shape[3] - p * without[1]]
+    y_end, x_end = (
+        max(n - p * w, least * p) for n, w in zip(pixels.shape[2:], without, strict=True)
+    )
+    pixels = pixels[:, :, :y_end, :x_end]
     if cut is not None:
         return last(cut(pixels, p))
     first, second = (values, places) if turned else (places, values)
@@ -200,6 +213,16 @@ PATCHIFY = Exercise(
             "Your patches overlap: a new one starts at every pixel. Here the next one starts where"
             " the last one ended, so the stride is the patch size.",
         ),
+        *(
+            Mistake(
+                f"as many pieces, {along}",
+                partial(_patchify, cut=partial(_as_many_pieces, along=along)),
+                "patch_size is taken as the number of pieces along a side, as by chunk. It is the"
+                " side of a patch in pixels: there are y // patch_size rows of patches. (split"
+                " takes a size, chunk a number.)",
+            )
+            for along in (("ny", "nx"), ("ny", "px"), ("py", "nx"))
+        ),
         Mistake(
             "rows only",
             partial(
@@ -286,13 +309,13 @@ PATCHIFY = Exercise(
         ),
         *(
             Mistake(
-                f"last patches missing {without}",
-                partial(_patchify, without=without),
+                f"last patches missing {without}, {least} kept",
+                partial(_patchify, without=without, least=least),
                 "The last row or the last column of patches is missing. Does your loop end one step"
                 " early (range(0, y, p) goes up to the last patch by itself), or does it count one"
                 " side and take it for both?",
             )
-            for without in ((1, 1), (1, 0), (0, 1))
+            for without, least in (((1, 1), 1), ((1, 1), 0), ((1, 0), 0), ((0, 1), 0))
         ),
         Mistake(
             "batch and patches exchanged",
@@ -761,15 +784,23 @@ def stretch_positions(
     by: Callable | None = None,
     size: Callable[[tuple], tuple] = lambda new: new,
     axes: tuple[bool, bool] = (True, True),
+    ratio: int | None = None,
     out: Callable[[Tensor], Tensor] = lambda grid: grid.flatten(2)[0].T,
 ) -> Tensor:
-    """(n, d) -> (rows * columns, d). The reference, or with one thing changed."""
+    """(n, d) -> (rows * columns, d). The reference, or with one thing changed.
+
+    ratio: the axis whose old / new serves both.
+    """
     grid = into(positions, old)  # (1, d, rows, columns)
     if by is not None:
         return out(by(grid, size(tuple(new))))
+    lengths = list(zip(grid.shape[-2:], size(tuple(new)), strict=True))
+    if ratio is not None:
+        own, (before, after) = places, lengths[ratio]
+        places = lambda i, *_: own(i, before, after)  # noqa: E731
     down, across = (
-        _shares(before, after, places, beyond, share if on else torch.round).to(grid.dtype)
-        for before, after, on in zip(grid.shape[-2:], size(tuple(new)), axes, strict=True)
+        _shares(*both, places, beyond, share if on else torch.round).to(grid.dtype)
+        for both, on in zip(lengths, axes, strict=True)
     )
     return out(down @ grid @ across.T)
 
@@ -784,9 +815,9 @@ def _square_root(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) 
     return F.interpolate(grid, size=new, mode="bilinear").flatten(2)[0].T
 
 
-def _square_cut_off(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def _square_cut_off(positions: Tensor, old: tuple[int, int]) -> Tensor:
     side = int(len(positions) ** 0.5)
-    return _square_root(positions[: side * side], old, new)
+    return positions[: side * side].T.reshape(1, -1, side, side)
 
 
 def _no_batch_axis(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
@@ -962,6 +993,12 @@ STRETCH_POSITIONS = Exercise(
             f"Two things at once. {BICUBIC_SENTENCE} And: {CORNERS_SENTENCE}",
         ),
         Mistake(
+            "bicubic, antialiased",
+            partial(stretch_positions, by=partial(F.interpolate, mode="bicubic", antialias=True)),
+            "This is bicubic with antialias=True: many neighbours along each axis. Bilinear takes"
+            " the two nearest, for larger and smaller tables alike.",
+        ),
+        Mistake(
             "antialiased",
             partial(stretch_positions, by=partial(F.interpolate, mode="bilinear", antialias=True)),
             "For a smaller table you average over more than the two nearest places along an axis"
@@ -1026,7 +1063,20 @@ STRETCH_POSITIONS = Exercise(
             "If there are as many new places as old ones, the table comes back as it was. The grid"
             " can be another one all the same: 2 x 6 and 3 x 4 places.",
         ),
-        Mistake("square grid, cut off", _square_cut_off, SQUARE_SENTENCE),
+        Mistake(
+            "square grid, cut off",
+            partial(stretch_positions, into=_square_cut_off),
+            SQUARE_SENTENCE,
+        ),
+        *(
+            Mistake(
+                f"ratio of the {which}",
+                partial(stretch_positions, ratio=axis),
+                f"old / new of the {which} serves both axes. Each axis has its own: the rows'"
+                " old[0] / new[0], the columns' old[1] / new[1].",
+            )
+            for axis, which in enumerate(("rows", "columns"))
+        ),
         Mistake(
             "result by columns",
             partial(stretch_positions, out=lambda grid: grid.mT.flatten(2)[0].T),
