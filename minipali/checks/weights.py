@@ -936,16 +936,23 @@ OUR_NAME = Exercise(
             "In the newest layout, without `vision_model.`, the word `encoder.` stays in the name."
             " Our tower has its layers right below it: vision_tower.layers.0...",
         ),
-        Mistake(
-            "vision_model left",
-            partial(
-                our_name,
-                beginnings=_without(
-                    "vision_tower.vision_model.encoder.", "vision_tower.vision_model."
+        *(
+            Mistake(
+                f"vision_model left{also}",
+                partial(
+                    our_name,
+                    beginnings=_without(
+                        "vision_tower.vision_model.encoder.", "vision_tower.vision_model."
+                    ),
+                    **edit,
                 ),
-            ),
-            "`vision_model.` stays in the name. It is one more box in their model, which ours has"
-            " not.",
+                "`vision_model.` stays in the name. It is one more box in their model, which ours"
+                " has not.",
+            )
+            for also, edit in (
+                ("", {}),
+                (", encoder not", {"after": lambda name: name.replace("model.encoder.", "model.")}),
+            )
         ),
         Mistake(
             "linear left",
@@ -1058,6 +1065,23 @@ OUR_NAME = Exercise(
             )
             for missing in WHOLE
             if missing != "language_model.lm_head."  # it has a name of its own below
+        ),
+        *(
+            Mistake(
+                f"{what} missing",
+                partial(our_name, strip=lambda key: key, beginnings=_but(*missing)),
+                f"Keys of {what} have no place, or keep a part of their beginning. They are in the"
+                " table, too.",
+            )
+            for what, missing in (
+                ("the text", ("language_model.model.", "model.language_model.")),
+                ("the projector", [one for one in WHOLE if "projector" in one]),
+                ("the published layout", ("vision_tower.vision_model.", "language_model.lm_head.")),
+                (
+                    "the published layout and of the newest, saved,",
+                    [one for one in WHOLE if not one.startswith(("model.", "lm_head."))],
+                ),
+            )
         ),
         Mistake(
             "encoder. after any beginning",
@@ -1608,7 +1632,7 @@ def _counted(fetch_tensor: Callable) -> Callable:
             return tensor, "one byte too many" if len(more) == 1 else "numbers of other tensors"
         if sum(map(len, spans)) > len(touched):
             return tensor, "bytes twice"
-        if not touched >= set(range(stop)):
+        if not touched >= set(range(8, stop)):
             return tensor, "no header (do you keep it from one call to the next?)"
         return tensor, "what is needed"
 
