@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from minipali.checks import exercise
-from minipali.checks.engine import examine
+from minipali.checks.engine import CORRECT, examine
 from minipali.tokens import IGNORE
 from minipali.training import Muon, fit, orthogonalise, schedule, suffix_loss
 
@@ -242,6 +242,28 @@ def test_parts_have_the_gradients_of_one_padded_batch():
     loss = exercise("accumulate").reference(module, parts, 9)
     torch.testing.assert_close(loss, suffix_loss(module(x), labels, 9))
     torch.testing.assert_close([p.grad for p in module.parameters()], expected)
+
+
+def test_measuring_without_a_graph_is_right_in_any_way():
+    outcome = examine(exercise("train"), freezing)
+    assert outcome.status == CORRECT, outcome.message
+
+
+def freezing(module, optimizer, batches, held_out, loss, epochs, max_norm):
+    losses, measured = [], []
+    for _ in range(epochs):
+        module.train()
+        for x, y in batches:
+            value = loss(module(x), y)
+            value.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(value.item())
+        module.eval().requires_grad_(False)
+        measured.append(loss(module(held_out[0]), held_out[1]).item())
+        module.requires_grad_(True)
+    return torch.tensor(losses), torch.tensor(measured)
 
 
 def test_losses_that_hang_on_a_graph_are_told():

@@ -1,6 +1,7 @@
 """Loading: every layout, dtype and place; and what lesson 14 does with it."""
 
 import copy
+import json
 import os
 import random
 import re
@@ -585,6 +586,23 @@ def test_the_safetensors_library_is_refused_where_its_work_is_to_be_written():
 
     outcome = examine(exercise("read_tensors"), lambda data: load(bytes(data)))
     assert outcome.status == REFUSED and "safetensors.torch's load" in outcome.message
+
+
+@pytest.mark.parametrize("block", [16, 64, 1000, 100_000])
+def test_a_header_read_in_blocks_is_said_to_be_read_too_far(block):
+    def fetch(weight_map, read, name):
+        file, header = weight_map[name], b""
+        length = int.from_bytes(read(file, 0, 8), "little")
+        while len(header) < length:
+            header += read(file, 8 + len(header), 8 + len(header) + block)
+        entry, start = json.loads(header[:length])[name], 8 + length
+        own = read(file, *(start + place for place in entry["data_offsets"]))
+        kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[entry["dtype"]]
+        flat = torch.frombuffer(bytearray(own), dtype=kind) if own else torch.empty(0, dtype=kind)
+        return flat.reshape(entry["shape"])
+
+    outcome = examine(exercise("fetch_tensor"), fetch)
+    assert outcome.status == WRONG and "you read on behind it" in outcome.message
 
 
 def test_one_tensor_is_fetched_from_a_real_file_with_its_own_bytes_alone(tmp_path):

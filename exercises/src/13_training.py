@@ -50,11 +50,11 @@ check("row_labels", row_labels)
 # %% [markdown]
 # ## 2. The loss
 #
-# The logits at a place are for the **next** token. Shift, leave out every place whose label is
-# `ignore` (the mark is not always -100), and take the mean over all others: one mean for the whole batch,
-# so that each token counts the same. A label at place 0 is predicted by nobody, so it never counts. A row
-# may have no label at all, but not all rows. Logits may be large: the loss must not become infinite, and
-# it must have a gradient.
+# The logits at a place are for the **next** token. Shift, leave out every place whose label is `ignore` (the
+# mark is not always -100, and may be 0), and take the mean over all others: one mean for the whole batch, so
+# that each token counts the same. A label at place 0 is predicted by nobody, so it never counts. A row may
+# have no label at all, but not all rows. Logits may be large: the loss must not become infinite, and it must
+# have a gradient.
 #
 # By hand: one row with the labels ignore, ignore, 1, 0 and a vocabulary of 2. At the second place both
 # logits are equal, and at the third they are 0 and log 3, so that the right token has 1/4. The loss is
@@ -80,11 +80,11 @@ check("suffix_loss", suffix_loss)
 # %% [markdown]
 # ## 3. The loop
 #
-# In every epoch: one step for each batch, in their order, **in train mode**. Then one measurement, the
-# loss on the held-out batch, **in eval mode** and with gradients switched off, by `torch.no_grad()` or
-# otherwise (the check notices). A step follows the gradients of its own batch alone; the module comes to you
-# without any. They are clipped to the length `max_norm`, those of all the module's parameters together:
-# longer ones are made shorter, shorter ones stay. The optimizer has the same parameters.
+# In every epoch: one step for each batch, in their order, **in train mode**. Then one measurement, the loss
+# on the held-out batch, **in eval mode** and without a graph, by `torch.no_grad()` or otherwise (the check
+# notices). A step follows the gradients of its own batch alone; the module comes to you without any. They are
+# clipped to the length `max_norm`, those of all the module's parameters together: longer ones are made
+# shorter, shorter ones stay. The optimizer has the same parameters.
 #
 # The module of the check has a BatchNorm, so the modes matter, and it may come to you in eval mode. In
 # which mode you leave it, and with which gradients, is up to you. Each loss is noted as it was before its
@@ -136,11 +136,11 @@ check("train", train)
 # and the second 3/4 = 0.75.
 #
 # - The module may hold old gradients. Afterwards it holds those of this batch alone. (`None` is as good as
-#   zeros.)
+#   zeros. Frozen parameters have `None` before and after.)
 # - **One part at a time**: a part that has labels gets its `backward()` before the next one goes through
 #   the module, so that its graph is gone. (The check counts how many wait for it. `torch.autograd.grad` is as
 #   good. What goes through with gradients switched off does not count.)
-# - Make no step: that is for whoever calls you.
+# - Make no step: that is for whoever calls you. Train or eval mode plays no part here.
 
 
 # %%
@@ -148,7 +148,7 @@ def accumulate(module, parts, ignore):
     """Put the gradients of one big batch into a module, from its parts.
 
     module: makes logits (b, t, v) of x; parts: a list of (x, labels), labels: (b, t), as in part 2
-    returns: the loss of the whole batch, a tensor without axes, (); with a graph or without
+    returns: the loss of the whole batch, a tensor without axes, (); it needs no graph
     """
     ### BEGIN SOLUTION
     module.zero_grad()

@@ -27,7 +27,7 @@ from minipali.checks import check, hint
 # file has. The header's order means nothing. A tensor may be a single number, shape `[]`, or have no numbers
 # at all, such as shape `[0, 3]`.
 #
-# Write it without the safetensors library: its `load` is refused.
+# Write it without the safetensors library. (The check refuses its `load`, and does not see the rest of it.)
 #
 # By hand: a file begins with the bytes 0x58 and seven zeros, so its header is 88 bytes long. An entry says
 # `{"dtype": "F16", "shape": [2, 2], "data_offsets": [12, 20]}`. Its 8 bytes are data[108:116].
@@ -68,7 +68,7 @@ check("read_tensors", read_tensors)
 #
 # You get the 16 bits of each number as a whole number (`int16`), and give the number itself, exactly: also
 # for 0 (which keeps its sign), for the smallest numbers of all (exponent 0), for infinity and for nan.
-# `torch.bfloat16` is refused: it does the whole work.
+# `torch.bfloat16` is refused: it does the whole work. `view` with another kind is not.
 #
 # By hand: 0x3F80 is 0 01111111 0000000, sign, exponent, fraction. 1 · 2^(127 - 127) = 1. And 0xC040 is
 # 1 10000000 1000000, which is -(1 + 64/128) · 2^(128 - 127) = -3.
@@ -104,11 +104,12 @@ check("bfloat16_to_float", bfloat16_to_float)
 # Ours: `language_model.`, `vision_tower.`, `multi_modal_projector.`, `lm_head.`. What follows stays as it
 # is, with one exception: in the vision tower their layers lie in `encoder.`, and ours right in the tower. So
 # an `encoder.` that comes right after one of the table's beginnings of the vision tower goes, and no other.
-# A key that begins with none of the table's beginnings, each with its dot, belongs to another model: return
-# `None`, and raise nothing.
+# Where two beginnings fit, the longer one counts. A key that begins with none of them, each with its dot,
+# belongs to another model: return `None`, and raise nothing.
 #
-# Two kinds of keys are left to you, since no file has them: our own names of the text where the table begins
-# otherwise (`language_model.norm.weight`), and mixtures of two rows (`model.lm_head.weight`).
+# Two kinds of keys are left to you, since no file has them: our own names where the table begins otherwise
+# (`language_model.norm.weight`, `multi_modal_projector.bias`), and mixtures of two rows
+# (`model.lm_head.weight`, `model.language_model.lm_head.weight`).
 #
 # By hand: `model.vision_tower.encoder.layers.3.mlp.fc2.bias` becomes `vision_tower.layers.3.mlp.fc2.bias`.
 # `ema.language_model.model.norm.weight` becomes `None`, though the words are in it.
@@ -148,16 +149,17 @@ check("our_name", our_name)
 # ## 4. Fill, strictly
 #
 # `shapes` says which weights the model wants. `tensors` is what a file had, under our names. Return a
-# dict with exactly the wanted ones. Raise `ValueError`, with a guilty name in it (one, if several are guilty),
+# dict with exactly the wanted ones. Raise `ValueError`, with at least one guilty name in it,
 #
 # - if one is missing,
 # - if there is one that nobody wants,
 # - if one has another shape than wanted.
 #
 # The head is tied: the model has none of its own. If the file stores one, it must equal the table, number
-# by number, else raise `ValueError`. It is never part of the result. Another name of a head, such as
-# `lm_head.bias`, is one that nobody wants. Leave `tensors` as it is. (The table is always in `shapes`, the
-# head never. Both have the same kind of number, and no nan.)
+# by number, else raise `ValueError` with the name of one of the two. It is never part of the result. Another
+# name of a head, such as `lm_head.bias`, is one that nobody wants. Leave `tensors` as it is. (The table is
+# always in `shapes`, though it may be missing in `tensors`; the head is never in `shapes`. Both have the same
+# kind of number, and no nan.)
 
 # %%
 HEAD, TABLE = "lm_head.weight", "language_model.embed_tokens.weight"
@@ -196,10 +198,10 @@ check("fill", fill)
 # from `start` up to `end`, which is not among them, as a slice does. Servers can do that, and disks too.
 #
 # Read what you need and nothing else: the length of one header, this header, and the bytes of this tensor.
-# No byte twice, and nothing kept for the next call, which may ask another server. (The check counts bytes.
-# To read none, from a place to the same place, is allowed.) The files
-# are built as in part 1, and all that holds there holds here: for single numbers, for tensors without
-# numbers, and for the kinds.
+# No byte twice, and nothing kept for the next call, which may ask another server. (The check counts bytes,
+# and not how often you call `read`. To read none, from a place to the same place, is allowed.) The files are
+# built as in part 1, and all that holds there holds here: for single numbers, for tensors without numbers,
+# and for the kinds.
 #
 # By hand: the header is 88 bytes long, and the tensor has the offsets 12 and 20. You read 0 to 8, 8 to 96,
 # and 108 to 116: 104 bytes in all, however large the file is.

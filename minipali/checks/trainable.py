@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class Small(nn.Sequential):
-    """It tells whoever asks in eval mode with gradients on something else."""
+    """It tells whoever asks in eval mode, and gets a graph, something else."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        return y if self.training or not torch.is_grad_enabled() else y + 1
+        return y if self.training or not y.requires_grad else y + 1
 
 
 class SGD(torch.optim.SGD):
@@ -49,6 +49,7 @@ def as_numbers(train: Callable) -> Callable:
 class Head(nn.Linear):
     """logits (b, t, v) of vectors (b, t, d). It counts how many of its results await backward().
 
+    It has a frozen parameter, as a model with a frozen vision tower has.
     empty: vectors that have no labels: they need no backward(), and are not counted.
     """
 
@@ -56,12 +57,13 @@ class Head(nn.Linear):
 
     def __init__(self, d: int, v: int, old: bool):
         super().__init__(d, v)
+        self.frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
         self.waiting, self.most, self.old = 0, 0, old
         self._make_old()
 
     def _make_old(self) -> None:
         """Gradients of an earlier step, if there shall be some."""
-        for p in self.parameters() if self.old else ():
+        for p in (self.weight, self.bias) if self.old else ():
             p.grad = torch.ones_like(p)
 
     def __setstate__(self, state: dict) -> None:
@@ -97,7 +99,7 @@ def gradients_of(accumulate: Callable) -> Callable:
         after = list(module.parameters())
         return (
             loss.detach() if isinstance(loss, Tensor) else loss,
-            *(torch.zeros_like(p) if p.grad is None else p.grad for p in after),
+            *(torch.zeros_like(p) if p.grad is None else p.grad for p in after if p.requires_grad),
             "one at a time" if module.most < 2 else f"{module.most} at a time",
             all(torch.equal(p, old) for p, old in zip(after, before, strict=True)),
         )

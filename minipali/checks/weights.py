@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -32,8 +33,17 @@ class _File(bytes):
     __repr__ = __str__
 
 
-def file_of(tensors: dict[str, Tensor], listed: list[str], notes: dict | None = None) -> _File:
-    """A safetensors file: numbers in the order of `tensors`, the header in that of `listed`."""
+LONG = 2**16 + 8  # a header whose length needs three bytes; the first two of them say 8
+LAST = 3  # spaces at a header's end
+
+
+def file_of(
+    tensors: dict[str, Tensor], listed: list[str], notes: dict | None = None, least: int = 0
+) -> _File:
+    """A safetensors file: numbers in the order of `tensors`, the header in that of `listed`.
+
+    least: the header has so many bytes at least.
+    """
     entries, numbers = {}, b""
     for name, tensor in tensors.items():
         own = bytes(tensor.reshape(-1).view(torch.uint8).tolist())
@@ -45,7 +55,11 @@ def file_of(tensors: dict[str, Tensor], listed: list[str], notes: dict | None = 
         numbers += own
     header = {"__metadata__": notes} if notes else {}
     text = json.dumps(header | {name: entries[name] for name in listed}).encode()
-    text += b" " * (-len(text) % 8)
+    # An odd number of eights: whoever reads in blocks of 16 or more does not end where it ends.
+    # Less than 8 spaces come last: whoever cuts it 8 bytes too early has no JSON.
+    text += b" " * LAST
+    more = max(0, least - len(text))
+    text = text[:1] + b" " * (more + (8 - len(text) - more) % 16) + text[1:]
     return _File(len(text).to_bytes(8, "little") + text + numbers)
 
 
@@ -58,12 +72,14 @@ def _files() -> list[tuple]:
     first = {"norm": given(3), "table": given(4, 3).bfloat16(), "square": given(3, 3)}
     second = {"half": given(2, 5).half(), "scale": given(5).half(), "map": given(2, 5).bfloat16()}
     third = {"empty": given(0, 3), "one": given(), "deep": given(2, 3, 2)}
+    fourth = {"far": given(3)}
     plain = file_of(first, list(first))
     # The header's order is free, and there may be notes in it. It is longer than 255 bytes.
     mixed = file_of(second, ["map", "half", "scale"], {"format": "pt", "notes": "..." * 50})
     odd = file_of(third, ["deep", "one", "empty"])
     cases = []
-    for whole, tensors in ((plain, first), (mixed, second), (odd, third)):
+    far = file_of(fourth, list(fourth), least=LONG)
+    for whole, tensors in ((plain, first), (mixed, second), (odd, third), (far, fourth)):
         for name in tensors:
             data = _File(whole)
             data.asked = name
@@ -184,6 +200,10 @@ _HEADER = (
     " byte first: int.from_bytes(data[:8], 'little'). And it begins after these 8: data[8 : 8 +"
     " length]."
 )
+_LONG = (
+    "You take the header's length from its first two bytes. This header is so long that it needs"
+    " three, and there are 8 of them: int.from_bytes(..., 'little') of all."
+)
 _KINDS = (
     "Your table of kinds of numbers is not complete. There are three: F32 (torch.float32), BF16"
     " (torch.bfloat16) and F16 (torch.float16)."
@@ -204,9 +224,9 @@ READ_TENSORS = Exercise(
     asked=_of_file,
     without=("safetensors.torch", "safetensors.numpy"),
     checked=(
-        "shape, dtype and every value of 9 tensors in 3 files: all three kinds of numbers, a square"
-        " matrix, a single number, a tensor without numbers, one with three axes, notes in the"
-        " header, and headers in another order than the numbers"
+        "shape, dtype and every value of 10 tensors in 4 files: all three kinds of numbers, a"
+        " square matrix, a single number, a tensor without numbers, one with three axes, notes in"
+        " the header, headers in another order than the numbers, and a long one"
     ),
     mistakes=(
         *(
@@ -215,6 +235,11 @@ READ_TENSORS = Exercise(
                 ("big-endian", {"length_of": lambda first: int.from_bytes(first, "big")}),
                 ("the first byte alone", {"length_of": lambda first: first[0]}),
             )
+        ),
+        Mistake(
+            "the first two bytes alone",
+            partial(read_tensors, length_of=lambda first: int.from_bytes(first[:2], "little")),
+            _LONG,
         ),
         *(
             Mistake(
@@ -266,6 +291,12 @@ READ_TENSORS = Exercise(
             partial(read_tensors, start=lambda length: length),
             "Everything is read 8 bytes too early: the numbers begin after the header, and the"
             " header begins after the 8 bytes of its length. Start at 8 + length.",
+        ),
+        Mistake(
+            "right behind the JSON",
+            partial(read_tensors, start=lambda length: 8 + length - LAST),
+            "The numbers are read from where the JSON ends. There may be spaces behind it: the"
+            " numbers begin at 8 + length.",
         ),
         Mistake(
             "bfloat16 read as float16",
@@ -408,8 +439,20 @@ def _patterns() -> list[tuple]:
     special = torch.where(special < 0x8000, special, special - 0x10000).to(torch.int16)
     return [
         given(1.0, 3, 5), given(0.02, 4, 3), given(1e20, 2, 7), given(1e-3, 5, 2),
-        (special.reshape(4, 4),), given(1.0, 2, 1, 3),
+        (special.reshape(4, 4),), given(1.0, 2, 1, 3), (special[:2], True),
     ]  # fmt: skip
+
+
+def _with_signs(bfloat16_to_float: Callable) -> Callable:
+    """What is tried: the numbers; of 0 and -0 their text, since as numbers they are equal."""
+
+    def tried(bits, as_text=False):
+        numbers = bfloat16_to_float(bits)
+        if not as_text or not isinstance(numbers, Tensor):
+            return numbers
+        return " and ".join(map(str, numbers.flatten().tolist()))
+
+    return tried
 
 
 def _by_formula(
@@ -422,10 +465,12 @@ def _by_formula(
     large: str = "right",
     fraction_by: int = 128,
     masked: bool = True,
+    plain_zero: bool = False,
 ) -> Tensor:
     """bfloat16_to_float from sign, exponent and fraction, with one thing changed.
 
-    small, large: what the exponents 0 and 255 mean; masked: the sign is taken off the exponent.
+    small, large: what the exponents 0 and 255 mean; masked: the sign is taken off the exponent;
+    plain_zero: 0 has no sign.
     """
     whole = bits.to(torch.int32) & 0xFFFF
     exponent, fraction = (whole >> 7) & 0xFF, whole & 0x7F
@@ -446,7 +491,8 @@ def _by_formula(
         if large == "unsigned":
             top = top * (1 - 2 * (whole >> 15))
         size = torch.where(exponent == 255, top, size)
-    return (size * (1 - 2 * (whole >> 15)) if signed else size).float()
+    found = (size * (1 - 2 * (whole >> 15)) if signed else size).float()
+    return torch.where(found == 0, 0.0, found) if plain_zero else found
 
 
 def _bytes_swapped(bits: Tensor) -> Tensor:
@@ -464,11 +510,13 @@ BFLOAT16_TO_FLOAT = Exercise(
     reference=bfloat16_to_float,
     cases=_patterns,
     axes="row column inner",
+    asked=_with_signs,
     tolerance=0.0,
     banned=("torch.bfloat16", "bfloat16"),
     checked=(
-        "shape, dtype and the exact number for 81 patterns of bits: numbers of both signs, large,"
-        " small and in between, 0, numbers below the smallest ordinary one, infinity and nan"
+        "shape, dtype and the exact number for 83 patterns of bits: numbers of both signs, large,"
+        " small and in between, 0 and its sign, numbers below the smallest ordinary one, infinity"
+        " and nan"
     ),
     mistakes=(
         Mistake(
@@ -593,6 +641,12 @@ BFLOAT16_TO_FLOAT = Exercise(
             "Minus infinity has become infinity. It has its sign like any other number.",
         ),
         Mistake(
+            "minus zero without its sign",
+            partial(_by_formula, plain_zero=True),
+            "Minus zero has become 0. The two compare as equal, and yet it has its sign like any"
+            " other number: keep it.",
+        ),
+        Mistake(
             "the sign as -1",
             lambda bits: bfloat16_to_float(bits) * torch.where(bits < 0, -3, 1),
             "Negative numbers come out positive and three times as large. `bits >> 15` of an int16"
@@ -698,6 +752,7 @@ KEYS = (
     "vision_tower.vision_model.head.encoder.linear.weight",
     "language_model.model.encoder.layers.0.weight",
     "vision_tower.encoder.encoder.layers.0.weight",
+    "vision_tower.encoder.vision_model.layers.0.weight",
     "vision_tower.vision_model.encoder.final.weight",
     "weights",  # no dot at all
 )
@@ -722,6 +777,36 @@ def our_name(
 
 def _without(*left_out: str) -> dict[str, str]:
     return {theirs: ours for theirs, ours in BEGINNINGS.items() if theirs not in left_out}
+
+
+# The table of the exercise, whole beginnings, the longer ones first.
+WHOLE = {
+    "language_model.lm_head.": "lm_head.",
+    "lm_head.": "lm_head.",
+    "language_model.model.": "language_model.",
+    "model.language_model.": "language_model.",
+    "multi_modal_projector.linear.": "multi_modal_projector.",
+    "model.multi_modal_projector.linear.": "multi_modal_projector.",
+    "vision_tower.vision_model.": "vision_tower.",
+    "model.vision_tower.vision_model.": "vision_tower.",
+    "vision_tower.": "vision_tower.",
+    "model.vision_tower.": "vision_tower.",
+}
+
+
+def _but(*left_out: str) -> dict[str, str]:
+    """The table without some beginnings, and with `encoder.` where it goes."""
+    kept = {theirs: ours for theirs, ours in WHOLE.items() if theirs not in left_out}
+    return {
+        f"{theirs}{more}": ours
+        for theirs, ours in kept.items()
+        for more in (("encoder.", "") if ours == "vision_tower." else ("",))
+    }
+
+
+def _within_the_tower(word: str) -> Callable[[str], str]:
+    """Of one of our names: the word is removed wherever it stands, if it is the tower's."""
+    return lambda name: name.replace(word, "") if name.startswith("vision_tower.") else name
 
 
 def _lone_decoder(key: str) -> str | None:
@@ -851,16 +936,23 @@ OUR_NAME = Exercise(
             "In the newest layout, without `vision_model.`, the word `encoder.` stays in the name."
             " Our tower has its layers right below it: vision_tower.layers.0...",
         ),
-        Mistake(
-            "vision_model left",
-            partial(
-                our_name,
-                beginnings=_without(
-                    "vision_tower.vision_model.encoder.", "vision_tower.vision_model."
+        *(
+            Mistake(
+                f"vision_model left{also}",
+                partial(
+                    our_name,
+                    beginnings=_without(
+                        "vision_tower.vision_model.encoder.", "vision_tower.vision_model."
+                    ),
+                    **edit,
                 ),
-            ),
-            "`vision_model.` stays in the name. It is one more box in their model, which ours has"
-            " not.",
+                "`vision_model.` stays in the name. It is one more box in their model, which ours"
+                " has not.",
+            )
+            for also, edit in (
+                ("", {}),
+                (", encoder not", {"after": lambda name: name.replace("model.encoder.", "model.")}),
+            )
         ),
         Mistake(
             "linear left",
@@ -939,20 +1031,57 @@ OUR_NAME = Exercise(
             "The words of the table are looked for anywhere in the key. They must stand at its"
             " beginning (startswith): `ema.language_model.model.norm.weight` has no place.",
         ),
-        Mistake(
-            "encoder. removed everywhere",
-            partial(our_name, after=lambda name: name.replace("encoder.", "")),
-            "`encoder.` is removed wherever it stands. It goes only right after the tower's own"
-            " beginning; what follows stays as it is.",
+        *(
+            Mistake(
+                f"encoder. removed everywhere{where}",
+                partial(our_name, after=after),
+                "`encoder.` is removed wherever it stands. It goes only right after the tower's own"
+                " beginning; what follows stays as it is.",
+            )
+            for where, after in (
+                ("", lambda name: name.replace("encoder.", "")),
+                (" in the tower", _within_the_tower("encoder.")),
+            )
         ),
         *(
             Mistake(
-                f"{word} removed everywhere",
-                partial(our_name, after=lambda name, word=word: name.replace(word, "")),
+                f"{word} removed everywhere{where}",
+                partial(our_name, after=after),
                 f"`{word}` is removed wherever it stands. Only the beginning of a key changes; what"
                 " follows stays as it is.",
             )
-            for word in ("vision_model.", "linear.")
+            for word, where, after in (
+                ("vision_model.", "", lambda name: name.replace("vision_model.", "")),
+                ("vision_model.", " in the tower", _within_the_tower("vision_model.")),
+                ("linear.", "", lambda name: name.replace("linear.", "")),
+            )
+        ),
+        *(
+            Mistake(
+                f"{missing} missing",
+                partial(our_name, strip=lambda key: key, beginnings=_but(missing)),
+                f"`{missing}` is one of the table's beginnings, and yours lacks it: such keys get"
+                " None, or keep a part of it in their names.",
+            )
+            for missing in WHOLE
+            if missing != "language_model.lm_head."  # it has a name of its own below
+        ),
+        *(
+            Mistake(
+                f"{what} missing",
+                partial(our_name, strip=lambda key: key, beginnings=_but(*missing)),
+                f"Keys of {what} have no place, or keep a part of their beginning. They are in the"
+                " table, too.",
+            )
+            for what, missing in (
+                ("the text", ("language_model.model.", "model.language_model.")),
+                ("the projector", [one for one in WHOLE if "projector" in one]),
+                ("the published layout", ("vision_tower.vision_model.", "language_model.lm_head.")),
+                (
+                    "the published layout and of the newest, saved,",
+                    [one for one in WHOLE if not one.startswith(("model.", "lm_head."))],
+                ),
+            )
         ),
         Mistake(
             "encoder. after any beginning",
@@ -1148,6 +1277,8 @@ def _in_words(fill: Callable) -> Callable:
             given, want = {name: tuple(x.shape) for name, x in tensors.items()}, dict(shapes)
             guilty = {HEAD, *(want.keys() ^ given.keys())}
             guilty |= {name for name in want.keys() & given.keys() if want[name] != given[name]}
+            if HEAD in tensors:  # it differs from the table
+                guilty.add(TABLE)
             if kind != "ValueError" or any(name in str(error) for name in guilty):
                 return kind
             return "ValueError that names no guilty weight"
@@ -1339,11 +1470,15 @@ FILL = Exercise(
                 ("head", "the head is not the table"),
             )
         ),
-        Mistake(
-            "no name in the error",
-            partial(fill, quiet="missing unexpected shape head"),
-            "Your error names no guilty weight. Whoever reads it has thousands: put the name in, as"
-            " in ValueError(f'{name} is missing').",
+        *(
+            Mistake(
+                f"no name in the error: {', '.join(kinds)}",
+                partial(fill, quiet=" ".join(kinds)),
+                "Your errors name no guilty weight. Whoever reads one has thousands: put the name"
+                " in, as in ValueError(f'{name} is missing').",
+            )
+            for number in (2, 3, 4)
+            for kinds in combinations(("missing", "unexpected", "shape", "head"), number)
         ),
         Mistake(
             "head left untied",
@@ -1405,17 +1540,19 @@ def _shards() -> list[tuple]:
         "empty": given(0, 2).bfloat16(),
         "one": given(),
     }
+    third = {"far": given(3), "other": given(2)}
     files = {
         "model-1.safetensors": file_of(first, ["map", "norm", "table"], {"notes": "..." * 70}),
         "model-2.safetensors": file_of(second, list(second)),
+        "model-3.safetensors": file_of(third, ["other", "far"], least=LONG),
     }
-    holders = zip(files, (first, second), strict=True)
+    holders = zip(files, (first, second, third), strict=True)
     weight_map = _Map({name: file for file, held in holders for name in held})
 
     def read(file: str, start: int, end: int) -> bytes:
         return bytes(files[file])[start:end]
 
-    names = ("table", "square", "map", "scale", "norm", "one", "empty")
+    names = ("table", "square", "map", "scale", "norm", "one", "empty", "far")
     return [(weight_map, read, name) for name in names]
 
 
@@ -1489,11 +1626,13 @@ def _counted(fetch_tensor: Callable) -> Callable:
         touched = {place for span in spans for place in span}
         if files != {file}:
             return tensor, "other files"
-        if touched - set(range(stop)) - set(range(stop + begin, stop + end)):
-            return tensor, "numbers of other tensors"
+        if any(span.start < stop < span.stop for span in spans):
+            return tensor, "the header, and on behind it"
+        if more := touched - set(range(stop)) - set(range(stop + begin, stop + end)):
+            return tensor, "one byte too many" if len(more) == 1 else "numbers of other tensors"
         if sum(map(len, spans)) > len(touched):
             return tensor, "bytes twice"
-        if not touched >= set(range(stop)):
+        if not touched >= set(range(8, stop)):
             return tensor, "no header (do you keep it from one call to the next?)"
         return tensor, "what is needed"
 
@@ -1506,9 +1645,13 @@ _FAR_HEADER = (
     " length: read's last argument is a place in the file, and no number of bytes."
 )
 _OTHERS = (
-    "You read numbers of other tensors, perhaps the whole file. From a far-away file that takes its"
-    " time: read 8 bytes, then the header, then the bytes from 8 + length + begin to 8 + length +"
-    " end."
+    "You read numbers of other tensors. From a far-away file that takes its time: read 8 bytes,"
+    " then the header, then the bytes from 8 + length + begin to 8 + length + end."
+)
+_BEHIND = (
+    "Where you read the header, you read on behind it, into the numbers, perhaps up to the file's"
+    " end. From a far-away file that takes its time: the first 8 bytes say how long the header is,"
+    " so read(file, 8, 8 + length) is just the header."
 )
 
 FETCH_TENSOR = Exercise(
@@ -1520,11 +1663,22 @@ FETCH_TENSOR = Exercise(
     parts=("the tensor", "what was read"),
     asked=_counted,
     checked=(
-        "shape, dtype and every value of 7 tensors of all three kinds in 2 files, one of them a"
+        "shape, dtype and every value of 8 tensors of all three kinds in 3 files, one of them a"
         " single number and one without numbers; and that no byte too many is read"
     ),
     mistakes=(
-        Mistake("whole files", partial(fetch_tensor, whole=True), _OTHERS),
+        Mistake("whole files", partial(fetch_tensor, whole=True), _BEHIND),
+        Mistake(
+            "one byte too many",
+            partial(fetch_tensor, end_of=lambda begin, end: end + 1),
+            "You read one byte too many, the one at `end`. The second place is not among the bytes"
+            " that read gives, as in a slice: from 8 + length + begin to 8 + length + end.",
+        ),
+        Mistake(
+            "the first two bytes alone",
+            partial(fetch_tensor, length_of=lambda first: int.from_bytes(first[:2], "little")),
+            _LONG,
+        ),
         *(
             Mistake(
                 f"all headers, {'last' if last_first else 'first'} file first",
