@@ -239,8 +239,9 @@ def _backward_cases() -> list[tuple]:
     visible = torch.ones(1, 2, 3, 4, dtype=torch.bool)
     visible.scatter_(-1, (large[0] @ large[1].mT).topk(2, dim=-1).indices, False)
     return [
-        by_hand,
+        # First one where all lengths differ, and in which no two mistakes look alike.
         case(2, 3, 4, 5, 9, None),
+        by_hand,
         case(3, 2, 4, 5, 7, some),
         case(2, 2, 5, 5, 5, causal),
         (gradient, *large, value, None),
@@ -268,7 +269,7 @@ def attention_backward(
     limit: float | None = None,
     soft: Callable[[Tensor, Tensor | None], Tensor] = lambda scores, _: scores.softmax(dim=-1),
     scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
-    of_value: Callable[..., Tensor] = lambda shares, scores, back, of_scores: shares,
+    of_value: Callable[..., Tensor] = lambda shares, *others: shares,
     term: Term = _share_of_all,
     inner: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     query_scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
@@ -277,7 +278,8 @@ def attention_backward(
     query_by: int = 2,
     key_by: int = 1,
     masked_later: str = "",
-    turn: Callable[[Tensor], Tensor] = lambda x: x.mT,
+    turn_shares: Callable[[Tensor], Tensor] = lambda x: x.mT,
+    turn_scores: Callable[[Tensor], Tensor] = lambda x: x.mT,
     order: tuple[int, int, int] = (0, 1, 2),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value. The reference, or with one thing changed.
@@ -308,8 +310,8 @@ def attention_backward(
         of_scores = of_scores.masked_fill(~mask, 0.0)
     result = (
         query_scale(k, s) * of_scores @ given[query_by],
-        key_scale(k, s) * turn(of_scores) @ given[key_by],
-        turn(of_value(shares, scores, back, of_scores)) @ gradient,
+        key_scale(k, s) * turn_scores(of_scores) @ given[key_by],
+        turn_shares(of_value(shares, scores, back, of_scores)) @ gradient,
     )
     return tuple(result[place] for place in order)
 
@@ -324,6 +326,11 @@ def _root_of_keys(k: int, s: int) -> float:
 
 def _overflows(scores: Tensor, hidden: Tensor | None) -> Tensor:
     return scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
+
+
+def _with_one_maximum(scores: Tensor, hidden: Tensor | None) -> Tensor:
+    powers = (scores - scores.max()).exp()
+    return powers / powers.sum(dim=-1, keepdim=True)
 
 
 def _masked_later(scores: Tensor, hidden: Tensor | None, again: bool) -> Tensor:
@@ -377,8 +384,8 @@ ATTENTION_BACKWARD = Exercise(
     ),  # fmt: skip
     tolerance=1e-4,
     checked=(
-        "the gradients of query, key and value: the example by hand, 4 queries on 5 keys without"
-        " and with a mask, a causal mask for all pictures, and scores above 1000, without a mask"
+        "the gradients of query, key and value: 4 queries on 5 keys without and with a mask, the"
+        " example by hand, a causal mask for all pictures, and scores above 1000, without a mask"
         " and with the largest ones hidden; inputs unchanged"
     ),
     crashes=(
@@ -387,6 +394,14 @@ ATTENTION_BACKWARD = Exercise(
             _index_with_mask,
             "scores[~mask] wants a mask of just the shape of the scores. This one has an axis of"
             " length 1 for all heads: masked_fill(~mask, ...) stretches it.",
+        ),
+        Mistake(
+            "no mask at all",
+            lambda gradient, query, key, value, mask: attention_backward(
+                gradient, query, key, value, ~mask
+            ),
+            "The mask can be None: then every query may look at every key. Ask first: if mask is"
+            " not None.",
         ),
         *(
             Mistake(
@@ -420,7 +435,7 @@ ATTENTION_BACKWARD = Exercise(
         ),
         Mistake(
             "not turned",
-            partial(attention_backward, turn=lambda x: x),
+            partial(attention_backward, turn_scores=lambda x: x),
             "Shares and scores and their gradients are (t, s): to their right belongs something"
             " with s rows. Query and gradient have t rows. For the gradients of key and value turn"
             " the left one, .mT: (s, t) @ (t, k) is (s, k).",
@@ -447,6 +462,25 @@ ATTENTION_BACKWARD = Exercise(
             "The gradient of the scores has the wrong sign. A score whose share has a gradient"
             " *above* the weighted mean has one above 0: share times (gradient of the share less"
             " the mean).",
+        ),
+        *(
+            Mistake(
+                name,
+                partial(attention_backward, inner=inner),
+                "You take the difference of share and gradient. That short way is for a"
+                " cross-entropy behind the softmax (share less target). Here it is share times"
+                " (gradient of the share less the weighted mean).",
+            )
+            for name, inner in (
+                ("share less gradient", lambda shares, back, _: shares - back),
+                ("gradient less share", lambda shares, back, _: back - shares),
+            )
+        ),
+        Mistake(
+            "all other keys alone",
+            partial(attention_backward, inner=lambda p, back, mean: p * (p * back - mean)),
+            "A score's own share is left out (i = j): p_i (1 - p_i) has a 1 in it, too. Together it"
+            " is share times (gradient of the share less the weighted mean).",
         ),
         Mistake(
             "the share for the first term alone",
@@ -577,7 +611,19 @@ ATTENTION_BACKWARD = Exercise(
                 " still: then a hidden key gets the largest share. Use -inf, below which nothing"
                 " is.",
             )
-            for fill in (0.0, -10.0, -100.0, -1000.0)
+            for fill in (0.0, -1.0, -10.0, -100.0, -1000.0)
+        ),
+        Mistake(
+            "hidden by +inf",
+            partial(attention_backward, fill=float("inf")),
+            "Hidden keys get +inf as their score, and the softmax makes NaN of it. It is -inf,"
+            " below which nothing is.",
+        ),
+        Mistake(
+            "one mask for all",
+            partial(attention_backward, hides=lambda mask: ~mask[:1, :1]),
+            "All pictures, or all heads, get the mask of the first one. Leave the mask whole:"
+            " masked_fill stretches axes of length 1 by itself.",
         ),
         Mistake(
             "mask added",
@@ -671,12 +717,12 @@ ATTENTION_BACKWARD = Exercise(
             )
             for name, of_value in (
                 ("scores", lambda _, scores, *more: scores.masked_fill(scores.isinf(), 0.0)),
-                ("gradient of the shares", lambda _, scores, back, of_scores: back),
-                ("gradient of the scores", lambda _, scores, back, of_scores: of_scores),
+                ("gradient of the shares", lambda shares, scores, back, _: back),
+                ("gradient of the scores", lambda shares, scores, back, of_scores: of_scores),
             )
         ),
         *(
-            Mistake(f"other arguments, {edit}", partial(attention_backward, **edit), says)
+            Mistake(f"{next(iter(edit))}: {says[:40]}", partial(attention_backward, **edit), says)
             for edit, says in (
                 (
                     {"back_by": 2},
@@ -687,6 +733,11 @@ ATTENTION_BACKWARD = Exercise(
                     {"query_by": 3},
                     "The gradient of the query is made with the value. The scores were query @"
                     " key.mT, so it is the gradient of the scores @ key.",
+                ),
+                (
+                    {"term": lambda shares, back: (shares * back).sum(dim=1, keepdim=True)},
+                    "The sum of share times gradient runs over the heads. The shares of one query"
+                    " add up to 1 over its keys, so sum over these, the last axis.",
                 ),
                 (
                     {"key_by": 0},
@@ -706,17 +757,44 @@ ATTENTION_BACKWARD = Exercise(
             )
             for axis in (2, 1, 0)
         ),
-        Mistake(
-            "turned by reshape",
-            partial(attention_backward, turn=_reshaped),
-            "You turn (t, s) into (s, t) by reshape or view. That leaves all numbers in a row and"
-            " cuts the row at other places. To exchange two axes use .mT or .transpose(-1, -2).",
+        *(
+            Mistake(
+                f"turned by reshape, {name}",
+                partial(attention_backward, **dict.fromkeys(where, _reshaped)),
+                "You turn (t, s) into (s, t) by reshape or view. That leaves all numbers in a row"
+                " and cuts the row at other places. To exchange two axes use .mT or .transpose(-1,"
+                " -2).",
+            )
+            for name, where in (
+                ("both", ("turn_shares", "turn_scores")),
+                ("the scores", ("turn_scores",)),
+                ("the shares", ("turn_shares",)),
+            )
         ),
         Mistake(
             "softmax that overflows",
             partial(attention_backward, soft=_overflows),
             "With scores of several hundred exp is infinite, and infinity by infinity is NaN."
             " Subtract each query's largest score first, as torch's softmax does.",
+        ),
+        Mistake(
+            "one largest score for all",
+            partial(attention_backward, soft=_with_one_maximum),
+            "You subtract the largest of all scores. A query whose scores are all some hundred"
+            " below that has only zeros left, and 0 / 0 is NaN. Subtract each query's own largest"
+            " score: .amax(dim=-1, keepdim=True).",
+        ),
+        Mistake(
+            "exp not divided",
+            partial(attention_backward, soft=lambda scores, _: scores.exp()),
+            "The shares are exp of the scores, not divided by their sum: the shares of one query"
+            " add up to 1.",
+        ),
+        Mistake(
+            "sigmoid",
+            partial(attention_backward, soft=lambda scores, _: scores.sigmoid()),
+            "The shares come from a sigmoid. It looks at each score by itself; it is a softmax, and"
+            " the shares of one query add up to 1.",
         ),
         Mistake(
             "query and key exchanged",
@@ -728,10 +806,13 @@ ATTENTION_BACKWARD = Exercise(
             partial(attention_backward, order=(0, 2, 1)),
             "The gradients of key and value are exchanged. Return query's, key's, value's.",
         ),
-        Mistake(
-            "value first",
-            partial(attention_backward, order=(2, 0, 1)),
-            "The gradient of the value comes first. Return query's, key's, value's.",
+        *(
+            Mistake(
+                f"another order, {order}",
+                partial(attention_backward, order=order),
+                "The three gradients come in another order. Return query's, key's, value's.",
+            )
+            for order in ((2, 0, 1), (2, 1, 0), (1, 2, 0))
         ),
     ),
     hints=(
