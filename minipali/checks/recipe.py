@@ -278,6 +278,7 @@ def attention_backward(
     query_by: int = 2,
     key_by: int = 1,
     masked_later: str = "",
+    gather: Callable[[Tensor], Tensor] = lambda x: x,
     turn_shares: Callable[[Tensor], Tensor] = lambda x: x.mT,
     turn_scores: Callable[[Tensor], Tensor] = lambda x: x.mT,
     order: tuple[int, int, int] = (0, 1, 2),
@@ -310,8 +311,8 @@ def attention_backward(
         of_scores = of_scores.masked_fill(~mask, 0.0)
     result = (
         query_scale(k, s) * of_scores @ given[query_by],
-        key_scale(k, s) * turn_scores(of_scores) @ given[key_by],
-        turn_shares(of_value(shares, scores, back, of_scores)) @ gradient,
+        gather(key_scale(k, s) * turn_scores(of_scores) @ given[key_by]),
+        gather(turn_shares(of_value(shares, scores, back, of_scores)) @ gradient),
     )
     return tuple(result[place] for place in order)
 
@@ -344,6 +345,10 @@ def _masked_later(scores: Tensor, hidden: Tensor | None, again: bool) -> Tensor:
 
 def _no_mask(mask: Tensor) -> Tensor:
     return torch.zeros_like(mask)
+
+
+def _turned_and_averaged(x: Tensor) -> Tensor:
+    return x.mT / x.shape[-2]
 
 
 def _reshaped(x: Tensor) -> Tensor:
@@ -756,6 +761,46 @@ ATTENTION_BACKWARD = Exercise(
                 " its keys, the last axis: softmax(dim=-1).",
             )
             for axis in (2, 1, 0)
+        ),
+        *(
+            Mistake(
+                f"mean over the queries, {name}",
+                partial(attention_backward, **dict.fromkeys(where, _turned_and_averaged)),
+                "The gradient of a key or of a value is a mean over the queries. It is the sum:"
+                " each query that looks at it adds its part.",
+            )
+            for name, where in (
+                ("both", ("turn_shares", "turn_scores")),
+                ("the scores", ("turn_scores",)),
+                ("the shares", ("turn_shares",)),
+            )
+        ),
+        *(
+            Mistake(
+                f"added up over heads, {name}",
+                partial(attention_backward, gather=gather),
+                "The gradients of key and value are added up over the heads. Here each head has"
+                " keys and values of its own, so h stays, each with its own gradient.",
+            )
+            for name, gather in (
+                ("one axis left", lambda x: x.sum(dim=1, keepdim=True)),
+                ("the same for all", lambda x: x.sum(dim=1, keepdim=True).expand_as(x)),
+            )
+        ),
+        *(
+            Mistake(
+                f"scale {name}, everywhere",
+                partial(
+                    attention_backward,
+                    **dict.fromkeys(("scale", "query_scale", "key_scale"), factor),
+                ),
+                f"There and back you {what}. It is a division by the root of k: query.shape[-1] **"
+                " -0.5.",
+            )
+            for name, factor, what in (
+                ("without the root", lambda k, s: 1 / k, "divide by k"),
+                ("turned round", lambda k, s: k**0.5, "multiply by the root of k"),
+            )
         ),
         *(
             Mistake(
