@@ -989,6 +989,17 @@ def test_a_relation_to_the_right_result_is_told_where_no_mistake_is_known(
     assert said in related(right, wrong, cases)
 
 
+def test_what_gives_nan_alone_is_not_explained_by_other_arguments():
+    """They give nan for another reason."""
+
+    def right(x, mask):
+        return x.masked_fill(~mask, -torch.inf).softmax(dim=1)
+
+    cases = [(numbers(3, 4), numbers(3, 4) < numbers(3, 4).amax(dim=1, keepdim=True))]
+    assert related(right, lambda x, mask: x * torch.nan, cases) == ""
+    assert "other way round" in related(right, lambda x, mask: right(x, ~mask), cases)
+
+
 def test_parts_in_another_order_are_told():
     def said(change):
         return related(

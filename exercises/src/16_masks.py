@@ -21,7 +21,7 @@ from minipali.checks import check, hint
 #
 # A codebook has m entries, each a vector of d numbers. For each of your vectors, find the entry that lies
 # nearest to it: the straight line between the two is the shortest. Give its **number**, from 0 to m - 1.
-# No two entries are equally near, or so nearly that rounding decides.
+# No two entries are nearly equally near, so rounding does not decide, whatever formula you use.
 #
 # By hand: the entries are (0, 0), (3, 0) and (0, 6). The vector (1, 1) gets 0, and (2, 4) gets 2. A product
 # instead of a distance would give (1, 1) the entry 2: it is the longest.
@@ -79,24 +79,27 @@ check("straight_through", straight_through)
 # where they pass through 0. Put it into its box, in a picture of True and False.
 #
 # - The edges of the box are rounded to whole pixels with Python's `round`, also where they lie just between
-#   two: `round(2.5)` is 2, the even one. The rounded box lies in the picture, and y0 <= y1, x0 <= x1.
+#   two: `round(2.5)` is 2, the even one. The rounded box lies in the picture. Before and
+#   after rounding y0 <= y1 and x0 <= x1.
 # - The *numbers* are resized to the rounded box: bilinear, and averaged where they become fewer. Pillow
 #   does that (`Image.resize` with `Image.Resampling.BILINEAR`), and so does torch
 #   (`F.interpolate(..., mode="bilinear", antialias=True)`), with one exception: for a box that is 1 pixel
 #   wide, torch 2.13 writes the first row's number into all rows. The check has no box so narrow.
-# - Only then: a number above 0 is inside, True. Everything outside of the box is False.
+# - Only then: a number above 0 is inside, True; 0 is not. (In no pixel of the check does rounding
+#   decide.) Everything outside of the box is False.
 # - A box that has no rows or no columns after rounding leaves the picture False.
 #
-# By hand: a mask of 1 row, (1, -3), in a box 4 pixels wide. Resized, its numbers are 1, 0, -2, -3: one pixel
-# is inside. Whoever compares with 0 first gets two. (At the ends a number is repeated; between, pixel 1 lies
-# a quarter of the way from 1 to -3.)
+# By hand, one row of a mask: (1, -3), in a box 4 pixels wide. Resized, its numbers are 1, 0, -2, -3: one
+# pixel is inside. Whoever compares with 0 first gets two. (At the ends a number is repeated; between,
+# pixel 1 lies a quarter of the way from 1 to -3.)
 
 
 # %%
 def paste_mask(mask, box, height, width):
     """A decoded mask, in its picture.
 
-    mask: (s, s), float32; box: four floats (y0, x0, y1, x1) in pixels; height, width: of the picture
+    mask: (s, s), float32; box: a list of four floats, y0, x0, y1, x1, in pixels;
+    height, width: of the picture
     returns: (height, width), bool
     """
     ### BEGIN SOLUTION
@@ -138,7 +141,7 @@ check("paste_mask", paste_mask)
 def follow(vectors, codes, counts, sums, decay):
     """Counts, sums and codebook after one more batch.
 
-    vectors: (b, n, d); codes: (b, n), from 0 to m - 1; counts: (m,), above 0; sums: (m, d);
+    vectors: (b, n, d); codes: (b, n), from 0 to m - 1; counts: (m,), 0.0001 or more; sums: (m, d);
     decay: above 0, at most 1, the share of what was before
     returns: the new counts (m,), the new sums (m, d), the new codebook (m, d)
     """

@@ -20,7 +20,7 @@ from minipali.checks import check, hint
 # the picture. The picture is cut into `side` x `side` patches, numbered row by row. For each patch:
 # the **number of the box that covers most of it**, counted from 0, if that box covers **more than**
 # `share` of the patch; else -1. Boxes may overlap; where two cover equally much, take either. The
-# boxes that you are given stay as they are.
+# boxes that you are given stay as they are. (In no patch of the check does rounding decide.)
 #
 # By hand: one box (0, 0.5, 0.75, 1), two by two patches, share 0.4. The box is as wide as the right
 # half, and reaches from the top to three quarters of the height. It covers all of patch 1, half of
@@ -31,8 +31,8 @@ from minipali.checks import check, hint
 def patch_targets(boxes, side, share):
     """Which box a patch belongs to.
 
-    boxes: (m, 4), y0, x0, y1, x1 from 0 to 1, one box or more; side: patches in a row and in a column
-    share: from 0 to 1
+    boxes: (m, 4), one box or more, float32: y0, x0, y1, x1 from 0 to 1, y0 < y1 and x0 < x1;
+    side: patches in a row and in a column; share: from 0 to 1
     returns: (n,) for n = side * side patches, whole numbers (torch.int64)
     """
     ### BEGIN SOLUTION
@@ -70,7 +70,7 @@ check("patch_targets", patch_targets)
 #   each $d_i$ by $\partial p_i / \partial s_j$, sum over i, and simplify. It becomes short.
 #
 # A key that the mask hides (False) has no share: no gradient goes to it or comes from it. Every
-# query sees at least one key. Scores may be in the hundreds.
+# query sees at least one key. Scores may be large, 1000 and more.
 #
 # By hand, with k = 4, so $\sqrt{k}$ = 2: the query [2, 0, 0, 0], the keys [0, 1, 0, 0] and
 # [0, 3, 0, 0], the values [1, 0, 0, 0] and [3, 0, 0, 0], the gradient [1, 0, 0, 0]. Both scores are 0,
@@ -84,7 +84,8 @@ def attention_backward(gradient, query, key, value, mask):
     """The gradients of attention's three inputs.
 
     gradient: (b, h, t, k), of the output; query: (b, h, t, k); key, value: (b, h, s, k)
-    mask: None, or bool that broadcasts to (b, h, t, s), True where a query may look
+    mask: None, or bool with four axes, t and s as above, b and h as above or 1; True where a query
+    may look; no input requires a gradient
     returns: (query_gradient, key_gradient, value_gradient), of the shapes of query, key and value
     """
     ### BEGIN SOLUTION

@@ -27,6 +27,7 @@ from minipali.checks.relations import (
     Wrong,
     another,
     is_constant,
+    is_nan,
     other_arguments,
     relation,
     shows_all,
@@ -351,7 +352,9 @@ def _of_arguments(exercise: Exercise, attempt: Callable, results: list, wrong: l
         own = [(arguments, False) for arguments in changed]
         try:
             found = _answers(exercise, exercise.reference, tries, own, watch=False)
-            if all(same(results[one], next(found), exercise.tolerance) for one in tries):
+            both = ((results[one], next(found)) for one in tries)
+            # Where all is nan, that has many reasons.
+            if all(same(a, b, exercise.tolerance) and not is_nan(b) for a, b in both):
                 return sentence
         except Exception:  # with these arguments the right function does nothing
             continue

@@ -21,7 +21,7 @@ from minipali.masks import MaskCodec
 
 def _vectors() -> list[tuple]:
     # Entries of very different lengths, far from 0, and vectors between them: of all the wrong
-    # measures below each finds other entries than the distance does, in both cases.
+    # measures below each finds other entries than the distance does, in the first two cases.
     random = torch.Generator().manual_seed(144)
 
     def case(b: int, n: int, m: int, d: int) -> tuple:
@@ -29,7 +29,8 @@ def _vectors() -> list[tuple]:
         codebook = lengths * torch.randn(m, d, generator=random) + 1.5
         return 2 * torch.randn(b, n, d, generator=random) + 1.5, codebook
 
-    return [case(2, 6, 7, 3), case(3, 5, 9, 4)]
+    # The last has axes of length 1, which must stay.
+    return [case(2, 6, 7, 3), case(3, 5, 9, 4), case(1, 1, 6, 3)]
 
 
 def _squares(v: Tensor, c: Tensor) -> Tensor:
@@ -61,8 +62,8 @@ NEAREST_CODE = Exercise(
     cases=_vectors,
     axes="b n",
     checked=(
-        "the numbers of the nearest entries for 2 batches of 2 x 6 and 3 x 5 vectors, with 7 and 9"
-        " entries of very different lengths; inputs unchanged"
+        "the numbers of the nearest entries for batches of 2 x 6, 3 x 5 and 1 x 1 vectors, with 7,"
+        " 9 and 6 entries of very different lengths; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -186,6 +187,13 @@ NEAREST_CODE = Exercise(
             "one row for all pictures",
             partial(nearest_code, choose=lambda apart, _: apart.argmin(dim=-1).flatten()),
             "The numbers are right, but all in one row. Keep the axes b and n: reshape(b, n).",
+        ),
+        Mistake(
+            "squeezed",
+            partial(nearest_code, choose=lambda apart, _: apart.argmin(dim=-1).squeeze()),
+            "The numbers are right, but axes of length 1 are lost: .squeeze() takes all of them"
+            " away, also that of a batch of one picture. The result is (b, n), whatever b and n"
+            " are.",
         ),
         Mistake(
             "b and n mixed",
@@ -354,15 +362,20 @@ STRAIGHT_THROUGH = Exercise(
         ),
         *(
             Mistake(
-                f"gradient times {factor}",
-                partial(
-                    straight_through,
-                    result=lambda v, c, factor=factor: factor * v + (c - factor * v).detach(),
-                ),
+                f"gradient times {name}",
+                partial(straight_through, result=_backwards(change)),
                 "The values are right, but the gradient that vectors gets is multiplied by"
                 " something. It must come through as it is.",
             )
-            for factor in (2.0, 0.5, -1.0)
+            for name, change in (
+                *(
+                    (factor, lambda gradient, v, c, factor=factor: factor * gradient)
+                    for factor in (2.0, 0.5, -1.0)
+                ),
+                ("vectors", lambda gradient, v, c: gradient * v),
+                ("chosen", lambda gradient, v, c: gradient * c),
+                ("the quotient", lambda gradient, v, c: gradient * c / v),
+            )
         ),
         *(
             Mistake(
@@ -377,10 +390,7 @@ STRAIGHT_THROUGH = Exercise(
                 ("signs", lambda gradient, v, c: gradient.sign()),
                 ("clamped", lambda gradient, v, c: gradient.clamp(-1, 1)),
                 ("near 0 alone", lambda gradient, v, c: gradient * (v.abs() <= 1)),
-                ("times vectors", lambda gradient, v, c: gradient * v),
-                ("times chosen", lambda gradient, v, c: gradient * c),
                 ("the difference", lambda gradient, v, c: v - c),
-                ("times the quotient", lambda gradient, v, c: gradient * c / v),
             )
         ),
         *(
@@ -884,6 +894,13 @@ def _vector_by_vector(vectors: Tensor, codes: Tensor, counts: Tensor, sums: Tens
     return counts, sums, sums / counts[:, None]
 
 
+def _row_by_row(vectors: Tensor, codes: Tensor, counts: Tensor, sums: Tensor, decay: float):
+    made = counts, sums, None
+    for row, of_row in zip(vectors[:, None], codes[:, None], strict=True):
+        made = follow(row, of_row, *made[:2], decay)
+    return made
+
+
 def _smoothed(made: tuple, old: tuple, eps: float) -> tuple:
     counts, sums, _ = made
     total = counts.sum()
@@ -956,7 +973,7 @@ def _follow_cases() -> list[tuple]:
     return [
         case(2, 5, 4, 3, 0.6, 2.0),
         case(3, 4, 6, 2, 0.9, 1e-4),
-        case(2, 3, 5, 2, 1.0, 1.0),  # nothing changes
+        case(1, 3, 5, 1, 1.0, 1.0),  # nothing changes; also axes of length 1 stay
     ]
 
 
@@ -970,7 +987,7 @@ FOLLOW = Exercise(
     gradients=("vectors",),
     asked=_new_tensors,
     checked=(
-        "new counts, sums and codebook for 3 batches of 2 x 5, 3 x 4 and 2 x 3 vectors, decay 0.6,"
+        "new counts, sums and codebook for 3 batches of 2 x 5, 3 x 4 and 1 x 3 vectors, decay 0.6,"
         " 0.9 and 1; some entries are chosen by several vectors and one by none; new tensors; no"
         " gradient comes out; inputs unchanged"
     ),
@@ -1091,6 +1108,13 @@ FOLLOW = Exercise(
             _vector_by_vector,
             "The decay is applied once for each vector. It is applied once for each batch, to all"
             " entries: first count and add up the batch's vectors, then decay times the old ones"
+            " plus 1 - decay times these.",
+        ),
+        Mistake(
+            "picture by picture",
+            _row_by_row,
+            "The decay is applied once for each picture of the batch. It is applied once for the"
+            " whole batch: first count and add up all b * n vectors, then decay times the old ones"
             " plus 1 - decay times these.",
         ),
         *(

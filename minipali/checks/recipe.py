@@ -1,5 +1,6 @@
 """Lesson 17: which object covers a patch, attention's way back, and a training with own pieces."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ def _boxes() -> list[tuple]:
         case(4, 4, 0.1),
         (exact, 4, 0.5),
         (halves, 4, 0.5),
+        (torch.tensor([[0.125, 0.25, 0.75, 1.0]]), 1, 0.25),  # the whole picture is one patch
     ]
 
 
@@ -107,8 +109,8 @@ PATCH_TARGETS = Exercise(
     axes="n",
     checked=(
         "the example by hand; 2, 3 and 4 boxes in 25, 36 and 16 patches, also boxes that overlap;"
-        " patches that are covered by just the share that was given, by hardly more, and by two"
-        " boxes that reach it only together; inputs unchanged"
+        " one box in one patch; patches covered by just the share that was given, by hardly"
+        " more, and by two boxes that reach it only together; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -229,19 +231,21 @@ def _backward_cases() -> list[tuple]:
     )  # fmt: skip
     some = torch.rand(3, 1, 4, 5, generator=random) < 0.6
     some[..., 1], some[..., 3] = True, False
-    causal = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5).clone()
+    causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()  # one for all pictures and heads
     gradient, query, key, value, _ = case(1, 2, 3, 4, 4, None)
-    # Of large scores the largest are hidden. (Smaller factors: digits are lost in each softmax.)
+    # Of large scores the largest are hidden, 1000 above the rest. (Smaller factors: digits are lost
+    # in each softmax.)
     large = 40 * query.round(), 10 * key.round()
     visible = torch.ones(1, 2, 3, 4, dtype=torch.bool)
-    visible.scatter_(-1, (large[0] @ large[1].mT).argmax(dim=-1, keepdim=True), False)
+    visible.scatter_(-1, (large[0] @ large[1].mT).topk(2, dim=-1).indices, False)
     return [
-        by_hand,
+        # First one where all lengths differ, and in which no two mistakes look alike.
         case(2, 3, 4, 5, 9, None),
+        by_hand,
         case(3, 2, 4, 5, 7, some),
         case(2, 2, 5, 5, 5, causal),
         (gradient, *large, value, None),
-        (gradient, 16 * query.round(), 16 * key.round(), value, visible),
+        (gradient, 24 * query.round(), 24 * key.round(), value, visible),
     ]
 
 
@@ -265,17 +269,27 @@ def attention_backward(
     limit: float | None = None,
     soft: Callable[[Tensor, Tensor | None], Tensor] = lambda scores, _: scores.softmax(dim=-1),
     scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
-    of_value: Callable[[Tensor, Tensor], Tensor] = lambda shares, scores: shares,
+    of_value: Callable[..., Tensor] = lambda shares, *others: shares,
     term: Term = _share_of_all,
     inner: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     query_scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
     key_scale: Callable[[int, int], float] = lambda k, s: k**-0.5,
+    back_by: int = 3,
+    query_by: int = 2,
+    key_by: int = 1,
+    masked_later: str = "",
+    gather: Callable[[Tensor], Tensor] = lambda x: x,
+    turn_shares: Callable[[Tensor], Tensor] = lambda x: x.mT,
+    turn_scores: Callable[[Tensor], Tensor] = lambda x: x.mT,
     order: tuple[int, int, int] = (0, 1, 2),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value. The reference, or with one thing changed.
 
-    Not by autograd, which the exercise bans; a test holds it against autograd.
+    Not by autograd, which the exercise bans; a test holds it against autograd. back_by, query_by,
+    key_by: numbers of the arguments that the gradients of shares, query and key are made with;
+    masked_later: which of the gradients of "shares" and "scores" the mask sets to 0.
     """
+    given = gradient, query, key, value
     k, s = query.shape[-1], key.shape[-2]
     scores = query @ key.mT * scale(k, s)
     if limit is not None:
@@ -286,15 +300,19 @@ def attention_backward(
     elif hidden is not None:
         scores = scores.masked_fill(hidden, fill)
     shares = soft(scores, hidden)
-    back = gradient @ value.mT  # (b, h, t, s), of the shares
+    back = gradient @ given[back_by].mT  # (b, h, t, s), of the shares
+    if mask is not None and masked_later == "shares":
+        back = back.masked_fill(~mask, 0.0)
     if inner is None:
         of_scores = shares * (back - term(shares, back))
     else:
         of_scores = inner(shares, back, term(shares, back))
+    if mask is not None and masked_later == "scores":
+        of_scores = of_scores.masked_fill(~mask, 0.0)
     result = (
-        query_scale(k, s) * of_scores @ key,
-        key_scale(k, s) * of_scores.mT @ query,
-        of_value(shares, scores).mT @ gradient,
+        query_scale(k, s) * of_scores @ given[query_by],
+        gather(key_scale(k, s) * turn_scores(of_scores) @ given[key_by]),
+        gather(turn_shares(of_value(shares, scores, back, of_scores)) @ gradient),
     )
     return tuple(result[place] for place in order)
 
@@ -311,6 +329,11 @@ def _overflows(scores: Tensor, hidden: Tensor | None) -> Tensor:
     return scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
 
 
+def _with_one_maximum(scores: Tensor, hidden: Tensor | None) -> Tensor:
+    powers = (scores - scores.max()).exp()
+    return powers / powers.sum(dim=-1, keepdim=True)
+
+
 def _masked_later(scores: Tensor, hidden: Tensor | None, again: bool) -> Tensor:
     """Shares of all keys, of which the hidden ones are set to 0; again: and the rest divided."""
     shares = scores.softmax(dim=-1)
@@ -322,6 +345,25 @@ def _masked_later(scores: Tensor, hidden: Tensor | None, again: bool) -> Tensor:
 
 def _no_mask(mask: Tensor) -> Tensor:
     return torch.zeros_like(mask)
+
+
+def _turned_and_averaged(x: Tensor) -> Tensor:
+    return x.mT / x.shape[-2]
+
+
+def _reshaped(x: Tensor) -> Tensor:
+    return x.reshape(*x.shape[:-2], x.shape[-1], x.shape[-2])
+
+
+def _one_by_one(index: Callable[[Tensor, int, int], Tensor]) -> Callable:
+    """Attention's way back, for which each head of each picture takes its mask by itself."""
+
+    def backward(gradient, query, key, value, mask):
+        for place in itertools.product(*map(range, query.shape[:2])) if mask is not None else ():
+            index(mask, *place)
+        return attention_backward(gradient, query, key, value, mask)
+
+    return backward
 
 
 def _index_with_mask(gradient, query, key, value, mask):
@@ -347,9 +389,9 @@ ATTENTION_BACKWARD = Exercise(
     ),  # fmt: skip
     tolerance=1e-4,
     checked=(
-        "the gradients of query, key and value: the example by hand, 4 queries on 5 keys without"
-        " and with a mask, a causal mask, and scores of several hundred, without a mask and with"
-        " the largest ones hidden; inputs unchanged"
+        "the gradients of query, key and value: 4 queries on 5 keys without and with a mask, the"
+        " example by hand, a causal mask for all pictures, and scores above 1000, without a mask"
+        " and with the largest ones hidden; inputs unchanged"
     ),
     crashes=(
         Mistake(
@@ -357,6 +399,58 @@ ATTENTION_BACKWARD = Exercise(
             _index_with_mask,
             "scores[~mask] wants a mask of just the shape of the scores. This one has an axis of"
             " length 1 for all heads: masked_fill(~mask, ...) stretches it.",
+        ),
+        Mistake(
+            "no mask at all",
+            lambda gradient, query, key, value, mask: attention_backward(
+                gradient, query, key, value, ~mask
+            ),
+            "The mask can be None: then every query may look at every key. Ask first: if mask is"
+            " not None.",
+        ),
+        *(
+            Mistake(
+                f"mask taken apart, {name}",
+                _one_by_one(index),
+                "You take the mask apart, picture by picture or head by head, and this mask has one"
+                " entry for all of them, on an axis of length 1. Stretch it first: mask.expand(b,"
+                " h, t, s). Or leave it whole: masked_fill stretches it.",
+            )
+            for name, index in (
+                ("by both numbers", lambda mask, b, h: mask[b, h]),
+                ("by one after the other", lambda mask, b, h: mask[b][h]),
+                ("by the picture's", lambda mask, b, h: mask[b]),
+            )
+        ),
+        *(
+            Mistake(
+                f"no axis kept, {name}",
+                partial(
+                    attention_backward,
+                    term=lambda shares, back: (shares * back).sum(dim=-1),
+                    inner=inner,
+                ),
+                "The sum over the keys has lost its axis: (b, h, t), and torch sets its t against"
+                " s. Keep it: .sum(dim=-1, keepdim=True) is (b, h, t, 1).",
+            )
+            for name, inner in (
+                ("of the sum", None),
+                ("of the product", lambda shares, back, mean: shares * back - shares * mean),
+            )
+        ),
+        Mistake(
+            "not turned",
+            partial(attention_backward, turn_scores=lambda x: x),
+            "Shares and scores and their gradients are (t, s): to their right belongs something"
+            " with s rows. Query and gradient have t rows. For the gradients of key and value turn"
+            " the left one, .mT: (s, t) @ (t, k) is (s, k).",
+        ),
+        Mistake(
+            "turned, with s rows",
+            partial(attention_backward, key_by=2),
+            "Turned by .mT, shares and scores and their gradients are (s, t): to their right"
+            " belongs something with t rows. Key and value have s. For the gradient of key it is"
+            " query, for that of value the output's gradient.",
         ),
     ),
     mistakes=(
@@ -366,6 +460,48 @@ ATTENTION_BACKWARD = Exercise(
             "The softmax's second term is missing. The shares of a query add up to 1: if one grows,"
             " all others shrink. Subtract, before you multiply by the share, the sum over the keys"
             " of share times gradient of the share.",
+        ),
+        Mistake(
+            "sign of the scores",
+            partial(attention_backward, inner=lambda shares, back, mean: shares * (mean - back)),
+            "The gradient of the scores has the wrong sign. A score whose share has a gradient"
+            " *above* the weighted mean has one above 0: share times (gradient of the share less"
+            " the mean).",
+        ),
+        *(
+            Mistake(
+                name,
+                partial(attention_backward, inner=inner),
+                "You take the difference of share and gradient. That short way is for a"
+                " cross-entropy behind the softmax (share less target). Here it is share times"
+                " (gradient of the share less the weighted mean).",
+            )
+            for name, inner in (
+                ("share less gradient", lambda shares, back, _: shares - back),
+                ("gradient less share", lambda shares, back, _: back - shares),
+            )
+        ),
+        Mistake(
+            "all other keys alone",
+            partial(attention_backward, inner=lambda p, back, mean: p * (p * back - mean)),
+            "A score's own share is left out (i = j): p_i (1 - p_i) has a 1 in it, too. Together it"
+            " is share times (gradient of the share less the weighted mean).",
+        ),
+        Mistake(
+            "the share for the first term alone",
+            partial(attention_backward, inner=lambda shares, back, mean: shares * back - mean),
+            "The share multiplies only the first term. It multiplies the whole difference: share"
+            " times (gradient of the share less the weighted mean).",
+        ),
+        Mistake(
+            "log-softmax",
+            partial(
+                attention_backward,
+                inner=lambda shares, back, _: back - shares * back.sum(dim=-1, keepdim=True),
+            ),
+            "That is the way back through a *log*-softmax: gradient less share times the sum of"
+            " gradients. Through a softmax it is share times (gradient less the sum of share times"
+            " gradient).",
         ),
         Mistake(
             "softmax as a sigmoid",
@@ -384,6 +520,27 @@ ATTENTION_BACKWARD = Exercise(
             partial(attention_backward, term=lambda _, back: back.mean(dim=-1, keepdim=True)),
             "You subtract the plain mean of the gradients of the shares. It is the mean *weighted*"
             " by the shares: the sum of share times gradient.",
+        ),
+        Mistake(
+            "sum of the gradients",
+            partial(attention_backward, term=lambda _, back: back.sum(dim=-1, keepdim=True)),
+            "You subtract the plain sum of the gradients of the shares. Multiply each by its share"
+            " before you add up: that is their mean, *weighted* by the shares.",
+        ),
+        Mistake(
+            "mean of the products",
+            partial(
+                attention_backward,
+                term=lambda shares, back: (shares * back).mean(dim=-1, keepdim=True),
+            ),
+            "You take the mean of share times gradient over the keys, and it is their *sum*: the"
+            " shares add up to 1, so the sum is already a mean, weighted by them.",
+        ),
+        Mistake(
+            "summed over everything",
+            partial(attention_backward, term=lambda shares, back: (shares * back).sum()),
+            "The sum of share times gradient runs over everything: .sum() without an axis makes one"
+            " number. Each query has a sum of its own, over its keys: .sum(dim=-1, keepdim=True).",
         ),
         Mistake(
             "summed over the queries",
@@ -426,6 +583,20 @@ ATTENTION_BACKWARD = Exercise(
             " here. (Perhaps it is in it twice.)",
         ),
         Mistake(
+            "scale twice for the key",
+            partial(attention_backward, key_scale=lambda k, s: 1 / k),
+            "1 / sqrt(k) is twice in the gradient of the key. If the query that you multiply with"
+            " is already divided by sqrt(k), or the gradient of the scores is, the other must not"
+            " be.",
+        ),
+        Mistake(
+            "scale twice for the query",
+            partial(attention_backward, query_scale=lambda k, s: 1 / k),
+            "1 / sqrt(k) is twice in the gradient of the query. If the key that you multiply with"
+            " is already divided by sqrt(k), or the gradient of the scores is, the other must not"
+            " be.",
+        ),
+        Mistake(
             "mask ignored",
             partial(attention_backward, hides=_no_mask),
             "Keys that the mask hides get a gradient, and give one. Their shares are 0: set their"
@@ -445,7 +616,19 @@ ATTENTION_BACKWARD = Exercise(
                 " still: then a hidden key gets the largest share. Use -inf, below which nothing"
                 " is.",
             )
-            for fill in (0.0, -10.0, -100.0)
+            for fill in (0.0, -1.0, -10.0, -100.0, -1000.0)
+        ),
+        Mistake(
+            "hidden by +inf",
+            partial(attention_backward, fill=float("inf")),
+            "Hidden keys get +inf as their score, and the softmax makes NaN of it. It is -inf,"
+            " below which nothing is.",
+        ),
+        Mistake(
+            "one mask for all",
+            partial(attention_backward, hides=lambda mask: ~mask[:1, :1]),
+            "All pictures, or all heads, get the mask of the first one. Leave the mask whole:"
+            " masked_fill stretches axes of length 1 by itself.",
         ),
         Mistake(
             "mask added",
@@ -461,7 +644,23 @@ ATTENTION_BACKWARD = Exercise(
                 " more, the hidden keys still get a share. Use -inf: masked_fill(~mask,"
                 " float('-inf')).",
             )
-            for lowered in (10.0, 100.0)
+            for lowered in (10.0, 100.0, 1000.0)
+        ),
+        Mistake(
+            "0 times infinity",
+            partial(attention_backward, lowered=float("inf")),
+            "You multiply the mask by infinity. Where a query may look that is 0 times infinity,"
+            " which is NaN. Do not multiply: masked_fill(~mask, float('-inf')), or torch.where.",
+        ),
+        *(
+            Mistake(
+                f"mask on the way back alone, for the {what}",
+                partial(attention_backward, hides=_no_mask, masked_later=what),
+                "You use the mask on the way back alone. The shares must be those of the forward"
+                " pass, where hidden keys had none: set their scores to -inf before the softmax."
+                " Then the way back needs no mask.",
+            )
+            for what in ("shares", "scores")
         ),
         Mistake(
             "mask after the softmax",
@@ -481,7 +680,7 @@ ATTENTION_BACKWARD = Exercise(
             "clamped",
             partial(attention_backward, limit=50.0),
             "The scores are clamped, so that exp cannot overflow. Then all large scores count the"
-            " same. Scores may be in the hundreds: subtract each query's largest one instead, as"
+            " same. Scores may be 1000 and more: subtract each query's largest one instead, as"
             " torch's softmax does.",
         ),
         *(
@@ -514,20 +713,133 @@ ATTENTION_BACKWARD = Exercise(
             "1 / sqrt(k) is missing everywhere. The scores are divided by sqrt(k) before the"
             " softmax, and so are the gradients of query and key on the way back.",
         ),
-        Mistake(
-            "values by the scores",
-            partial(
-                attention_backward,
-                of_value=lambda _, scores: scores.masked_fill(scores.isinf(), 0.0),
-            ),
-            "The gradient of the values is made with the scores. The output was a sum of values"
-            " weighted by the *shares*, after the softmax.",
+        *(
+            Mistake(
+                f"values by the {name}",
+                partial(attention_backward, of_value=of_value),
+                f"The gradient of the values is made with the {name}. The output was a sum of"
+                " values weighted by the *shares*, so it is made with these: shares.mT @ gradient.",
+            )
+            for name, of_value in (
+                ("scores", lambda _, scores, *more: scores.masked_fill(scores.isinf(), 0.0)),
+                ("gradient of the shares", lambda shares, scores, back, _: back),
+                ("gradient of the scores", lambda shares, scores, back, of_scores: of_scores),
+            )
+        ),
+        *(
+            Mistake(f"{next(iter(edit))}: {says[:40]}", partial(attention_backward, **edit), says)
+            for edit, says in (
+                (
+                    {"back_by": 2},
+                    "The gradient of the shares is made with the key. The output was shares @"
+                    " value, so it is gradient @ value.mT.",
+                ),
+                (
+                    {"query_by": 3},
+                    "The gradient of the query is made with the value. The scores were query @"
+                    " key.mT, so it is the gradient of the scores @ key.",
+                ),
+                (
+                    {"term": lambda shares, back: (shares * back).sum(dim=1, keepdim=True)},
+                    "The sum of share times gradient runs over the heads. The shares of one query"
+                    " add up to 1 over its keys, so sum over these, the last axis.",
+                ),
+                (
+                    {"key_by": 0},
+                    "The gradient of the key is made with the output's gradient. The scores were"
+                    " query @ key.mT, so it is the gradient of the scores, turned, @ query.",
+                ),
+            )
+        ),
+        *(
+            Mistake(
+                f"softmax over axis {axis}",
+                partial(
+                    attention_backward, soft=lambda scores, _, axis=axis: scores.softmax(dim=axis)
+                ),
+                "The softmax runs over the wrong axis. The shares of one query add up to 1 over"
+                " its keys, the last axis: softmax(dim=-1).",
+            )
+            for axis in (2, 1, 0)
+        ),
+        *(
+            Mistake(
+                f"mean over the queries, {name}",
+                partial(attention_backward, **dict.fromkeys(where, _turned_and_averaged)),
+                "The gradient of a key or of a value is a mean over the queries. It is the sum:"
+                " each query that looks at it adds its part.",
+            )
+            for name, where in (
+                ("both", ("turn_shares", "turn_scores")),
+                ("the scores", ("turn_scores",)),
+                ("the shares", ("turn_shares",)),
+            )
+        ),
+        *(
+            Mistake(
+                f"added up over heads, {name}",
+                partial(attention_backward, gather=gather),
+                "The gradients of key and value are added up over the heads. Here each head has"
+                " keys and values of its own, so h stays, each with its own gradient.",
+            )
+            for name, gather in (
+                ("one axis left", lambda x: x.sum(dim=1, keepdim=True)),
+                ("the same for all", lambda x: x.sum(dim=1, keepdim=True).expand_as(x)),
+            )
+        ),
+        *(
+            Mistake(
+                f"scale {name}, everywhere",
+                partial(
+                    attention_backward,
+                    **dict.fromkeys(("scale", "query_scale", "key_scale"), factor),
+                ),
+                f"There and back you {what}. It is a division by the root of k: query.shape[-1] **"
+                " -0.5.",
+            )
+            for name, factor, what in (
+                ("without the root", lambda k, s: 1 / k, "divide by k"),
+                ("turned round", lambda k, s: k**0.5, "multiply by the root of k"),
+            )
+        ),
+        *(
+            Mistake(
+                f"turned by reshape, {name}",
+                partial(attention_backward, **dict.fromkeys(where, _reshaped)),
+                "You turn (t, s) into (s, t) by reshape or view. That leaves all numbers in a row"
+                " and cuts the row at other places. To exchange two axes use .mT or .transpose(-1,"
+                " -2).",
+            )
+            for name, where in (
+                ("both", ("turn_shares", "turn_scores")),
+                ("the scores", ("turn_scores",)),
+                ("the shares", ("turn_shares",)),
+            )
         ),
         Mistake(
             "softmax that overflows",
             partial(attention_backward, soft=_overflows),
             "With scores of several hundred exp is infinite, and infinity by infinity is NaN."
             " Subtract each query's largest score first, as torch's softmax does.",
+        ),
+        Mistake(
+            "one largest score for all",
+            partial(attention_backward, soft=_with_one_maximum),
+            "You subtract the largest of all scores. A query whose scores are all some hundred"
+            " below that has only zeros left, and 0 / 0 is NaN. Subtract each query's own largest"
+            " score: .amax(dim=-1, keepdim=True).",
+        ),
+        Mistake(
+            "exp not divided",
+            partial(attention_backward, soft=lambda scores, _: scores.exp()),
+            "The shares are exp of the scores, not divided by their sum: the shares of one query"
+            " add up to 1.",
+        ),
+        Mistake(
+            "sigmoid",
+            partial(attention_backward, soft=lambda scores, _: scores.sigmoid()),
+            "The shares come from a sigmoid. It looks at each score by itself; it is a softmax, and"
+            " the shares of one query add up to 1.",
         ),
         Mistake(
             "query and key exchanged",
@@ -539,10 +851,13 @@ ATTENTION_BACKWARD = Exercise(
             partial(attention_backward, order=(0, 2, 1)),
             "The gradients of key and value are exchanged. Return query's, key's, value's.",
         ),
-        Mistake(
-            "value first",
-            partial(attention_backward, order=(2, 0, 1)),
-            "The gradient of the value comes first. Return query's, key's, value's.",
+        *(
+            Mistake(
+                f"another order, {order}",
+                partial(attention_backward, order=order),
+                "The three gradients come in another order. Return query's, key's, value's.",
+            )
+            for order in ((2, 0, 1), (2, 1, 0), (1, 2, 0))
         ),
     ),
     hints=(

@@ -120,6 +120,12 @@ def is_constant(result) -> bool:
     )
 
 
+def is_nan(result) -> bool:
+    """Whether it holds nothing but nan."""
+    parts = result if isinstance(result, tuple) else (result,)
+    return all(_is_float(one) and bool(one.isnan().all()) for one in parts)
+
+
 def shows_all(result) -> bool:
     """Whether any change would show: whole numbers and nan often stay the same."""
     parts = result if isinstance(result, tuple) else (result,)
