@@ -75,7 +75,7 @@ PIP_ENVIRONMENT = {
 }
 # torch without the parts for NVIDIA cards: the address that torch's own site names.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=120"]
+NBVAL = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300"]
 PARALLEL = ["-n", "2", "--dist", "loadfile"]
 # What pytest runs one after the other: title, folders, options, environment. In the solutions
 # every check must say "correct"; in the exercises, where nothing is solved yet, none can. The
