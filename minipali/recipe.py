@@ -619,7 +619,7 @@ class MyGenerativeStage:
 
 MY_EVERY = 100
 MINE = Recipe(
-    contrastive_steps=1500, contrastive_batch=72, generative_steps=950, generative_batch=32
+    contrastive_steps=1600, contrastive_batch=72, generative_steps=950, generative_batch=32
 )
 
 

@@ -84,7 +84,8 @@ check("suffix_loss", suffix_loss)
 # on the held-out batch, **in eval mode** and without a graph, by `torch.no_grad()` or otherwise (the check
 # notices). A step follows the gradients of its own batch alone; the module comes to you without any. They are
 # clipped to the length `max_norm`, those of all the module's parameters together: longer ones are made
-# shorter, shorter ones stay. The optimizer has the same parameters.
+# shorter, shorter ones stay. (A frozen parameter has none: its `grad` is `None`.) The optimizer has the same
+# parameters.
 #
 # The module of the check has a BatchNorm, so the modes matter, and it may come to you in eval mode. In
 # which mode you leave it, and with which gradients, is up to you. Each loss is noted as it was before its

@@ -583,10 +583,12 @@ SUFFIX_LOSS = Exercise(
 def _small_module(seed: int, lr: float, mode: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A module that is another in train mode than in eval mode, and its optimizer.
 
-    It has batch statistics and no dropout, so that nothing in it is left to chance.
+    It has batch statistics and no dropout, so that nothing in it is left to chance. One bias is
+    frozen, as the vision tower of lesson 17 is.
     """
     torch.manual_seed(seed)
     module = Small(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2))
+    module[0].bias.requires_grad_(False)
     module.train(mode)
     return module, SGD(module.parameters(), lr=lr)
 
@@ -632,15 +634,17 @@ def train(
     measured_on: Callable[[list, tuple], tuple] = lambda batches, held_out: held_out,
     given: Callable[[Tensor], Tensor] = lambda losses: losses.flatten(),
     by_hand: bool = False,
+    frozen_too: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """-> losses (steps,), measured (epochs,). The reference, or with one thing changed.
 
     training: when train mode is switched on; measure_at: of an epoch, "before", "after" or "each
     step"; note: when the loss is noted; one_step: one step an epoch; given: of the losses, (epochs,
-    steps of each), what is returned; by_hand: the modes are written into the outermost module.
+    steps of each), what is returned; by_hand: the modes are written into the outermost module;
+    frozen_too: frozen parameters are clipped with the others.
     """
     losses, measured = [], []
-    parameters = list(module.parameters())
+    parameters = [p for p in module.parameters() if p.requires_grad or frozen_too]
 
     def to(mode: bool) -> None:
         if by_hand:
@@ -699,6 +703,16 @@ def _always(parameters: list, max_norm: float) -> None:
 def _alone(parameters: list, max_norm: float) -> None:
     for p in parameters:
         nn.utils.clip_grad_norm_([p], max_norm)
+
+
+def _met(what: Callable[[Tensor], object]) -> Callable[[list, float], None]:
+    """A clipping that begins with this of every gradient."""
+
+    def clip(parameters: list, max_norm: float) -> None:
+        for p in parameters:
+            what(p.grad)
+
+    return clip
 
 
 def _by_length(length: Callable[[list], Tensor]) -> Callable[[list, float], None]:
@@ -905,6 +919,35 @@ TRAIN = Exercise(
         "To measure: module.eval(), then inside `with torch.no_grad():` the loss of module(x), y of"
         " held_out; module.train() at the start of every epoch. Return torch.tensor(losses),"
         " torch.tensor(measured).",
+    ),
+    crashes=tuple(
+        Mistake(
+            f"frozen ones measured, {name}",
+            partial(train, clip=_met(what), frozen_too=True),
+            "A frozen parameter has no gradient: p.grad is None, and nothing can be measured or"
+            " made shorter. Leave it out: if p.grad is not None."
+            " nn.utils.clip_grad_norm_ does so.",
+        )
+        for name, what in (
+            ("norm", lambda grad: grad.norm()),
+            ("detach", lambda grad: grad.detach()),
+            ("data", lambda grad: grad.data),
+            ("torch.norm", torch.norm),
+            ("linalg", torch.linalg.norm),
+            ("vector_norm", torch.linalg.vector_norm),
+            ("** 2", lambda grad: grad**2),
+            ("pow", lambda grad: grad.pow(2)),
+            ("times itself", lambda grad: grad * grad),
+            ("square", lambda grad: grad.square()),
+            ("torch.square", torch.square),
+            ("torch.sum", torch.sum),
+            ("flatten", lambda grad: grad.flatten()),
+            ("reshape", lambda grad: grad.reshape(-1)),
+            ("view", lambda grad: grad.view(-1)),
+            ("mul_", lambda grad: grad.mul_(1.0)),
+            ("*= a number", lambda grad: operator.imul(grad, 1.0)),
+            ("*= a tensor", lambda grad: operator.imul(grad, torch.ones(()))),
+        )
     ),
 )
 
