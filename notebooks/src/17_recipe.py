@@ -49,7 +49,7 @@ figures.model_map("all", recipe.MY_SIZES)
 
 # %% [markdown]
 # Your model is a little smaller than the shipped one: four layers of width 128 see, three layers
-# speak. And it will not learn boxes. Both save time.
+# speak. And it will not learn boxes.
 #
 # ## Goals
 #
@@ -256,11 +256,10 @@ print(f"two processes, 2 x 144 questions: {sum(halves) / 2:.2f}")
 #
 # In a terminal, in the folder of the course: `python -m minipali.recipe mine`, or on two processes
 # `torchrun --nproc-per-node 2 -m minipali.recipe mine`. Stop it when you like: the same command
-# goes on. Then run this lesson again. Without such a model the next cell trains for
-# some seconds, to show that everything runs.
+# goes on. Then run this lesson again. Without such a model the next cell trains for some seconds.
 #
-# The second stage keeps the tower as it is. A step is shorter so, and in short trials the
-# validation artist was named better. (PaliGemma trains its tower further, on far more pictures.)
+# The second stage keeps the tower as it is: the steps are shorter, and in trials the validation
+# artist was named better. (PaliGemma's tower goes on learning.)
 
 # %%
 folder = Path("../runs/mine")  # or train here: recipe.train_mine(folder, "../exercises")
@@ -280,13 +279,12 @@ for line in {line["stage"]: line for line in lines}.values():
 
 # %% [markdown]
 # Stored here is one run on two processes, with the solutions of lessons 01 to 13 as pieces, on two
-# idle cores without bfloat16 (AMD EPYC, AVX2). It took 15 minutes.
+# idle cores without bfloat16 (AMD EPYC, AVX2): 14 min 51 s.
 #
 # How to read it:
 #
-# - **Loss, first tenth**: it must fall from the number that you explained. If it is flat, nothing
-#   learns.
-# - **A plateau** often has a reason. Here, near 0.5: the scenes get more objects until step 360
+# - **Loss, first tenth**: it must fall from the number that you explained.
+# - **A plateau** often has a reason. Here, near 0.5: the scenes get more objects until step 380
 #   (lesson 13), and *places* come slowly.
 # - **The fall at the end** is the learning rate going to zero, not a discovery. Judge no run before
 #   it.
@@ -299,10 +297,10 @@ for line in {line["stage"]: line for line in lines}.values():
 #
 # The same tasks as on the shipped model's card, fewer questions of each. Two tasks it was never
 # taught: boxes, and counting things by name. **What keeps an exam honest?** No picture of it may be
-# trained on. And it may not be used to *choose*: not the number of steps, not the learning rate,
-# not the best of three runs. For that there is the validation artist. The test artist comes last,
+# trained on. And it may not be used to *choose*: not the number of steps, not the best of three
+# runs. For that there is the validation artist. The test artist comes last,
 # and once. (We looked four times: earlier trainings had named 58, 65 and 69 %. So the fourth number
-# is a little less honest than a first one.)
+# is a little less honest.)
 
 # %%
 each = 200 if folder.parent.name == "runs" else 10
@@ -376,7 +374,7 @@ with torch.no_grad():
 # - **Bias 0**: every question costs about log 2, 24 of them 16.6. It works, but must first learn
 #   that most pairs do not belong together. SigLIP's -10 would start near 10.
 # - **Not shifted**: the new model already repeats what it has read, and that is what is asked. The
-#   loss is nearly 0 before the first step. It looks best, and it only learns to repeat.
+#   loss is nearly 0 before the first step. It looks best, and only learns to repeat.
 # - **Long rows**: the logits are eleven times as large, and so the model is sure, and wrong.
 #
 # ## Check
