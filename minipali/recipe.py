@@ -390,7 +390,7 @@ class Written:
 
 
 def written_in(exercises: str | Path, last: int = 13) -> Written:
-    """What passes its check in the exercises 01 to `last` that lie in a folder."""
+    """What passes its check in the exercises 01 to `last`, and `patch_targets`, in a folder."""
     from minipali.progress import my_functions, my_pieces
 
     with torch.device("meta"):
@@ -400,7 +400,7 @@ def written_in(exercises: str | Path, last: int = 13) -> Written:
     return Written(
         my_pieces(empty, exercises, last=last),
         my_pieces(processor, exercises, last=last),
-        my_functions(tools, exercises, last),
+        my_functions(tools, exercises, last) | my_functions(("patch_targets",), exercises, 17),
     )
 
 
@@ -886,11 +886,17 @@ def main() -> None:
     except (ValueError, ArithmeticError, OSError) as error:
         stop(2, f"error: {error}" if rank == 0 else f"error in process {rank}: {error}")
     except KeyboardInterrupt:
-        told = f"stopped; the same command goes on from the last checkpoint in {folder}"
-        stop(130, told if rank == 0 else None)
+        stop(130, f"stopped; the same command {goes_on(folder)}" if rank == 0 else None)
     if rank == 0:
         print(f"The model is in {folder / 'model'}, the curve in {folder / 'curve.png'}.")
         print(f"Measure it: python -m minipali.evaluation --model {folder / 'model'}")
+
+
+def goes_on(folder: Path) -> str:
+    """What the same command does after a training in `folder` was stopped, in words."""
+    if any(folder.glob("*.safetensors")):
+        return f"goes on from the last checkpoint in {folder}"
+    return "begins anew: there is no checkpoint yet"
 
 
 def stop(code: int, sentence: str | None) -> None:

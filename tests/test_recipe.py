@@ -342,12 +342,34 @@ def test_attentions_way_back_is_not_to_be_asked_of_torch(attempt):
     assert outcome.status == REFUSED and "runs torch's" in outcome.message
 
 
+def one_by_one(boxes, side, share):
+    """patch_targets, patch by patch."""
+    targets = []
+    for place in range(side**2):
+        top, left = place // side, place % side
+        areas = [
+            max(0.0, min(top + 1, side * y1) - max(top, side * y0))
+            * max(0.0, min(left + 1, side * x1) - max(left, side * x0))
+            for y0, x0, y1, x1 in boxes.tolist()
+        ]
+        most = max(areas)
+        targets.append(areas.index(most) if most > share else -1)
+    return torch.tensor(targets)
+
+
 @pytest.mark.parametrize(("floor", "said"), [(0.0, "correct"), (1.1, "the floor is 110%")])
 def test_a_short_training_is_told_whether_it_learned(monkeypatch, capsys, tmp_path, floor, said):
     monkeypatch.delenv("MINIPALI_STRICT", raising=False)
-    checks.try_recipe(lambda *given: recipe.patch_targets(*given), tmp_path, floor, MINE)
+    checks.try_recipe(one_by_one, tmp_path, floor, MINE)
     told = capsys.readouterr().out
     assert "yours, 1: patch_targets" in told and said in told
+
+
+def test_a_short_training_with_wrong_patch_targets_is_not_correct(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    checks.try_recipe(lambda boxes, side, share: torch.full((side**2,), -1), tmp_path, 0.0, MINE)
+    told = capsys.readouterr().out
+    assert "wrong" in told and "`patch_targets` does not pass its check" in told
 
 
 def test_a_stub_in_a_short_training_is_told(monkeypatch, capsys, tmp_path):
@@ -791,6 +813,12 @@ def test_a_full_disk_stops_it_in_one_line_and_it_goes_on_afterwards(undisturbed,
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs a way to stop a process")
+def test_a_training_that_stopped_before_its_first_checkpoint_is_said_to_begin_anew(tmp_path):
+    assert recipe.goes_on(tmp_path) == "begins anew: there is no checkpoint yet"
+    (tmp_path / "contrastive.safetensors").touch()
+    assert recipe.goes_on(tmp_path) == f"goes on from the last checkpoint in {tmp_path}"
+
+
 @pytest.mark.parametrize("stopped_by", ["SIGKILL", "SIGSTOP"])
 def test_where_one_process_stops_the_other_ends_too(tmp_path, stopped_by):
     arguments = ("small", "--folder", tmp_path, "--contrastive-steps", "100000")

@@ -14,7 +14,7 @@
 import torch
 import torch.nn.functional as F
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. Cut
@@ -153,11 +153,8 @@ from minipali.tokens import Processor
 config = replace(model.config, vision=replace(model.config.vision, image_size=84))
 name = "vision_tower.embeddings.position_embedding.weight"
 weights = model.state_dict()
-try:
+with trying("the model with your larger table"):
     weights[name] = stretch_positions(weights[name], (6, 6), (7, 7))
-except NotImplementedError:
-    print("stretch_positions is not written yet")
-else:
     larger = PaliGemma(config).eval()
     larger.load_state_dict(weights)
     in_84 = Processor(processor.tokenizer_file, config)

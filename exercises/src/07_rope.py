@@ -16,7 +16,7 @@ import math
 import torch
 from einops import rearrange
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. The angles
@@ -182,13 +182,11 @@ def stretched(trained):
     return lambda positions, k, theta: stretched_angles(positions, k, theta, trained, 8)
 
 
-try:
+with trying("the model with your stretched angles"):
     for name, trained in (("slow pairs", 60), ("all pairs", 1)):
         other = put(model, rope_angles=stretched(trained))
         for prompt in prompts:
             print(f"{name:10} {prompt:32} {generate(other, processor, picture, prompt)}")
-except NotImplementedError:
-    print("stretched_angles is not written yet")
 
 # %% [markdown]
 # A place is told by neighbours: the patch to the left is one position away, the one above is six. With

@@ -13,7 +13,7 @@
 # %%
 import torch
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. The memory of a layer
@@ -233,11 +233,9 @@ def with_window(window):
     return put(model, cache_update=update, prefix_lm_mask=mask)
 
 
-try:
+with trying("the model with your ring"):
     for window in (64, 20, 10):
         print(f"{window:2} places: {generate(with_window(window), processor, picture, prompts[0])}")
-except NotImplementedError:
-    print("ring_update is not written yet")
 
 # %% [markdown]
 # A ring of 64 holds everything, and nothing changes. With 20 places the upper patches are out of sight,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from minipali.attention import attend
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. Repeat the key and value heads
@@ -188,12 +188,10 @@ def shared(groups):
     return other
 
 
-try:
+with trying("the model with shared heads"):
     for groups in ([[1, 0], [2, 3]], [[3, 2], [0, 1]], [[0, 2], [1, 3]]):
         other = shared(groups)
         print(groups, [generate(other, processor, picture, prompt) for prompt in prompts])
-except NotImplementedError:
-    print("share_heads or repeat_kv is not written yet")
 
 # %% [markdown]
 # Heads 0 and 1 have equal keys and values, and so have 2 and 3. Let these share, in whatever order, and

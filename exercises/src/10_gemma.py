@@ -14,7 +14,7 @@
 import torch
 import torch.nn.functional as F
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. The gated MLP
@@ -223,7 +223,7 @@ for prompt in questions:
 import copy
 
 light = copy.deepcopy(model)
-try:
+with trying("the model with folded norms"):
     for layer in light.language_model.layers:
         a, m = layer.self_attn, layer.mlp
         parts = [layer.input_layernorm, a.q_proj, a.k_proj, a.v_proj, a.o_proj]
@@ -237,8 +237,6 @@ try:
     print(f"largest difference of a logit: {apart:.5f}")
     for prompt in questions:
         print(f"folded   {prompt:32} {generate(light, processor, picture, prompt)}")
-except NotImplementedError:
-    print("fold_norms is not written yet")
 
 # %% [markdown]
 # ## Go on

@@ -13,7 +13,7 @@
 import torch
 import torch.nn.functional as F
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. Image tokens
@@ -165,7 +165,7 @@ row = torch.arange(1, 4).repeat_interleave(lengths)[None]  # 1 1 … 2 2 … 3 3
 positions = torch.cat([torch.arange(1, 1 + length) for length in lengths])[None]
 prefix = torch.zeros_like(ids, dtype=torch.bool)  # no answers yet
 
-try:
+with trying("three rows in one sequence"):
     masks = {"walls": packed_mask(row, prefix), "none": packed_mask(row.clamp(max=1), prefix)}
     gemma, is_image = model.language_model, ids == model.config.image_token_id
     with torch.no_grad():
@@ -177,8 +177,6 @@ try:
             said = found[0, lengths.cumsum(dim=0) - 1].argmax(dim=-1)
             words = ", ".join(processor.decode([int(token)]) for token in said)
             print(f"{name:6} largest difference {(found - alone).abs().max():.5f}: {words}")
-except NotImplementedError:
-    print("merge or packed_mask is not written yet")
 
 # %% [markdown]
 # ## 5. Inside the model

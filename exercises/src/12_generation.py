@@ -13,7 +13,7 @@
 # %%
 import torch
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. The distribution
@@ -267,13 +267,11 @@ def boxes_alone(logits, step, choose, eos, pad, max_new_tokens):
     yield from continue_tokens(logits, step, choose_allowed, eos, pad, max_new_tokens)
 
 
-try:
+with trying("the model with your forms"):
     for name, one in (("free", model), ("boxes", put(model, continue_tokens=boxes_alone))):
         for seed in range(4):
             said = generate(one, processor, picture, "detect frog", 24, temperature=2.0, seed=seed)
             print(f"{name:6} {said!r}")
-except NotImplementedError:
-    print("continue_tokens or allowed_next is not written yet")
 
 # %% [markdown]
 # Every answer of the second model can be read, and some are wrong: a form is no truth.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. The labels of a row
@@ -198,7 +198,9 @@ from minipali.scenes import examples
 
 names = ["penguin_test_artist", "cat_and_ball", "three_apples"]
 pictures = [examples()[name] for name in names]
-if mine is not None:
+if mine is None:
+    print("try_training has given no model yet")
+else:
     told = [generate(mine, processor, one, "answer en what is this?") for one in pictures]
     figures.pictures(pictures, told, f"Three pictures and what your decoder says: {told}")
 
@@ -220,14 +222,12 @@ def in_parts(model, *sizes):
     return loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-try:
+with trying("a real batch in parts"):
     if mine is not None:
         whole, some = in_parts(mine, 16), in_parts(mine, 2, 9, 5)
         apart = max((a - b).abs().max().item() for a, b in zip(whole[1], some[1], strict=True))
         print(f"loss {whole[0]:.5f} at once, {some[0]:.5f} in parts")
         print(f"the gradients differ by {apart:.0e} at most")
-except NotImplementedError:
-    print("accumulate is not written yet.")
 
 # %% [markdown]
 # ## Go on

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from minipali.checks import check, hint
+from minipali.checks import check, hint, trying
 
 # %% [markdown]
 # ## 1. The nearest entry
@@ -198,11 +198,9 @@ def painted(codec):
 
 
 # %%
-try:
+drawn = {}
+with trying("the picture with your masks"):
     drawn = painted(codec) if codec is not None else {}
-except NotImplementedError:
-    print("paste_mask is not written yet.")
-    drawn = {}
 if drawn:
     figure, axes = plt.subplots(1, 2, figsize=(12, 3.6))
     for axis, (title, pixels) in zip(axes, drawn.items(), strict=True):

@@ -2,6 +2,7 @@
 
     check("patchify", patchify)     displays what is right or wrong with your function
     hint("patchify", 1)             displays the first hint
+    with trying("a picture"): ...   displays what is missing or crashes inside, and goes on
 
 Outcomes are displayed, not raised, so that a notebook runs to its end. With the environment
 variable MINIPALI_STRICT=1 everything but *correct* raises CheckFailed: so solutions are tested.
@@ -9,14 +10,17 @@ variable MINIPALI_STRICT=1 everything but *correct* raises CheckFailed: so solut
 
 import difflib
 import os
+import re
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from minipali.checks.comparing import shown
-from minipali.checks.engine import CORRECT, UNKNOWN, Exercise, Outcome, examine
+from minipali.checks.engine import CORRECT, UNKNOWN, Exercise, Outcome, examine, failed
 from minipali.checks.lessons import exercises
 
-__all__ = ["CheckFailed", "check", "exercise", "hint", "reveal", "show"]
+__all__ = ["CheckFailed", "check", "exercise", "hint", "reveal", "show", "trying"]
 
 
 # Called with every outcome that is shown; `minipali.progress` listens here.
@@ -67,6 +71,18 @@ def show(outcome: Outcome) -> None:
         raise CheckFailed(str(outcome))
 
 
+@contextmanager
+def trying(what: str) -> Iterator[None]:
+    """Run what stands inside; a learner's piece that is missing or crashes there is told in a line.
+
+    So the rest of the notebook still runs. what: what is tried, in words.
+    """
+    try:
+        yield
+    except BaseException as error:
+        show(failed(what, error))
+
+
 def _unknown(name) -> str:
     """What is to be said about a name that is none of an exercise, or ""."""
     known = list(exercises())
@@ -79,7 +95,15 @@ def _unknown(name) -> str:
     return f"There is no exercise {shown(name)!r}.{meant} There are: {', '.join(known)}."
 
 
+_AT_WORDS = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+
+
 def _write(text: str) -> None:
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and ipython.get_ipython() is not None:
+        # JupyterLab breaks a long line of text at any letter.
+        lines = re.sub(r" (Case \d+ of \d+)", r"\n\1", text, count=1).splitlines()
+        text = "\n".join(textwrap.fill(line, 96, **_AT_WORDS) for line in lines)
     # A console that cannot write a tick (Windows, cp1252) gets a question mark in its place.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, errors="replace").decode(encoding))

@@ -430,7 +430,8 @@ def _answers(
     own = own or _tries(exercise)
     for one in tries:
         arguments, backward = own[one]
-        given = list(arguments)
+        # What is written into, and may be returned itself, must not be another try's as well.
+        given = copied(arguments) if exercise.in_place else list(arguments)
         result, _ = _result(exercise, function, given, backward, watch=watch)
         yield _whole(exercise, result, given)
 
@@ -583,7 +584,10 @@ def _describe(exercise: Exercise, arguments: tuple) -> str:
         if isinstance(value, Image):
             return f"{name}: {value.mode}, {value.width} x {value.height} pixels"
         if isinstance(value, (list, tuple)) and _holds_tensors(value):
-            return f"{name}: {len(value)} in a {type(value).__name__}"  # all numbers help nobody
+            kind = next(kind for kind in (list, tuple) if isinstance(value, kind)).__name__
+            return f"{name}: {len(value)} in a {kind}"  # all numbers help nobody
+        if isinstance(value, float):
+            return f"{name} = {value:.6g}" if value != int(value) else f"{name} = {value}"
         return f"{name} = {shown(value)}"
 
     parts = [

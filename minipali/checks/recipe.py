@@ -11,7 +11,15 @@ from torch import Tensor
 from minipali import recipe, scenes
 from minipali.checks import show
 from minipali.checks.attention import FINISHED
-from minipali.checks.engine import CORRECT, WRONG, Exercise, Mistake, Outcome, failed
+from minipali.checks.engine import (
+    CORRECT,
+    WRONG,
+    Exercise,
+    Mistake,
+    Outcome,
+    examine,
+    failed,
+)
 from minipali.evaluation import answers, by_task, evaluation_set
 from minipali.paligemma import PaliGemma
 from minipali.training import optimizers
@@ -175,6 +183,16 @@ PATCH_TARGETS = Exercise(
             "at least",
             partial(patch_targets, enough=torch.ge),
             "A patch that is covered by just `share` gets a box. It must be covered by more.",
+        ),
+        Mistake(
+            "no box anywhere",
+            lambda boxes, side, share: torch.full((side**2,), -1),
+            "No patch gets a box in your result, wherever the boxes are: all numbers are -1.",
+        ),
+        Mistake(
+            "the first box everywhere",
+            lambda boxes, side, share: torch.zeros(side**2, dtype=torch.int64),
+            "All patches get box 0 in your result, wherever the boxes are.",
         ),
         Mistake(
             "every patch",
@@ -892,9 +910,10 @@ def try_recipe(
     """Both stages from random weights, so short that only the background is learned; displayed.
 
     Everything that passes its check in the exercises 01 to `last` of the folder takes part, with
-    `patch_targets`, which is given. *correct* if the share of the validation artist's backgrounds
-    that are named right reaches `floor`. Returns the model.
+    `patch_targets`, which is given. *correct* if that passes its check, too, and the share of the
+    validation artist's backgrounds that are named right reaches `floor`. Returns the model.
     """
+    passes = examine(PATCH_TARGETS, patch_targets).status == CORRECT
     try:
         own = recipe.written_in(exercises, last)
         own.tools["patch_targets"] = patch_targets
@@ -917,7 +936,9 @@ def try_recipe(
         f"{share:.0%} of the backgrounds are named right; guessing gives {chance:.0%}; the floor is"
         f" {floor:.0%}"
     )
-    status = CORRECT if share >= floor else WRONG
+    status = CORRECT if share >= floor and passes else WRONG
     more = "" if share >= floor else " What do your `check`s say?"
+    if not passes:
+        more += " But your `patch_targets` does not pass its check."
     show(Outcome(TITLE, status, f"{found}.{more}"))
     return model

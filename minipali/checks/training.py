@@ -634,6 +634,7 @@ def train(
     measured_on: Callable[[list, tuple], tuple] = lambda batches, held_out: held_out,
     given: Callable[[Tensor], Tensor] = lambda losses: losses.flatten(),
     by_hand: bool = False,
+    modes: bool = True,
     frozen_too: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """-> losses (steps,), measured (epochs,). The reference, or with one thing changed.
@@ -641,12 +642,14 @@ def train(
     training: when train mode is switched on; measure_at: of an epoch, "before", "after" or "each
     step"; note: when the loss is noted; one_step: one step an epoch; given: of the losses, (epochs,
     steps of each), what is returned; by_hand: the modes are written into the outermost module;
-    frozen_too: frozen parameters are clipped with the others.
+    modes: whether they are set at all; frozen_too: frozen parameters are clipped with the others.
     """
     losses, measured = [], []
     parameters = [p for p in module.parameters() if p.requires_grad or frozen_too]
 
     def to(mode: bool) -> None:
+        if not modes:
+            return
         if by_hand:
             module.training = mode
         else:
@@ -749,6 +752,12 @@ TRAIN = Exercise(
         " some steps, shorter in others; no graph hangs on the losses"
     ),
     mistakes=(
+        Mistake(
+            "modes never set",
+            partial(train, modes=False),
+            "You never change the mode, so the module stays in the one in which it came:"
+            " module.train() before the steps of an epoch, module.eval() before it is measured.",
+        ),
         Mistake(
             "gradients not zeroed",
             partial(train, zero="never"),

@@ -35,7 +35,8 @@ def curve(lines: list[dict]) -> Figure:
     top, bottom = figure.subfigures(2, 1, height_ratios=(2.9, 1.9 * max(rows, 1)))
     for axis, stage in zip(top.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         own = of_stage[stage]
-        axis.plot([line["step"] for line in own], [line["loss"] for line in own], color=DARK)
+        steps, losses = [line["step"] for line in own], [line["loss"] for line in own]
+        axis.plot(steps, losses, color=DARK, marker=_marker(steps))
         axis.set(title=f"{stage} stage", xlabel="step", ylabel="loss", yscale="log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
@@ -53,7 +54,8 @@ def curve(lines: list[dict]) -> Figure:
             ("validation", "artist", "--", ORANGE),
         ):
             shares = [100 * line[f"{group} {task}"] for line in measured]
-            axis.plot(steps, shares, style, color=colour, lw=1.8, label=f"{group} {artists}")
+            look = {"color": colour, "lw": 1.8, "marker": _marker(steps)}
+            axis.plot(steps, shares, style, label=f"{group} {artists}", **look)
         axis.axis("on")
         axis.set_title(task, fontsize=10)
         axis.set(ylim=(0, 104), yticks=(0, 50, 100))
@@ -64,6 +66,11 @@ def curve(lines: list[dict]) -> Figure:
         frameon=False, fontsize=10,
     )  # fmt: skip
     return figure
+
+
+def _marker(steps: list[int]) -> str | None:
+    """A line of one point shows nothing, so that gets a dot."""
+    return "o" if len(steps) == 1 else None
 
 
 def log(lines: list[dict]) -> None:
@@ -77,8 +84,9 @@ def log(lines: list[dict]) -> None:
             for key, value in last.items()
             if key.startswith(("training ", "validation "))
         )
+        begins = f"falls from {first['loss']:.2f} at step {first['step']} to"
         told.append(
-            f"{stage} stage: the loss falls from {first['loss']:.2f} at step {first['step']} to"
+            f"{stage} stage: the loss {begins if len(of_stage) > 1 else 'is'}"
             f" {last['loss']:.2f} at step {last['step']}; right at the end in percent: {ends}."
         )
     show(curve(lines), "Loss and right answers over the steps of training. " + " ".join(told))

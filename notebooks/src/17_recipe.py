@@ -139,8 +139,8 @@ figures.recipe.targets(
 # %% [markdown]
 # ## Build: random weights in your pieces
 #
-# `written_in` reads the exercises of lessons 01 to 13 as they are saved, and takes every function
-# that passes its check. The others come from the package. `my_stages` puts them into two modules
+# `written_in` reads the exercises of lessons 01 to 13, and `patch_targets`, as they are saved. It
+# takes every function that passes its check. The others come from the package. `my_stages` puts them into two modules
 # with random weights. A right piece that lets no gradient through is left out, and named.
 
 # %%
@@ -265,6 +265,7 @@ print(f"two processes, 2 x 144 questions: {sum(halves) / 2:.2f}")
 folder = Path("../runs/mine")  # or train here: recipe.train_mine(folder, "../exercises")
 if not (folder / "model").exists():
     folder = Path(tempfile.mkdtemp())
+    print("A run of some seconds. What is said below is about the stored run, of 15 minutes.")
     tiny = replace(
         recipe.MINE, contrastive_steps=10, contrastive_batch=24, generative_steps=20,
         generative_batch=8,
@@ -344,7 +345,10 @@ pairs = zip(sheets["validation"], told["validation"], strict=True)
 marked = [(*asked, said) for asked, said in pairs if asked[1].task in taught]
 wrong = [one for one in marked if not score(*one[1:])]
 worst = sorted(wrong, key=lambda one: -sureness(*one))[:5]
-titles = [f"{q.prompt[10:]} {said} ({sureness(s, q, said):.0%})" for s, q, said in worst]
+titles = [
+    f"{q.prompt.removeprefix('answer en ')} {said or '(nothing)'} ({sureness(s, q, said):.0%})"
+    for s, q, said in worst
+]
 figures.pictures([s.picture for s, _, _ in worst], titles, f"Wrong and sure: {titles}", columns=5)
 
 # %% [markdown]
