@@ -156,6 +156,23 @@ def test_hidden_values_that_are_limited_are_named(limit):
     assert "between the two maps are limited" in examine(exercise("mlp"), attempt).message
 
 
+def test_what_is_wrong_with_gradients_is_told_without_torchs_bad_advice():
+    def attempt(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+        u = F.linear(x, fc1_weight, fc1_bias)
+        u = torch.from_numpy(F.gelu(u, approximate="tanh").numpy())
+        return F.linear(u, fc2_weight, fc2_bias)
+
+    assert examine(exercise("mlp"), attempt).message.startswith("NumPy knows nothing of gradients")
+
+
+def test_a_result_that_is_limited_on_both_sides_is_told():
+    def attempt(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+        u = F.gelu(F.linear(x, fc1_weight, fc1_bias), approximate="tanh")
+        return F.linear(u, fc2_weight, fc2_bias).clamp(-4, 4)
+
+    assert "Where it is wrong it is 4 or -4." in examine(exercise("mlp"), attempt).message
+
+
 def test_known_mistakes_are_kept_unless_a_function_among_the_arguments_remembers():
     def cases():
         calls = 0

@@ -198,7 +198,7 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
                 return outcome(WRONG, complaint)
             axes = axis_names(attempt.__doc__, exercise.parameters, arguments)
             told = f"{case}: {raised.message}{of_shapes(error, axes)}"
-            named = _of_crash(exercise, results, error) or _of_writing(error)
+            named = _of_crash(exercise, results, error) or _of_autograd(error)
             return outcome(CRASHED, f"{named} {told}" if named else told)
         if ran:
             return outcome(REFUSED, f"It {ran}")
@@ -537,10 +537,15 @@ def _of_crash(exercise: Exercise, results: list, error: BaseException) -> str:
     return said.pop() if len(said) == 1 else ""
 
 
-def _of_writing(error: BaseException) -> str:
-    """What is said of what autograd raises where something was written into, or ""."""
-    text = shown(error)
-    if not isinstance(error, RuntimeError) or not ("inplace" in text or "in-place" in text):
+def _of_autograd(error: BaseException) -> str:
+    """What is said of what autograd raises where it was written into or NumPy is used, or ""."""
+    text = shown(error) if isinstance(error, RuntimeError) else ""
+    if "Can't call numpy()" in text:
+        return (
+            "NumPy knows nothing of gradients, and .detach() would lose them: do the whole"
+            " computation with torch's functions."
+        )
+    if "inplace" not in text and "in-place" not in text:
         return ""
     return (
         "You write into a tensor (+=, out[...] =, a method whose name ends with _) that autograd"

@@ -104,11 +104,17 @@ ROOT_FIRST = (
     "The root of each square is taken before the mean, so you divide by the mean of the absolute"
     " {}. First the mean, then one root: sqrt({} + eps)."
 )
+NORMED_TWICE = (
+    "The tokens are normalised twice. With an eps that is not tiny the second time changes them"
+    " again: once is what is asked for."
+)
 
 # The mean of the absolute values in place of the root of the mean of the squares.
 ABSOLUTE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "plus eps": _no_root,
     "its square plus eps": lambda sizes, eps: (sizes.square() + eps).sqrt(),
+    "eps as its least": lambda sizes, eps: sizes.clamp(min=eps),
+    "zeros guarded": lambda sizes, eps: torch.where(sizes == 0, 1.0, sizes),
 }
 
 EPS_TWICE = "eps is added twice, inside the root and outside. Inside alone: sqrt(... + eps)."
@@ -253,6 +259,18 @@ LAYER_NORM = Exercise(
             "root before the mean",
             partial(_layer_norm, root_first=True),
             ROOT_FIRST.format("distances", "variance"),
+        ),
+        *(
+            Mistake(f"twice, {name}", wrong, NORMED_TWICE)
+            for name, wrong in {
+                "weight once": lambda x, weight, bias, eps: _layer_norm(
+                    _layer_norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps),
+                    weight,
+                    bias,
+                    eps,
+                ),
+                "weight twice": lambda x, *given: _layer_norm(_layer_norm(x, *given), *given),
+            }.items()
         ),
         Mistake(
             "eps squared",
@@ -665,6 +683,15 @@ RMS_NORM = Exercise(
             "root before the mean",
             partial(rms_norm, root_first=True),
             ROOT_FIRST.format("values", "mean of the squares"),
+        ),
+        *(
+            Mistake(f"twice, {name}", wrong, NORMED_TWICE)
+            for name, wrong in {
+                "weight once": lambda x, weight, eps: rms_norm(
+                    rms_norm(x, torch.zeros_like(weight), eps), weight, eps
+                ),
+                "weight twice": lambda x, *given: rms_norm(rms_norm(x, *given), *given),
+            }.items()
         ),
         Mistake("eps twice", partial(rms_norm, divisor=_eps_twice), EPS_TWICE),
         *(

@@ -223,7 +223,7 @@ MLP = Exercise(
                 "The values between the two maps are limited (clamp, min, ReLU6). GELU has no upper"
                 " end: GELU(100) is 100.",
             )
-            for most in (5, 6, 8, 10, 20, 30, 50, 80, 88, 100)
+            for most in (5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 80, 88, 100)
         ),
         *(
             Mistake(
@@ -1089,6 +1089,12 @@ ATTENTION_POOL = Exercise(
             " inf and 0 / 0 are NaN. First subtract the largest score of the same head and picture"
             " (not the largest of all), or take softmax, which does it.",
         ),
+        Mistake(
+            "scores out of the graph",
+            partial(attention_pool, soft=lambda scores, axis: scores.detach().softmax(axis)),
+            "The values are right, but the scores, or the weights made of them, are out of"
+            " autograd's graph (detach, no_grad), so the probe never learns what to ask for.",
+        ),
         *(
             Mistake(
                 f"scores limited to {most}",
@@ -1100,7 +1106,7 @@ ATTENTION_POOL = Exercise(
                 " the largest score of the same head and picture instead, or take softmax, which"
                 " does it.",
             )
-            for most in (10, 50, 60, 70, 80)
+            for most in (5, 10, 20, 50, 60, 70, 80)
         ),
         Mistake(
             "not divided by the sum",
