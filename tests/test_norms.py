@@ -145,3 +145,22 @@ def test_lost_digits_are_told_where_nothing_else_is_known():
     assert "digits are lost on the way" in examine(exercise("rms_norm"), in_16_bits).message
     named = examine(exercise("mlp"), with_erf).message
     assert "its erf form" in named and "digits are lost" not in named
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
+def test_an_eps_that_only_guards_against_0_is_named_however_it_guards(name):
+    def guarded(guard):
+        def norm(x, *given):
+            centred = x - x.mean(-1, keepdim=True) if name == "layer_norm" else x
+            root = centred.square().mean(-1, keepdim=True).sqrt()
+            weight = given[0] if name == "layer_norm" else 1 + given[0]
+            return guard(centred, root) * weight + (given[1] if name == "layer_norm" else 0)
+
+        return norm
+
+    for guard in (
+        lambda x, root: (x / root).nan_to_num(),
+        lambda x, root: x / root.clamp(min=1e-6),
+        lambda x, root: x / torch.where(root == 0, 1, root),
+    ):
+        assert "is spared 0 / 0" in examine(exercise(name), guarded(guard)).message

@@ -8,9 +8,10 @@
 # The lesson is [notebooks/02_norms.ipynb](../notebooks/02_norms.ipynb). Time: 75 minutes. Names
 # inside your functions are yours; the order of the arguments is not. Leave torch's finished norms
 # aside (`F.layer_norm`, `F.batch_norm`, `F.normalize` and every other function or module of torch that
-# normalises): with them there is nothing left to learn, and the check refuses them. What only measures
-# is allowed: `mean`, `var`, `torch.linalg.vector_norm`. What comes in keeps its numbers: write
-# `x = x + y`, not `x += y`.
+# normalises), in all four pieces: with them there is nothing left to learn, and the check refuses them.
+# What only measures is allowed (`mean`, `std`, `var_mean`, `torch.linalg.vector_norm`, `einsum` and the
+# like). What comes in keeps its numbers: write `x = x + y`, not `x += y`. What you return has the dtype
+# of x, whatever you compute with on the way. Here autograd's gradients are not checked.
 
 # %%
 import torch
@@ -25,7 +26,8 @@ from minipali.checks import check, hint
 # $$\sqrt{\text{variance} + \text{eps}}$$
 #
 # Then multiply by the weight and add the bias. The variance is the one that divides by d. eps is the
-# number that you are given; it stands inside the root. A token's mean may be thousands of times as
+# number that you are given, above 0 and perhaps large; it stands inside the root. A token may have the
+# same number everywhere. A token's mean may be thousands of times as
 # large as its spread: subtract the mean before you square, or the squares swallow the difference. (The
 # check's tokens of this kind are chosen so that 32 bits are enough.)
 
@@ -84,8 +86,8 @@ check("rms_norm", rms_norm)
 #
 # - In training, the output uses the mean and the variance (divided by b) of this batch. The memory
 #   moves by the share `momentum` towards the batch's mean and towards its *unbiased* variance
-#   (divided by b - 1): new = (1 - momentum) * old + momentum * batch. Return it as two new tensors
-#   (`torch.lerp` makes one, `lerp_` changes what came in). b is at least 2.
+#   (divided by b - 1): new = (1 - momentum) * old + momentum * batch, with a momentum between 0 and 1.
+#   Return it as two new tensors (`torch.lerp` makes one, `lerp_` changes what came in). b is at least 2.
 # - In eval mode, the output uses the memory, and the memory stays as it is: return the two tensors that
 #   came in, or copies. b may be 1.
 # - In both, the output is (x - mean) / sqrt(variance + eps), times the weight, plus the bias.
@@ -121,13 +123,14 @@ check("batch_norm", batch_norm)
 # those of section 1. Nothing of torch that differentiates is allowed: no `backward`, no
 # `torch.autograd`, no `torch.func`, no `native_layer_norm_backward`. The check refuses them. Differences
 # of nearby outputs, (y(x + h) - y(x - h)) / 2h, are a way to test your formula, not what is asked for: in
-# 32 bits they are too coarse for the check, and in 64 bits they need two forward passes for each number.
+# 32 bits they are too coarse for the check. In 64 bits they pass, at two forward passes for each number.
 #
 # On paper first. Change one number of a token a little: its output changes directly, and all outputs of
-# the token change, because the mean and the standard deviation move. One result to hold yours against:
-# add the same number to a whole token and no output changes, so the gradients of x add up to 0 over the
-# features of each token. And one to compute with: x = (1, 3), weight = (1, 1), eps = 3 gives a divisor of
-# 2, and the gradient (1, 0) comes back to x as (0.1875, -0.1875), to the weight as (-0.5, 0).
+# the token change, because the mean and the standard deviation move. Weight and bias are the same for all
+# tokens of the batch. One result to hold yours against: add the same number to a whole token and no
+# output changes, so the gradients of x add up to 0 over the features of each token. And one to compute
+# with: x = (1, 3), weight = (1, 1), eps = 3 gives a divisor of 2, and the gradient (1, 0) comes back to x
+# as (0.1875, -0.1875), to the weight as (-0.5, 0), to the bias as (1, 0).
 
 
 # %%

@@ -26,8 +26,9 @@ from minipali.checks import check, hint
 # $$\text{GELU}(u) = 0.5\, u \,\bigl(1 + \tanh(\sqrt{2 / \pi}\,(u + 0.044715\, u^3))\bigr)$$
 #
 # A weight has the shape (outputs, inputs), as in `torch.nn.Linear`. You may use `F.linear` and
-# `F.gelu`, which needs to be told the form. u may be large, a hundred or more, and the result must be
-# right there too: neither NaN nor limited. Do not add `x` to the result: that is the block's work.
+# `F.gelu`, which needs to be told the form. u may be large, a hundred or more, and the result and the
+# gradients must be right there too: no NaN, and no upper limit (GELU(100) is 100). Do not add `x` to the
+# result: that is the block's work.
 
 
 # %%
@@ -93,7 +94,10 @@ check("encoder_layer", encoder_layer)
 #   1 / sqrt(d / heads). Scores may be in the hundreds: the softmax must not overflow. Then the last
 #   map, `out_weight` and `out_bias`.
 # - Call the result y, one vector for each picture. What is returned is y + mlp(norm(y)): an MLP adds to
-#   it, as in a block. The probe itself is not added.
+#   it, as in a block. The probe itself is not added. norm and mlp may hand back their argument itself.
+#
+# One gradient is 0 on paper: the keys' bias moves all scores of a head alike, and the softmax does not
+# notice. What rounding leaves of it does not count.
 #
 # A result by hand. Say d = 1, one head, all weights 1, all biases 0, norm and mlp that change
 # nothing. probe = ln 3, and a picture has two patches, 0 and 1. The scores are 0 and ln 3, the weights

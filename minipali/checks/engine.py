@@ -22,7 +22,15 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from minipali.checks.comparing import NEAR, difference, of_gradients, of_parts, same, shown
+from minipali.checks.comparing import (
+    NEAR,
+    difference,
+    of_gradients,
+    of_parts,
+    same,
+    same_gradient,
+    shown,
+)
 from minipali.checks.relations import (
     Wrong,
     another,
@@ -190,7 +198,7 @@ def _examine(exercise: Exercise, attempt: Callable) -> Outcome:
                 return outcome(WRONG, complaint)
             axes = axis_names(attempt.__doc__, exercise.parameters, arguments)
             told = f"{case}: {raised.message}{of_shapes(error, axes)}"
-            named = _of_crash(exercise, results, error)
+            named = _of_crash(exercise, results, error) or _of_autograd(error)
             return outcome(CRASHED, f"{named} {told}" if named else told)
         if ran:
             return outcome(REFUSED, f"It {ran}")
@@ -311,11 +319,17 @@ def _related(exercise: Exercise, attempt: Callable, results: list) -> str:
     backward = all(map(same, results, expected, itertools.repeat(exercise.tolerance, len(cases))))
     parts = exercise.gradients if backward else exercise.parts
     tries = range(len(cases), len(results)) if backward else range(len(cases))
-    wrong = [one for one in tries if not same(results[one], expected[one], exercise.tolerance)]
+    equal = same_gradient if backward else same
+
+    def agree(found, right) -> bool:
+        pairs = zip(found, right, strict=True) if backward else [(found, right)]
+        return all(equal(a, b, exercise.tolerance) for a, b in pairs)
+
+    wrong = [one for one in tries if not agree(results[one], expected[one])]
     part = 0  # the first wrong one
     if parts:
         both = zip(results[wrong[0]], expected[wrong[0]], strict=True)
-        part = next(i for i, (a, b) in enumerate(both) if not same(a, b, exercise.tolerance))
+        part = next(i for i, (a, b) in enumerate(both) if not equal(a, b, exercise.tolerance))
     pairs = []
     for one in wrong:
         found, right = results[one], expected[one]
@@ -327,7 +341,7 @@ def _related(exercise: Exercise, attempt: Callable, results: list) -> str:
         axes = [] if backward else exercise.axes.split(";")[part if parts else 0].split("|")
         kinds = [kind.split() for kind in axes]
         axes = next((kind for kind in kinds if len(kind) == getattr(right, "ndim", 0)), [])
-        if not same(found, right, exercise.tolerance):
+        if not equal(found, right, exercise.tolerance):
             pairs.append(Wrong(given, found, right, axes, attempt.__doc__))
     if said := "" if backward else _of_arguments(exercise, attempt, results, wrong):
         return said
@@ -464,7 +478,9 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     def explain(wrong: Callable, tries: Iterable[int]) -> bool:
         try:
             return all(
-                _alike(results[one], found(wrong, one), exercise.tolerance, number <= cases <= one)
+                _alike(results[one], found(wrong, one), exercise.tolerance, number <= cases)
+                if one >= cases
+                else same(results[one], found(wrong, one), exercise.tolerance)
                 for one in tries
             )
         except Exception:
@@ -490,12 +506,12 @@ def diagnose(exercise: Exercise, results: list, number: int) -> str:
     return ""
 
 
-def _alike(a, b, tolerance: float, none_is_0: bool) -> bool:
-    """Whether two results are equal; where values differ, no gradient is as good as one of 0."""
-    if not none_is_0:
-        return same(a, b, tolerance)
+def _alike(a: tuple, b: tuple, tolerance: float, none_is_0: bool) -> bool:
+    """Whether gradients are equal; where values differ, none is as good as one of 0."""
     return all(
-        same(x, y, tolerance) if (x is None) == (y is None) else not (y if x is None else x).any()
+        not (y if x is None else x).any()
+        if none_is_0 and (x is None) != (y is None)
+        else same_gradient(x, y, tolerance)
         for x, y in zip(a, b, strict=True)
     )
 
@@ -520,6 +536,22 @@ def _of_crash(exercise: Exercise, results: list, error: BaseException) -> str:
             if what(other) == what(error):
                 said.add(mistake.says)
     return said.pop() if len(said) == 1 else ""
+
+
+def _of_autograd(error: BaseException) -> str:
+    """What is said of what autograd raises where it was written into or NumPy is used, or ""."""
+    text = shown(error) if isinstance(error, RuntimeError) else ""
+    if "Can't call numpy()" in text:
+        return (
+            "NumPy knows nothing of gradients, and .detach() would lose them: do the whole"
+            " computation with torch's functions."
+        )
+    if "inplace" not in text and "in-place" not in text:
+        return ""
+    return (
+        "You write into a tensor (+=, out[...] =, a method whose name ends with _) that autograd"
+        " needs as it was, for the way back. Make a new one: y = y + z, not y += z."
+    )
 
 
 def _both(a: Callable, b: Callable) -> Callable | None:

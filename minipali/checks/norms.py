@@ -91,10 +91,30 @@ LEAST: dict[str, Callable[[Tensor, float], Tensor]] = {
     "variance": lambda squares, eps: squares.clamp(min=eps).sqrt(),
 }
 
+
+def _guarded(squares: Tensor, eps: float) -> Tensor:
+    return torch.where(squares == 0, 1.0, squares.sqrt())
+
+
+GUARDED = (
+    "eps is not used, or it is another one, next to nothing: only {} is spared 0 / 0. The eps that"
+    " is given is added for every token: sqrt({} + eps)."
+)
+ROOT_FIRST = (
+    "The root of each square is taken before the mean, so you divide by the mean of the absolute"
+    " {}. First the mean, then one root: sqrt({} + eps)."
+)
+NORMED_TWICE = (
+    "The tokens are normalised twice. With an eps that is not tiny the second time changes them"
+    " again: once is what is asked for."
+)
+
 # The mean of the absolute values in place of the root of the mean of the squares.
 ABSOLUTE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "plus eps": _no_root,
     "its square plus eps": lambda sizes, eps: (sizes.square() + eps).sqrt(),
+    "eps as its least": lambda sizes, eps: sizes.clamp(min=eps),
+    "zeros guarded": lambda sizes, eps: torch.where(sizes == 0, 1.0, sizes),
 }
 
 EPS_TWICE = "eps is added twice, inside the root and outside. Inside alone: sqrt(... + eps)."
@@ -152,6 +172,7 @@ def _layer_norm(
     subtract: bool = True,
     about_mean: bool = True,
     absolute: bool = False,
+    root_first: bool = False,
     counts: tuple[int, int] = (2, 2),
     total: bool = False,
     cancelling: bool = False,
@@ -184,7 +205,10 @@ def _layer_norm(
         variance = (x - mean).abs().mean(dim=axes, keepdim=keepdim)
     if total:
         variance = variance * x.shape[-1]
-    normal = (x - mean if subtract and not mean_late else x) / divisor(variance, eps)
+    by = divisor(variance, eps)
+    if root_first:
+        by = ((x - mean).square() + eps).sqrt().mean(dim=axes, keepdim=keepdim)
+    normal = (x - mean if subtract and not mean_late else x) / by
     if mean_late == "after the division":
         normal = normal - mean
     if bias_divided:
@@ -225,6 +249,28 @@ LAYER_NORM = Exercise(
         *(
             Mistake(f"eps {eps}", partial(_layer_norm, divisor=_other_eps(eps)), EPS_MISSING)
             for eps in (0.0, 1e-8, 1e-6, 1e-5, 1e-3)
+        ),
+        Mistake(
+            "eps as a guard alone",
+            partial(_layer_norm, divisor=_guarded),
+            GUARDED.format("a token whose numbers are all the same", "variance"),
+        ),
+        Mistake(
+            "root before the mean",
+            partial(_layer_norm, root_first=True),
+            ROOT_FIRST.format("distances", "variance"),
+        ),
+        *(
+            Mistake(f"twice, {name}", wrong, NORMED_TWICE)
+            for name, wrong in {
+                "weight once": lambda x, weight, bias, eps: _layer_norm(
+                    _layer_norm(x, torch.ones_like(weight), torch.zeros_like(bias), eps),
+                    weight,
+                    bias,
+                    eps,
+                ),
+                "weight twice": lambda x, *given: _layer_norm(_layer_norm(x, *given), *given),
+            }.items()
         ),
         Mistake(
             "eps squared",
@@ -417,6 +463,7 @@ def rms_norm(
     subtract: bool = False,
     plus: Callable[[Tensor, Tensor], Tensor] = lambda normal, weight: normal * (1 + weight),
     measure: Callable[[Tensor], Tensor] = torch.square,
+    root_first: bool = False,
     total: bool = False,
     divisor: Callable = _by_root,
     squared_mean: bool = False,
@@ -444,7 +491,10 @@ def rms_norm(
     if squared_mean:
         squares = x.mean(dim=axis, keepdim=True).square()
     eps = of_eps(eps, x.shape[-1])
-    normal = (centred if subtract else x) / divisor(squares, eps)
+    by = divisor(squares, eps)
+    if root_first:
+        by = (x.square() + eps).sqrt().mean(dim=axis, keepdim=keepdim)
+    normal = (centred if subtract else x) / by
     one, other = raw
     return plus(normal, weight) + (x - normal) * (one + other * weight)
 
@@ -623,6 +673,25 @@ RMS_NORM = Exercise(
         *(
             Mistake(f"eps {eps}", partial(rms_norm, divisor=_other_eps(eps)), RMS_EPS_MISSING)
             for eps in (0.0, 1e-8, 1e-6, 1e-5, 1e-3)
+        ),
+        Mistake(
+            "eps as a guard alone",
+            partial(rms_norm, divisor=_guarded),
+            GUARDED.format("a token of zeros", "mean of the squares"),
+        ),
+        Mistake(
+            "root before the mean",
+            partial(rms_norm, root_first=True),
+            ROOT_FIRST.format("values", "mean of the squares"),
+        ),
+        *(
+            Mistake(f"twice, {name}", wrong, NORMED_TWICE)
+            for name, wrong in {
+                "weight once": lambda x, weight, eps: rms_norm(
+                    rms_norm(x, torch.zeros_like(weight), eps), weight, eps
+                ),
+                "weight twice": lambda x, *given: rms_norm(rms_norm(x, *given), *given),
+            }.items()
         ),
         Mistake("eps twice", partial(rms_norm, divisor=_eps_twice), EPS_TWICE),
         *(
@@ -1467,6 +1536,22 @@ LAYER_NORM_BACKWARD = Exercise(
             partial(layer_norm_backward, over=lambda each: each.sum(dim=1)),
             "The gradients of weight and bias are summed over the tokens alone. The whole batch"
             " uses the same weight: sum over both axes, dim=(0, 1).",
+        ),
+        *(
+            Mistake(
+                f"{what} alone",
+                partial(layer_norm_backward, over=over),
+                f"Only {what} counts in the gradients of weight and bias. All tokens of the batch"
+                " use the same weight and add their shares; in a loop: total = total + share.",
+            )
+            for what, over in {
+                "the last example": lambda each: each[-1].sum(dim=0),
+                "the first example": lambda each: each[0].sum(dim=0),
+                "the last token": lambda each: each[-1, -1],
+                "the first token": lambda each: each[0, 0],
+                "the last token of each example": lambda each: each[:, -1].sum(dim=0),
+                "the first token of each example": lambda each: each[:, 0].sum(dim=0),
+            }.items()
         ),
         *(
             Mistake(

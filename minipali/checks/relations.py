@@ -511,6 +511,9 @@ def _of_places(wrong: list[Wrong], tolerance: float) -> str:
         return f"It is wrong only where {_number(rights.pop())} is right."
     if len(founds) == 1 and several:
         return f"Where it is wrong it is {_number(founds.pop())}."
+    if len(founds) == 2 and sum(founds) == 0 and several:
+        most = max(founds)
+        return f"Where it is wrong it is {_number(most)} or {_number(-most)}. Is it limited?"
     return ""
 
 

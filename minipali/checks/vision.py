@@ -29,8 +29,8 @@ def _mlp_cases() -> list[tuple]:
 
     # The second: hidden values around -2. GELU gives nearly 0 there, so the results are small, but
     # its two forms differ most, and a large second map makes that difference larger. The
-    # third: hidden values up to a hundred, where exp overflows.
-    return [case(2, 3, 5, 14, 2, 0), case(3, 4, 7, 11, 0.4, -2), case(1, 3, 4, 6, 60, 0, 0.03)]
+    # third: hidden values beyond a hundred, where exp overflows.
+    return [case(2, 3, 5, 14, 2, 0), case(3, 4, 7, 11, 0.4, -2), case(1, 3, 4, 6, 120, 0, 0.015)]
 
 
 @cache  # so results of known mistakes are kept: functions in the arguments remember nothing
@@ -216,10 +216,14 @@ MLP = Exercise(
             "exp of a number above 88 is infinite in 32 bits, and inf / inf is NaN. torch.tanh and"
             ' F.gelu(…, approximate="tanh") stay finite and right.',
         ),
-        Mistake(
-            "limited to 6",
-            partial(mlp, activation=lambda hidden: _gelu(hidden).clamp(max=6)),
-            "The values between the two maps are limited to 6, as in ReLU6. GELU has no upper end.",
+        *(
+            Mistake(
+                f"limited to {most}",
+                partial(mlp, activation=lambda hidden, most=most: _gelu(hidden).clamp(max=most)),
+                "The values between the two maps are limited (clamp, min, ReLU6). GELU has no upper"
+                " end: GELU(100) is 100.",
+            )
+            for most in (5, 6, 8, 10, 15, 20, 30, 40, 50, 60, 80, 88, 100)
         ),
         *(
             Mistake(
@@ -376,7 +380,9 @@ def encoder_layer(
     before, after, sum: which norm (0: none) meets what a part reads, what it gives, and the sum;
     add, read: what the second sum starts from, and what the second part reads; seen: how attention
     gets b and n: "joined", "exchanged", or with each patch "alone"; cut: what is out of autograd's
-    graph: what the "first" part gives, what is "read" by the second, or the "stream".
+    graph: what the "first" part gives, "both" parts give, what is "read" by the second, or the
+    "stream" that the second is added to, the "start" that the first is, or "streams", both.
+    before1, before2: 11 and 22 are a norm twice.
     """
 
     def attend_to(x: Tensor) -> Tensor:
@@ -386,6 +392,7 @@ def encoder_layer(
         return attention(x.reshape(*as_seen, x.shape[2])).reshape(x.shape)
 
     norms = {0: _nothing, 1: norm1, 2: norm2}
+    norms |= {11: lambda x: norm1(norm1(x)), 22: lambda x: norm2(norm2(x))}
     one, other = (attend_to, mlp) if first == "attention" else (mlp, attend_to)
 
     def added(how: str, stream: Tensor, normed: Tensor, start: Tensor) -> Tensor | float:
@@ -396,8 +403,9 @@ def encoder_layer(
 
     read = norms[before1](x)
     part = sign1 * norms[after1](one(read))
-    part = part.detach() if cut == "first" else part
-    stream = norms[sum1](added(add1, x, read, x) + part)
+    part = part.detach() if cut in ("first", "both") else part
+    start = x.detach() if cut in ("start", "streams") else x
+    stream = norms[sum1](added(add1, start, read, x) + part)
     if parts == "first":
         return stream
     if parts == "second":
@@ -407,7 +415,8 @@ def encoder_layer(
     given = {"stream": stream, "start": x, "part": part}[read2]
     read = norms[before2](given.detach() if cut == "read" else given)
     part = sign2 * norms[after2](other(read))
-    stream = stream.detach() if cut == "stream" else stream
+    part = part.detach() if cut == "both" else part
+    stream = stream.detach() if cut in ("stream", "streams") else stream
     return norms[sum2](added(add2, stream, read, x) + part)
 
 
@@ -444,7 +453,23 @@ ENCODER_LAYER = Exercise(
                 "first": "what attention gives",
                 "read": "what the MLP reads, or what it gives,",
                 "stream": "the stream that the MLP adds to",
+                "start": "the x that attention adds to",
+                "streams": "the stream, where the two parts are added to it,",
+                "both": "what attention and the MLP give, or what they read,",
             }.items()
+        ),
+        *(
+            Mistake(
+                f"norms twice {twice}",
+                partial(encoder_layer, **twice),
+                f"{which} norm is applied twice before its part reads. Once: mlp(norm2(x)), and the"
+                " same with attention and norm1.",
+            )
+            for which, twice in (
+                ("Each", {"before1": 11, "before2": 22}),
+                ("Attention's", {"before1": 11}),
+                ("The MLP's", {"before2": 22}),
+            )
         ),
         *(
             Mistake(
@@ -1060,8 +1085,28 @@ ATTENTION_POOL = Exercise(
                 attention_pool,
                 soft=lambda scores, axis: scores.exp() / scores.exp().sum(axis, keepdim=True),
             ),
-            "exp of a score above 88 is infinite in 32 bits, and inf / inf is NaN. Subtract the"
-            " largest score first, or take softmax, which does it.",
+            "exp of a score above 88 is infinite in 32 bits, and of one below -104 it is 0; inf /"
+            " inf and 0 / 0 are NaN. First subtract the largest score of the same head and picture"
+            " (not the largest of all), or take softmax, which does it.",
+        ),
+        Mistake(
+            "scores out of the graph",
+            partial(attention_pool, soft=lambda scores, axis: scores.detach().softmax(axis)),
+            "The values are right, but the scores, or the weights made of them, are out of"
+            " autograd's graph (detach, no_grad), so the probe never learns what to ask for.",
+        ),
+        *(
+            Mistake(
+                f"scores limited to {most}",
+                partial(
+                    attention_pool,
+                    soft=lambda scores, axis, most=most: scores.clamp(max=most).softmax(axis),
+                ),
+                "Large scores are limited (clamp), so several patches look equally good. Subtract"
+                " the largest score of the same head and picture instead, or take softmax, which"
+                " does it.",
+            )
+            for most in (5, 10, 20, 50, 60, 70, 80)
         ),
         Mistake(
             "not divided by the sum",
@@ -1159,6 +1204,26 @@ ATTENTION_POOL = Exercise(
                     "no residual",
                     lambda y, probe, norm, mlp: mlp(norm(y)),
                     "You return what the MLP gives. It is added to y: y + mlp(norm(y)).",
+                ),
+                (
+                    "norm twice",
+                    lambda y, probe, norm, mlp: y + mlp(norm(norm(y))),
+                    "The norm is applied twice before the MLP. Once: y + mlp(norm(y)).",
+                ),
+                *(
+                    (
+                        f"{what} out of the graph",
+                        ending,
+                        f"The values are right, but in the last sum {what} is out of autograd's"
+                        " graph (detach, no_grad), so no gradient comes back that way.",
+                    )
+                    for what, ending in (
+                        ("y", lambda y, probe, norm, mlp: y.detach() + mlp(norm(y))),
+                        (
+                            "what the MLP gives",
+                            lambda y, probe, norm, mlp: y + mlp(norm(y)).detach(),
+                        ),
+                    )
                 ),
                 (
                     "MLP without norm",
