@@ -270,6 +270,7 @@ def grouped_query_attention(
     order: Callable[[Tensor, int], Tensor] = repeat_kv,
     order_of_values: Callable[[Tensor, int], Tensor] | None = None,
     weights: Callable[[Tensor, Tensor, Tensor | None], Tensor] = attention_weights,
+    maps: Callable[[Tensor, Tensor, Tensor], tuple] = lambda q, k, v: (q, k, v),
     cut: str = "b t (h k) -> b h t k",
     merge: str = "b g r t k -> b t (g r k)",
     transpose: bool = True,
@@ -292,7 +293,7 @@ def grouped_query_attention(
             return y.reshape(b, -1, t, k)
         return rearrange(y, cut, k=k)
 
-    query, key, value = split(q_weight), split(k_weight), split(v_weight)
+    query, key, value = map(split, maps(q_weight, k_weight, v_weight))
     query, key, value = (
         rotate(one) if name in rotated else one
         for name, one in zip("qkv", (query, key, value), strict=True)
@@ -597,6 +598,18 @@ GROUPED_QUERY_ATTENTION = Exercise(
             partial(grouped_query_attention, exchanged=True),
             "Keys and values have changed places: queries are compared with keys, and values are"
             " averaged. (remember returns the keys first.)",
+        ),
+        *(
+            Mistake(
+                f"keys and values of {name}",
+                partial(grouped_query_attention, maps=maps),
+                f"Keys and values are both made with {name}. Each has its own map: keys k_weight,"
+                " values v_weight.",
+            )
+            for name, maps in (
+                ("k_weight", lambda q, k, v: (q, k, k)),
+                ("v_weight", lambda q, k, v: (q, v, v)),
+            )
         ),
         Mistake(
             "mask ignored",
@@ -960,6 +973,16 @@ SHARE_HEADS = Exercise(
             " the mean for both.",
         ),
         Mistake(
+            "keys of the first head",
+            partial(
+                share_heads,
+                joined=lambda heads: heads[0],
+                joined_values=lambda heads: heads.mean(dim=0),
+            ),
+            "The values are the mean of a group's heads, and the keys are those of the first. Take"
+            " the mean for both.",
+        ),
+        Mistake(
             "mean inside a head",
             partial(
                 share_heads, joined=lambda heads: heads.mean(1, keepdim=True).expand_as(heads)[0]
@@ -996,6 +1019,36 @@ SHARE_HEADS = Exercise(
                 ("queries and columns", {"columns": _in_turns}),
                 ("queries", {}),
             )
+        ),
+        Mistake(
+            "first columns of each group, then the second",
+            partial(share_heads, columns=_in_turns),
+            "The columns of o_weight are put in turns: those of the first head of each group, then"
+            " of the second of each. They follow the query heads: the heads of a group are"
+            " neighbours, in both.",
+        ),
+        *(
+            Mistake(
+                f"keys and values of sorted groups: {name}",
+                partial(share_heads, sharing=order),
+                "Keys and values come in the order of sorted groups, and the query heads do not, so"
+                " they read those of other groups. Keep the order of `groups` in all four.",
+            )
+            for name, order in (
+                ("by their first head", sorted),
+                ("by their smallest head", lambda groups: sorted(groups, key=min)),
+            )
+        ),
+        Mistake(
+            "groups reversed",
+            partial(share_heads, read=lambda groups: groups[::-1]),
+            "The groups come in reverse order, the last one first. Keep the order of `groups`.",
+        ),
+        Mistake(
+            "heads of a group reversed",
+            partial(share_heads, read=lambda groups: [group[::-1] for group in groups]),
+            "The heads of a group come in reverse order. That computes the same, but the contract"
+            " asks for the order in which `groups` lists them.",
         ),
         Mistake(
             "heads of a group sorted",

@@ -676,6 +676,14 @@ APPLY_ROPE = Exercise(
                     {"split": _coarse_halves, "finish": lambda y, x: _coarse(y)},
                 ),
                 (
+                    "x and result in",
+                    "float16",
+                    {
+                        "split": lambda x: x.half().to(x.dtype).chunk(2, dim=-1),
+                        "finish": lambda y, x: y.half().to(y.dtype),
+                    },
+                ),
+                (
                     "angles and result in",
                     "bfloat16",
                     {"rows": _coarse, "finish": lambda y, x: _coarse(y)},
@@ -832,6 +840,17 @@ ROTATE_HEADS = Exercise(
             "Every row got the angles of the first row. Rows of a batch have positions of their"
             " own: hand rope_angles all of them, (b, t).",
         ),
+        Mistake(
+            "last row's positions for all",
+            partial(rotate_heads, places=_last_row),
+            "Every row got the angles of the last row. Rows of a batch have positions of their"
+            " own: hand rope_angles all of them, (b, t).",
+        ),
+        Mistake(
+            "turned twice",
+            partial(rotate_heads, places=lambda positions: 2 * positions),
+            "Queries and keys are turned twice, so each angle is doubled.",
+        ),
         *(
             Mistake(
                 f"positions from {name}",
@@ -928,7 +947,8 @@ def _stretch_cases() -> list[tuple]:
     # What is compared with what changes the answer for some pair in one case or another: `trained`
     # is just below 29.2, and just above 49.9.
     # One row goes beyond `trained`, and one lies behind the end of many a table.
-    rows = torch.tensor([[45], [5000]]) + torch.arange(10)
+    # None is `trained` itself, where whoever stretches only what lies beyond may decide both ways.
+    rows = torch.tensor([[44], [5000]]) + torch.tensor([0, 1, 2, 3, 4, 5, 7, 8, 9, 10])
     return [
         (LONG, 12, 10000.0, 29, 4.0),
         (NEAR.int(), 8, 100.0, 38, 2.5),
@@ -1019,16 +1039,18 @@ def _not_yet_round(
     return angles.cos(), angles.sin()
 
 
-def _theta_of_the_slow(
-    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
-) -> tuple[Tensor, Tensor]:
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    speeds = theta**-exponents
-    slow = 2 * math.pi / speeds > trained
-    angles = positions[..., None].float() * torch.where(
-        slow, (theta * factor) ** -exponents, speeds
-    )
-    return angles.cos(), angles.sin()
+def _theta_of_the_slow(power: Callable[[int], float]) -> Callable:
+    """For the slow pairs theta is multiplied by a power of factor."""
+
+    def angles(positions, head_dim, theta, trained, factor):
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        larger = theta * factor ** power(head_dim)
+        return stretched_angles(
+            *(positions, head_dim, theta, trained, factor),
+            changed=lambda speeds, factor: larger**-exponents,
+        )
+
+    return angles
 
 
 def _half(which: int) -> Callable[[Tensor, float], Tensor]:
@@ -1314,11 +1336,14 @@ STRETCHED_ANGLES = Exercise(
                 ("largest position + 1", lambda positions: positions.max() + 1),
             )
         ),
-        Mistake(
-            "larger theta for the slow pairs",
-            _theta_of_the_slow,
-            "theta is multiplied by factor for the slow pairs, which slows each by another amount."
-            " Divide their speed by factor, and leave theta.",
+        *(
+            Mistake(
+                f"larger theta for the slow pairs: {name}",
+                _theta_of_the_slow(power),
+                "theta is made larger for the slow pairs, which slows each by another amount."
+                " Divide their speed by factor, and leave theta.",
+            )
+            for name, power in (("factor", lambda k: 1), ("NTK-aware", lambda k: k / (k - 2)))
         ),
         Mistake(
             "larger theta",
@@ -1385,15 +1410,23 @@ STRETCHED_ANGLES = Exercise(
         ),
         *(
             Mistake(
-                f"only positions {beyond} trained",
-                partial(stretched_angles, tokens=tokens),
+                f"only positions beyond trained{name}",
+                partial(stretched_angles, **change),
                 "Only tokens beyond `trained` are stretched, the others are not. Then the distance"
                 " between two of them is no longer in their angles: all tokens turn by the same"
                 " speeds.",
             )
-            for beyond, tokens in (
-                ("from", lambda positions, trained: positions >= trained),
-                ("beyond", lambda positions, trained: positions > trained),
+            for name, change in (
+                ("", {"tokens": lambda positions, trained: positions > trained}),
+                (
+                    ", counted from there",
+                    {
+                        "changed": lambda speeds, factor: speeds,
+                        "places_of_slow": lambda positions, trained, factor: torch.where(
+                            positions > trained, trained + (positions - trained) / factor, positions
+                        ),
+                    },
+                ),
             )
         ),
         Mistake(
