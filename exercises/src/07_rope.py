@@ -32,7 +32,7 @@ from minipali.checks import check, hint, trying
 def rope_angles(positions, head_dim, theta):
     """Cosine and sine of every pair's angle.
 
-    positions: (b, t), whole numbers; head_dim: k, even; theta: a number
+    positions: (b, t), whole numbers; head_dim: k, even; theta: a number above 1, int or float
     returns: cos, sin, each (b, t, k/2) in float32
     """
     ### BEGIN SOLUTION
@@ -55,7 +55,8 @@ check("rope_angles", rope_angles)
 # becomes (x cos - y sin, y cos + x sin). `cos` and `sin` have no axis for the heads: all heads turn
 # alike. They are float32. `x` is float32, or bfloat16 or float16, as in large models. The result has the
 # dtype of `x`. Multiply in float32 and convert the result, or convert `cos` and `sin` to the dtype of `x`
-# first, as many models do: the first is more exact, and the check takes both.
+# first, as many models do: the first is more exact, and the check takes both, also mixed. A float32 `x`
+# may lose no digits on the way.
 
 
 # %%
@@ -88,7 +89,7 @@ check("apply_rope", apply_rope)
 
 # %%
 def rotate_heads(query, key, value, positions, heads, kv_heads, theta):
-    """Split into heads, and turn by positions. All but positions are float32.
+    """Split into heads, and turn by positions. All tensors but positions are float32.
 
     query: (b, t, heads * k); key, value: (b, t, kv_heads * k); positions: (b, t)
     returns: query (b, heads, t, k), key (b, kv_heads, t, k), value (b, kv_heads, t, k)
@@ -114,21 +115,22 @@ check("rotate_heads", rotate_heads)
 # Further on it comes to angles that it never stood at.
 #
 # So slow the slow ones down. How many tokens does pair `i` need for a whole turn, which is 2 pi radians?
-# (Seldom a whole number: do not round it.) If these are more than `trained`, divide its speed by `factor`:
+# (Never a whole number: do not round it.) If these are more than `trained`, divide its speed by `factor`:
 # then it comes no further in the long text than it came in training. All other pairs keep their speed, and
-# with it the sense for neighbours. Positions stay as they are.
+# with it the sense for neighbours. A pair has one speed in every text, short or long, and at every position.
+# Positions stay as they are.
 #
 # By hand first: k = 4 and theta = 10,000, so the speeds are 1 and 0.01. Trained on 100 tokens, factor 4.
 # How many tokens does each pair need for a turn, and which speeds come out? (6.28 and 628.3; 1 and
-# 0.0025. At position 400 the second pair stands at 1 radian, where it stood at position 100.) And what
-# comes out with factor 1, whatever `trained` is? (The angles of `rope_angles`.)
+# 0.0025. At position 396 the second pair stands at 0.99 radians, where it stood at position 99, the last
+# one in training.) And what comes out with factor 1, whatever `trained` is? (The angles of `rope_angles`.)
 
 
 # %%
 def stretched_angles(positions, head_dim, theta, trained, factor):
     """Cosine and sine of every pair's angle, the slow pairs slowed by factor.
 
-    positions: (b, t), whole numbers; head_dim: k, even; theta: a number
+    positions: (b, t), whole numbers; head_dim: k, even; theta: a number above 1, int or float
     trained: how many tokens the longest text in training had, a whole number
     factor: a number, at least 1, not always a whole one
     returns: cos, sin, each (b, t, k/2) in float32, computed in float32 or better

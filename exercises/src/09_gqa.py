@@ -28,7 +28,7 @@ from minipali.checks import check, hint, trying
 def repeat_kv(x, times):
     """Each key/value head `times` times.
 
-    x: (b, g, s, k)
+    x: (b, g, s, k), float32
     times: how often each head appears, 1 or more
     returns: (b, g * times, s, k)
     """
@@ -53,14 +53,15 @@ check("repeat_kv", repeat_kv)
 #   need it, values do not.
 # - `remember(key, value)` takes this call's keys and values, (b, kv_heads, t, k), and returns those
 #   of everything so far, (b, kv_heads, s, k), these included. Here `s` may be larger than `t`. Give it
-#   keys that are rotated, and not yet repeated. Call it once, because it stores at each call.
+#   keys that are rotated, and not yet repeated. Call it exactly once, also without a mask: it stores at
+#   each call.
 #
 # For the weighted average you may use `attend(query, key, value, mask)`, which is imported above. It
 # is the function of lesson 03, and divides the scores by the root of k, as you do if you write your own.
-# `mask` is the one that you get, for all heads alike. It may be `None`: then every query sees everything
-# so far. If there is one, every query sees at least one token.
+# Your function gets a `mask`, which holds for all heads alike. It may be `None`: then every query sees
+# everything so far. If there is one, every query sees at least one token.
 #
-# The width `k` of a head is not among the arguments. The weights tell you.
+# The width `k` of a head is not among the arguments. The weights tell you: heads * k need not be d.
 
 
 # %%
@@ -98,27 +99,28 @@ check("grouped_query_attention", grouped_query_attention)
 # may be one single group, or groups of one head. How many heads there are, and with that k, you find from
 # `groups`.
 #
-# Return the four weights of the grouped layer, as new tensors or as views of the old ones. Its keys and
-# values have one head for each group: the **mean** of the group's heads, in the order of `groups`. No query
-# head is lost, but they change places, because a grouped layer lets *neighbours* share: first the heads of
-# the first group, as it lists them, then those of the second, and so on. What a query head found goes out
-# through its own part of `o_weight`, which must follow.
+# Return the four weights of the grouped layer: new tensors, views of the old ones, or, where nothing
+# changes, an old one itself. Its keys and values have one head for each group: the **mean** of the group's
+# heads, in the order of `groups`. No query head is lost, but they change places, because a grouped layer
+# lets *neighbours* share: first the heads of the first group, as it lists them, then those of the second,
+# and so on. (Another order inside a group would compute the same. The check wants this one.) What a query
+# head found goes out through its own part of `o_weight`, which must follow.
 #
 # A head is k rows of `q_weight`, `k_weight` and `v_weight`, one after the other: head 0 the first k, head
 # 1 the next k. In `o_weight` it is k *columns*.
 #
-# By hand first, with heads of one number, k = 1. Four heads whose rows of `k_weight` are 1, 3, 5, 7, and
-# the groups above. Which keys come out? In which order do the rows of `q_weight` stand, and the columns of
-# `o_weight`? (Keys: 3, the mean of 5 and 1, and 5, the mean of 7 and 3. Both orders: 2, 0, 3, 1.) And a
-# case where nothing may change: if the heads of each group have equal keys and values, the grouped layer
-# computes what the old one did.
+# By hand first, with heads of one number, k = 1. Four heads whose rows of `k_weight` are 1.0, 3.0, 5.0,
+# 7.0, and the groups above. Which keys come out? In which order do the rows of `q_weight` stand, and the
+# columns of `o_weight`? (Keys: 3, the mean of 5 and 1, and 5, the mean of 7 and 3. Both orders:
+# 2, 0, 3, 1.) And a case where nothing may change: if the heads of each group have equal keys and values, the
+# grouped layer computes what the old one did.
 
 
 # %%
 def share_heads(q_weight, k_weight, v_weight, o_weight, groups):
     """A multi-head layer's weights as those of a grouped layer.
 
-    q_weight, k_weight, v_weight: (w, d), w = heads * k; o_weight: (d, w)
+    q_weight, k_weight, v_weight: (w, d), w = heads * k, not always d; o_weight: (d, w); all float32
     groups: lists of head numbers, equally long; each head is in one of them
     returns: the new q_weight (w, d), k_weight and v_weight (len(groups) * k, d), o_weight (d, w)
     """

@@ -29,9 +29,11 @@ def _repeat_kv(
     copies: Callable[[int, int], int] = lambda g, times: times,
     head_at: Callable[[int, int, int], int] = lambda place, g, times: place // times,
     factor: Callable[[int], float] = lambda times: 1.0,
+    rows: Callable[[Tensor], Tensor] = lambda x: x,
     finish: Callable[[Tensor, int, int], Tensor] = lambda y, g, times: y,
 ) -> Tensor:
     """repeat_kv with one thing changed."""
+    x = rows(x)
     g = x.shape[1]
     times = copies(g, times)
     heads = [x[:, head_at(place, g, times)] for place in range(g * times)]
@@ -172,6 +174,15 @@ REPEAT_KV = Exercise(
         ),
         *(
             Mistake(
+                f"{which} row of the batch for all",
+                partial(_repeat_kv, rows=lambda x, at=at: x[at:][:1].expand_as(x)),
+                f"All rows of the batch hold the heads of the {which} one. Each keeps its own: the"
+                " axis b stays as it is.",
+            )
+            for which, at in (("first", 0), ("last", -1))
+        ),
+        *(
+            Mistake(
                 f"{number} copies, always",
                 partial(_repeat_kv, copies=lambda g, times, number=number: number),
                 f"Each head appears {number} times, whatever `times` is. It says how often.",
@@ -259,12 +270,13 @@ def grouped_query_attention(
     order: Callable[[Tensor, int], Tensor] = repeat_kv,
     order_of_values: Callable[[Tensor, int], Tensor] | None = None,
     weights: Callable[[Tensor, Tensor, Tensor | None], Tensor] = attention_weights,
+    maps: Callable[[Tensor, Tensor, Tensor], tuple] = lambda q, k, v: (q, k, v),
     cut: str = "b t (h k) -> b h t k",
     merge: str = "b g r t k -> b t (g r k)",
     transpose: bool = True,
     width_of_model: bool = False,
     rotated: str = "qk",
-    recall: bool = True,
+    recall: Callable[[Tensor | None], bool] = lambda mask: True,
     exchanged: bool = False,
     hidden: Callable[[Tensor | None, Tensor], Tensor | None] = lambda mask, scores: mask,
     size: Callable[[int, int], float] = lambda k, d: k,
@@ -281,12 +293,12 @@ def grouped_query_attention(
             return y.reshape(b, -1, t, k)
         return rearrange(y, cut, k=k)
 
-    query, key, value = split(q_weight), split(k_weight), split(v_weight)
+    query, key, value = map(split, maps(q_weight, k_weight, v_weight))
     query, key, value = (
         rotate(one) if name in rotated else one
         for name, one in zip("qkv", (query, key, value), strict=True)
     )
-    if recall:
+    if recall(mask):
         key, value = remember(key, value)
     if exchanged:
         key, value = value, key
@@ -404,6 +416,7 @@ def _grouped_cases() -> list[tuple]:
         case(2, 5, 0, 16, 4, 2, 8, False),
         case(3, 4, 0, 36, 6, 3, 4, True),
         case(3, 3, 5, 16, 4, 2, 8, True),
+        case(2, 2, 3, 16, 4, 2, 8, False),
     ]
 
 
@@ -419,9 +432,9 @@ GROUPED_QUERY_ATTENTION = Exercise(
     cases=_grouped_cases,
     axes="b t d",
     checked=(
-        "shape, dtype and every value on 3 batches: 2 key/value heads for 4 query heads and 3 for"
-        " 6, heads * k unlike the width, with and without a mask, and with earlier tokens that are"
-        " remembered; inputs unchanged"
+        "shape, dtype and every value on 4 batches: 2 key/value heads for 4 query heads and 3 for"
+        " 6, heads * k unlike the width, with and without a mask, each also with earlier tokens"
+        " that are remembered; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -570,15 +583,33 @@ GROUPED_QUERY_ATTENTION = Exercise(
         ),
         Mistake(
             "nothing remembered",
-            partial(grouped_query_attention, recall=False),
+            partial(grouped_query_attention, recall=lambda mask: False),
             "The queries see the tokens of this call alone. Hand keys and values to `remember`, and"
             " go on with what it returns: those of everything so far.",
+        ),
+        Mistake(
+            "nothing remembered without a mask",
+            partial(grouped_query_attention, recall=lambda mask: mask is not None),
+            "Without a mask the queries see the tokens of this call alone. Hand keys and values to"
+            " `remember` in every call, and go on with what it returns; the mask only hides some.",
         ),
         Mistake(
             "keys and values exchanged",
             partial(grouped_query_attention, exchanged=True),
             "Keys and values have changed places: queries are compared with keys, and values are"
             " averaged. (remember returns the keys first.)",
+        ),
+        *(
+            Mistake(
+                f"keys and values of {name}",
+                partial(grouped_query_attention, maps=maps),
+                f"Keys and values are both made with {name}. Each has its own map: keys k_weight,"
+                " values v_weight.",
+            )
+            for name, maps in (
+                ("k_weight", lambda q, k, v: (q, k, k)),
+                ("v_weight", lambda q, k, v: (q, v, v)),
+            )
         ),
         Mistake(
             "mask ignored",
@@ -594,18 +625,23 @@ GROUPED_QUERY_ATTENTION = Exercise(
             ),
             "The mask is upside down: True is where a query may look.",
         ),
-        Mistake(
-            "causal without a mask",
-            partial(
-                grouped_query_attention,
-                hidden=lambda mask, scores: (
-                    torch.ones_like(scores[:, :1], dtype=torch.bool).tril()
-                    if mask is None
-                    else mask
+        *(
+            Mistake(
+                f"causal without a mask: {name}",
+                partial(
+                    grouped_query_attention,
+                    hidden=lambda mask, scores, earlier=earlier: (
+                        torch.ones_like(scores[:, :1], dtype=torch.bool).tril(
+                            (scores.shape[-1] - scores.shape[-2]) * earlier
+                        )
+                        if mask is None
+                        else mask
+                    ),
                 ),
-            ),
-            "Without a mask your queries do not see later tokens. None means that every query sees"
-            " everything; a causal mask would be handed over as a mask.",
+                "Without a mask your queries do not see later tokens. None means that every query"
+                " sees everything; a causal mask would be handed over as a mask.",
+            )
+            for name, earlier in (("earlier tokens are seen", 1), ("counted from the first", 0))
         ),
         Mistake(
             "causal too",
@@ -701,11 +737,12 @@ def share_heads(
     merge: str | None = None,
     joined: Callable[[Tensor], Tensor] = lambda heads: heads.mean(dim=0),
     joined_values: Callable[[Tensor], Tensor] | None = None,
-    queries: Callable[[list[int]], list[int]] = lambda order: order,
-    columns: Callable[[list[int]], list[int]] = lambda order: order,
+    sharing: Callable[[list[list[int]]], list[list[int]]] = lambda groups: groups,
+    queries: Callable[[list[int], int], list[int]] = lambda order, size: order,
+    columns: Callable[[list[int], int], list[int]] = lambda order, size: order,
     rows_of_out: bool = False,
     queries_averaged: bool = False,
-    repeated: bool = False,
+    repeated: Callable[[list[list[int]]], list[int]] | None = None,
     width_of_model: bool = False,
     times: Callable[[int, int], float] = lambda size, groups: 1.0,
     finish: Callable[[tuple], tuple] = lambda four: four,
@@ -719,28 +756,28 @@ def share_heads(
         few = heads * (q_weight.shape[1] // heads)
         q_weight, k_weight, v_weight = q_weight[:few], k_weight[:few], v_weight[:few]
         o_weight = o_weight[:, :few]
-    order = [head for group in groups for head in group]
+    order, size = [head for group in groups for head in group], len(groups[0])
     back = merge or " -> ".join(reversed(cut.split(" -> ")))
 
     def heads_of(weight: Tensor) -> Tensor:
         return rearrange(weight, cut, h=heads)
 
     def shared(weight: Tensor, join: Callable[[Tensor], Tensor]) -> Tensor:
-        few = torch.stack([join(heads_of(weight)[group]) for group in groups])
-        few = few * times(len(groups[0]), len(groups))
+        few = torch.stack([join(heads_of(weight)[group]) for group in sharing(groups)])
+        few = few * times(size, len(groups))
         if repeated:
-            few = few.repeat_interleave(heads // len(groups), dim=0)
+            few = few[repeated(groups)]
         return rearrange(few, back)
 
-    q = rearrange(heads_of(q_weight)[queries(order)], back)
+    q = rearrange(heads_of(q_weight)[queries(order, size)], back)
     if queries_averaged:
         q = shared(q_weight, joined)
     if rows_of_out and o_weight.shape[0] % heads == 0:
-        o = rearrange(heads_of(o_weight)[columns(order)], back)
+        o = rearrange(heads_of(o_weight)[columns(order, size)], back)
     elif rows_of_out:
         o = o_weight
     else:
-        o = rearrange(heads_of(o_weight.mT)[columns(order)], back).mT
+        o = rearrange(heads_of(o_weight.mT)[columns(order, size)], back).mT
     k, v = shared(k_weight, joined), shared(v_weight, joined_values or joined)
     return finish((q, k, v, o))
 
@@ -755,12 +792,24 @@ def _every_nth(groups: list[list[int]]) -> list[list[int]]:
     return [list(range(i, heads, count)) for i in range(count)]
 
 
-def _in_turns(q_weight, k_weight, v_weight, o_weight, groups, columns: bool):
-    """The query heads as (r g), and the columns of o_weight with them or as they should be."""
-    right = share_heads(q_weight, k_weight, v_weight, o_weight, groups)
-    turns = [[head] for heads in zip(*groups, strict=True) for head in heads]
-    wrong = share_heads(q_weight, k_weight, v_weight, o_weight, turns)
-    return wrong[0], *right[1:3], wrong[3] if columns else right[3]
+def _in_turns(order: list[int], size: int) -> list[int]:
+    """Query heads as (r g)."""
+    return [head for place in range(size) for head in order[place::size]]
+
+
+def _sorted(order: list[int], size: int) -> list[int]:
+    return sorted(order)
+
+
+def _in_order(groups: list[list[int]]) -> list[int]:
+    """For each query head, in its new place, the number of its group."""
+    return [number for number, group in enumerate(groups) for _ in group]
+
+
+def _in_place(groups: list[list[int]]) -> list[int]:
+    """For each head, in its old place, the number of its group."""
+    of = {head: number for number, group in enumerate(groups) for head in group}
+    return [of[head] for head in sorted(of)]
 
 
 def _columns_averaged(q_weight, k_weight, v_weight, o_weight, groups):
@@ -785,7 +834,7 @@ def _single_rows(alone: bool) -> Callable:
     return share
 
 
-def _where(order: list[int]) -> list[int]:
+def _where(order: list[int], size: int) -> list[int]:
     """Where each head went: the other way round."""
     return sorted(range(len(order)), key=order.__getitem__)
 
@@ -824,18 +873,18 @@ SHARE_HEADS = Exercise(
     mistakes=(
         Mistake(
             "queries in their old order",
-            partial(share_heads, queries=sorted),
+            partial(share_heads, queries=_sorted),
             "The query heads are still in their old order." + _KEEP_TOGETHER,
         ),
         Mistake(
             "columns in their old order",
-            partial(share_heads, columns=sorted),
+            partial(share_heads, columns=_sorted),
             "The query heads are reordered, and the columns of o_weight are not, so what a head"
             " found is taken for what another one found." + _KEEP_TOGETHER,
         ),
         Mistake(
             "nothing reordered",
-            partial(share_heads, queries=sorted, columns=sorted),
+            partial(share_heads, queries=_sorted, columns=_sorted),
             "Keys and values are right, but the query heads are still in their old order, and read"
             " the heads of other groups." + _KEEP_TOGETHER,
         ),
@@ -924,6 +973,16 @@ SHARE_HEADS = Exercise(
             " the mean for both.",
         ),
         Mistake(
+            "keys of the first head",
+            partial(
+                share_heads,
+                joined=lambda heads: heads[0],
+                joined_values=lambda heads: heads.mean(dim=0),
+            ),
+            "The values are the mean of a group's heads, and the keys are those of the first. Take"
+            " the mean for both.",
+        ),
+        Mistake(
             "mean inside a head",
             partial(
                 share_heads, joined=lambda heads: heads.mean(1, keepdim=True).expand_as(heads)[0]
@@ -939,22 +998,57 @@ SHARE_HEADS = Exercise(
         ),
         Mistake(
             "neighbours averaged",
-            lambda *given: (
-                *share_heads(*given)[:1],
-                *share_heads(*given[:4], _neighbours(given[4]))[1:3],
-                *share_heads(*given)[3:],
-            ),
+            partial(share_heads, sharing=_neighbours),
             "Query heads and columns are in order, but keys and values are the means of neighbours,"
             " 0 1 | 2 3. Average the heads that a group lists (or reorder them first, too).",
+        ),
+        Mistake(
+            "every nth head averaged",
+            partial(share_heads, sharing=_every_nth),
+            "Query heads and columns are in order, but keys and values are the means of every n-th"
+            " head. Average the heads that a group lists.",
         ),
         *(
             Mistake(
                 f"first of each group, then the second: {what}",
-                lambda *given, columns=columns: _in_turns(*given, columns),
+                partial(share_heads, queries=_in_turns, **more),
                 "The query heads are put in turns: the first of each group, then the second of"
                 " each." + _KEEP_TOGETHER,
             )
-            for what, columns in (("queries and columns", True), ("queries", False))
+            for what, more in (
+                ("queries and columns", {"columns": _in_turns}),
+                ("queries", {}),
+            )
+        ),
+        Mistake(
+            "first columns of each group, then the second",
+            partial(share_heads, columns=_in_turns),
+            "The columns of o_weight are put in turns: those of the first head of each group, then"
+            " of the second of each. They follow the query heads: the heads of a group are"
+            " neighbours, in both.",
+        ),
+        *(
+            Mistake(
+                f"keys and values of sorted groups: {name}",
+                partial(share_heads, sharing=order),
+                "Keys and values come in the order of sorted groups, and the query heads do not, so"
+                " they read those of other groups. Keep the order of `groups` in all four.",
+            )
+            for name, order in (
+                ("by their first head", sorted),
+                ("by their smallest head", lambda groups: sorted(groups, key=min)),
+            )
+        ),
+        Mistake(
+            "groups reversed",
+            partial(share_heads, read=lambda groups: groups[::-1]),
+            "The groups come in reverse order, the last one first. Keep the order of `groups`.",
+        ),
+        Mistake(
+            "heads of a group reversed",
+            partial(share_heads, read=lambda groups: [group[::-1] for group in groups]),
+            "The heads of a group come in reverse order. That computes the same, but the contract"
+            " asks for the order in which `groups` lists them.",
         ),
         Mistake(
             "heads of a group sorted",
@@ -1015,9 +1109,22 @@ SHARE_HEADS = Exercise(
         ),
         Mistake(
             "keys and values repeated",
-            partial(share_heads, repeated=True),
+            partial(share_heads, repeated=_in_order),
             "Keys and values have as many heads as before, equal ones in a group. That computes the"
             " right thing and saves nothing: return one head for each group.",
+        ),
+        Mistake(
+            "nothing moved, keys and values repeated",
+            partial(share_heads, repeated=_in_place, queries=_sorted, columns=_sorted),
+            "Each head is in its old place, and has the keys and values of its group. That computes"
+            " the right thing and saves nothing: return one head for each group, and put the query"
+            " heads of a group side by side.",
+        ),
+        Mistake(
+            "keys and values repeated in their old places",
+            partial(share_heads, repeated=_in_place),
+            "Keys and values have as many heads as before, each in its old place, while the query"
+            " heads have moved. Return one head for each group, in the order of `groups`.",
         ),
         Mistake(
             "keys and values exchanged",

@@ -67,6 +67,11 @@ def _rounded(to: torch.dtype, then: torch.dtype) -> Callable[[Tensor], tuple[Ten
     return lambda angles: (angles.to(to).to(then).cos(), angles.to(to).to(then).sin())
 
 
+def _exactly(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Of angles that may be coarse."""
+    return angles.float().cos(), angles.float().sin()
+
+
 def _twice(angles: Tensor) -> tuple[Tensor, Tensor]:
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
@@ -210,6 +215,12 @@ ROPE_ANGLES = Exercise(
             " 0, 1, ... the first pair has exponent 0 and turns by 1 radian a step.",
         ),
         Mistake(
+            "one subtracted from pairs counted from zero",
+            partial(_rope_angles, exponent=lambda i, k: 2 * (i - 1) / k),
+            "The exponent is -2 * (i - 1) / k, as in the paper, which counts the pairs from 1. Here"
+            " i = 0, 1, ..., so it is -2 * i / k: the first pair turns by 1 radian a step.",
+        ),
+        Mistake(
             "positions restart at 0",
             partial(_rope_angles, places=_count),
             "It looks like positions restart at 0: the angles are those of 0, 1, 2, ... in every"
@@ -277,11 +288,20 @@ ROPE_ANGLES = Exercise(
                     lambda dtype: {"dtype": dtype, "exponent": lambda i, k: (2 * i / k).to(dtype)},
                 ),
                 ("angles rounded to", lambda dtype: {"finish": _rounded(dtype, torch.float32)}),
+                (
+                    "positions and speeds in",
+                    lambda dtype: {"of_positions": dtype, "of_speeds": dtype},
+                ),
             )
         ),
         Mistake(
             "cosines in bfloat16",
             partial(_rope_angles, finish=_rounded(torch.bfloat16, torch.bfloat16)),
+            _COARSE,
+        ),
+        Mistake(
+            "products in bfloat16",
+            partial(_rope_angles, dtype=torch.bfloat16, finish=_exactly),
             _COARSE,
         ),
         Mistake(
@@ -417,6 +437,15 @@ def _second_before(a: Tensor, b: Tensor, c: tuple, s: tuple) -> tuple[Tensor, Te
 def _in_turns(y: Tensor) -> tuple[Tensor, Tensor]:
     """Each number twice, side by side, and then in halves."""
     return y.repeat_interleave(2, dim=-1).chunk(2, dim=-1)
+
+
+def _coarse(y: Tensor) -> Tensor:
+    """With the digits of bfloat16."""
+    return y.bfloat16().to(y.dtype)
+
+
+def _coarse_halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _coarse(x).chunk(2, dim=-1)
 
 
 _FORMULA = "first * cos - second * sin, and second * cos + first * sin"
@@ -633,8 +662,32 @@ APPLY_ROPE = Exercise(
             for what, name, change in (
                 ("computed in", "bfloat16", {"computed_in": torch.bfloat16}),
                 ("computed in", "float16", {"computed_in": torch.float16}),
-                ("angles in", "bfloat16", {"rows": lambda y: y.bfloat16().to(y.dtype)}),
-                ("result in", "bfloat16", {"finish": lambda y, x: y.bfloat16().to(y.dtype)}),
+                ("angles in", "bfloat16", {"rows": _coarse}),
+                ("result in", "bfloat16", {"finish": lambda y, x: _coarse(y)}),
+                ("x in", "bfloat16", {"split": _coarse_halves}),
+                (
+                    "x and angles in",
+                    "bfloat16",
+                    {"split": _coarse_halves, "rows": _coarse},
+                ),
+                (
+                    "x and result in",
+                    "bfloat16",
+                    {"split": _coarse_halves, "finish": lambda y, x: _coarse(y)},
+                ),
+                (
+                    "x and result in",
+                    "float16",
+                    {
+                        "split": lambda x: x.half().to(x.dtype).chunk(2, dim=-1),
+                        "finish": lambda y, x: y.half().to(y.dtype),
+                    },
+                ),
+                (
+                    "angles and result in",
+                    "bfloat16",
+                    {"rows": _coarse, "finish": lambda y, x: _coarse(y)},
+                ),
             )
         ),
     ),
@@ -787,6 +840,29 @@ ROTATE_HEADS = Exercise(
             "Every row got the angles of the first row. Rows of a batch have positions of their"
             " own: hand rope_angles all of them, (b, t).",
         ),
+        Mistake(
+            "last row's positions for all",
+            partial(rotate_heads, places=_last_row),
+            "Every row got the angles of the last row. Rows of a batch have positions of their"
+            " own: hand rope_angles all of them, (b, t).",
+        ),
+        Mistake(
+            "turned twice",
+            partial(rotate_heads, places=lambda positions: 2 * positions),
+            "Queries and keys are turned twice, so each angle is doubled.",
+        ),
+        *(
+            Mistake(
+                f"positions from {name}",
+                partial(rotate_heads, places=places),
+                "Positions are counted from the first or the smallest one. Use them as they are:"
+                " when the model writes, a call holds one new token, far from 0.",
+            )
+            for name, places in (
+                ("each row's start", lambda positions: positions - positions[:, :1]),
+                ("the smallest", lambda positions: positions - positions.min()),
+            )
+        ),
         Mistake("theta by heart", partial(rotate_heads, base=lambda theta: 10000.0), _BY_HEART),
         Mistake(
             "turned backwards",
@@ -871,7 +947,8 @@ def _stretch_cases() -> list[tuple]:
     # What is compared with what changes the answer for some pair in one case or another: `trained`
     # is just below 29.2, and just above 49.9.
     # One row goes beyond `trained`, and one lies behind the end of many a table.
-    rows = torch.tensor([[45], [5000]]) + torch.arange(10)
+    # None is `trained` itself, where whoever stretches only what lies beyond may decide both ways.
+    rows = torch.tensor([[44], [5000]]) + torch.tensor([0, 1, 2, 3, 4, 5, 7, 8, 9, 10])
     return [
         (LONG, 12, 10000.0, 29, 4.0),
         (NEAR.int(), 8, 100.0, 38, 2.5),
@@ -892,12 +969,17 @@ def stretched_angles(
     border: Callable[[Tensor, Tensor], Tensor] = lambda speeds, exponents: speeds,
     wavelength: Callable[[Tensor], Tensor] = lambda speeds: 2 * math.pi / speeds,
     limit: Callable[[float, float], float] = lambda trained, factor: trained,
+    tokens: Callable[[Tensor, int], Tensor] = lambda positions, trained: positions == positions,
     slow: Callable[[Tensor, float], Tensor] = lambda wavelengths, limit: wavelengths > limit,
     changed: Callable[[Tensor, float], Tensor] = lambda speeds, factor: speeds / factor,
     base: Callable[[float, float, int], float] = lambda theta, factor, k: theta,
     places: Callable[[Tensor, int, float], Tensor] = lambda positions, trained, factor: positions,
-    places_of_slow: Callable[[Tensor, float], Tensor] = lambda positions, factor: positions,
+    places_of_slow: Callable[[Tensor, int, float], Tensor] = (
+        lambda positions, trained, factor: positions
+    ),
     dtype: torch.dtype = torch.float32,
+    of_positions: torch.dtype = torch.float32,
+    of_speeds: torch.dtype = torch.float32,
     finish: Callable[[Tensor], tuple[Tensor, Tensor]] = lambda a: (a.cos(), a.sin()),
     size: Callable[[float], float] = lambda factor: 1.0,
     order: Callable[[tuple], tuple] = lambda both: both,
@@ -906,20 +988,33 @@ def stretched_angles(
     exponents = exponent(torch.arange(head_dim // 2), head_dim)
     speeds = base(theta, factor, head_dim) ** -exponents
     chosen = slow(wavelength(border(speeds, exponents)), limit(trained, factor))
-    speeds = torch.where(chosen, changed(speeds, factor), speeds).to(dtype)
-    positions = places(positions, trained, factor)[..., None].to(dtype)
-    positions = torch.where(chosen, places_of_slow(positions, factor), positions)
+    chosen = chosen & tokens(positions, trained)[..., None]
+    speeds = torch.where(chosen, changed(speeds, factor), speeds).to(of_speeds).to(dtype)
+    positions = places(positions, trained, factor)[..., None].to(of_positions).to(dtype)
+    positions = torch.where(chosen, places_of_slow(positions, trained, factor), positions)
     return order(tuple(one.float() * size(factor) for one in finish(positions * speeds)))
 
 
-def _soft_border(
-    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
-) -> tuple[Tensor, Tensor]:
-    """Slow below one turn, fast above four, and a mixture between."""
-    speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    fast = ((trained * speeds / (2 * math.pi) - 1) / 3).clamp(0, 1)
-    angles = positions[..., None].float() * (fast * speeds + (1 - fast) * speeds / factor)
-    return angles.cos(), angles.sin()
+def _soft_border(turns: int) -> Callable:
+    """Slow below one turn, fast above so many, and a mixture between."""
+
+    def angles(positions, head_dim, theta, trained, factor):
+        speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        fast = ((trained * speeds / (2 * math.pi) - 1) / (turns - 1)).clamp(0, 1)
+        mixed = fast * speeds + (1 - fast) * speeds / factor
+        return _exactly(positions[..., None] * mixed)
+
+    return angles
+
+
+def _by_length(length: Callable[[Tensor], Tensor]) -> Callable:
+    """factor is read off the batch."""
+
+    def angles(positions, head_dim, theta, trained, factor):
+        longer = max(1.0, float(length(positions)) / trained)
+        return stretched_angles(positions, head_dim, theta, trained, longer)
+
+    return angles
 
 
 def _one_speed(tokens: Callable[[int, float], float]) -> Callable:
@@ -935,16 +1030,6 @@ def _one_speed(tokens: Callable[[int, float], float]) -> Callable:
     return angles
 
 
-def _cut_off(
-    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
-) -> tuple[Tensor, Tensor]:
-    speeds = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angles = positions[..., None].float() * speeds
-    slow = 2 * math.pi / speeds > trained
-    angles = torch.where(slow, torch.minimum(angles, trained * speeds), angles)
-    return angles.cos(), angles.sin()
-
-
 def _not_yet_round(
     positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
 ) -> tuple[Tensor, Tensor]:
@@ -954,20 +1039,18 @@ def _not_yet_round(
     return angles.cos(), angles.sin()
 
 
-def _theta_of_the_slow(
-    positions: Tensor, head_dim: int, theta: float, trained: int, factor: float
-) -> tuple[Tensor, Tensor]:
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    speeds = theta**-exponents
-    slow = 2 * math.pi / speeds > trained
-    angles = positions[..., None].float() * torch.where(
-        slow, (theta * factor) ** -exponents, speeds
-    )
-    return angles.cos(), angles.sin()
+def _theta_of_the_slow(power: Callable[[int], float]) -> Callable:
+    """For the slow pairs theta is multiplied by a power of factor."""
 
+    def angles(positions, head_dim, theta, trained, factor):
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        larger = theta * factor ** power(head_dim)
+        return stretched_angles(
+            *(positions, head_dim, theta, trained, factor),
+            changed=lambda speeds, factor: larger**-exponents,
+        )
 
-def _where(mark: Tensor, these: tuple, those: tuple) -> tuple[Tensor, Tensor]:
-    return tuple(torch.where(mark, *both) for both in zip(these, those, strict=True))
+    return angles
 
 
 def _half(which: int) -> Callable[[Tensor, float], Tensor]:
@@ -1049,14 +1132,15 @@ STRETCHED_ANGLES = Exercise(
         Mistake(
             "rounded wavelengths",
             partial(stretched_angles, wavelength=lambda speeds: (2 * math.pi / speeds).floor()),
-            "You round the tokens of a turn to whole ones before you compare. A pair that needs"
-            " 29.2 tokens for a turn needs more than 29: compare 2 pi / speed as it is.",
+            "You round the tokens of a turn to whole ones before you compare, or compare with"
+            " trained + 1. A pair that needs 29.2 tokens for a turn needs more than 29: compare 2"
+            " pi / speed as it is, with `trained`.",
         ),
         Mistake(
             "compared with one less",
             partial(stretched_angles, limit=lambda trained, factor: trained - 1),
-            "You compare with trained - 1. A pair that comes round within `trained` tokens keeps"
-            " its speed." + _RIGHT_PAIRS,
+            "You compare with trained - 1, or round the tokens of a turn up. A pair that comes"
+            " round within `trained` tokens keeps its speed." + _RIGHT_PAIRS,
         ),
         Mistake(
             "border of another theta",
@@ -1125,7 +1209,7 @@ STRETCHED_ANGLES = Exercise(
             partial(
                 stretched_angles,
                 changed=lambda speeds, factor: speeds,
-                places_of_slow=lambda positions, factor: positions // factor,
+                places_of_slow=lambda positions, trained, factor: positions // factor,
             ),
             "For the slow pairs, positions are divided by factor and cut to whole numbers (//), so"
             " several tokens get one angle. Divide the speed by factor, and leave positions whole.",
@@ -1146,11 +1230,15 @@ STRETCHED_ANGLES = Exercise(
             "The positions are divided by factor, and the slow pairs are slowed besides. Leave the"
             " positions as they are." + _RIGHT_PAIRS,
         ),
-        Mistake(
-            "soft border",
-            _soft_border,
-            "Between slow and fast pairs there is a soft border, as in Llama 3.1. Here the border"
-            " is hard: a pair is slowed by factor or not at all." + _RIGHT_PAIRS,
+        *(
+            Mistake(
+                f"soft border, as in {name}",
+                _soft_border(turns),
+                "Between slow and fast pairs there is a soft border, as in Llama 3.1 and in YaRN."
+                " Here the border is hard: a pair is slowed by factor or not at all."
+                + _RIGHT_PAIRS,
+            )
+            for name, turns in (("Llama 3.1", 4), ("YaRN", 32))
         ),
         Mistake(
             "the slower half, rounded down",
@@ -1205,31 +1293,57 @@ STRETCHED_ANGLES = Exercise(
         ),
         Mistake(
             "only in long texts",
-            lambda *given: stretched_angles(
-                *given[:4], given[4] if given[0].max() > given[3] else 1.0
+            partial(
+                stretched_angles,
+                tokens=lambda positions, trained: (positions.max() > trained).expand_as(positions),
             ),
             _ONLY_LONG,
         ),
         Mistake(
             "only in long rows",
-            lambda *given: _where(
-                (given[0].max(dim=1, keepdim=True).values > given[3])[..., None],
-                stretched_angles(*given),
-                stretched_angles(*given[:4], 1.0),
+            partial(
+                stretched_angles,
+                tokens=lambda positions, trained: (
+                    (positions > trained).any(dim=1, keepdim=True).expand_as(positions)
+                ),
             ),
             _ONLY_LONG,
         ),
-        Mistake(
-            "slow angles cut off",
-            _cut_off,
-            "The angles of the slow pairs stop at the one they had at position `trained`, so tokens"
-            " further on cannot be told apart. Divide the speed by factor.",
+        *(
+            Mistake(
+                f"slow angles cut off at trained{name}",
+                partial(
+                    stretched_angles,
+                    changed=lambda speeds, factor: speeds,
+                    places_of_slow=lambda positions, trained, factor, less=less: positions.clamp(
+                        max=trained - less
+                    ),
+                ),
+                "The angles of the slow pairs stop at the one they had at the end of training, so"
+                " tokens further on cannot be told apart. Divide the speed by factor.",
+            )
+            for name, less in (("", 0), (" - 1", 1))
         ),
-        Mistake(
-            "larger theta for the slow pairs",
-            _theta_of_the_slow,
-            "theta is multiplied by factor for the slow pairs, which slows each by another amount."
-            " Divide their speed by factor, and leave theta.",
+        *(
+            Mistake(
+                f"by how much longer the batch is: {name}",
+                _by_length(length),
+                "The slow pairs are slowed by how much longer this batch is than `trained`, so that"
+                " their speed changes from text to text. Divide it by factor.",
+            )
+            for name, length in (
+                ("largest position", lambda positions: positions.max()),
+                ("largest position + 1", lambda positions: positions.max() + 1),
+            )
+        ),
+        *(
+            Mistake(
+                f"larger theta for the slow pairs: {name}",
+                _theta_of_the_slow(power),
+                "theta is made larger for the slow pairs, which slows each by another amount."
+                " Divide their speed by factor, and leave theta.",
+            )
+            for name, power in (("factor", lambda k: 1), ("NTK-aware", lambda k: k / (k - 2)))
         ),
         Mistake(
             "larger theta",
@@ -1275,30 +1389,45 @@ STRETCHED_ANGLES = Exercise(
             )
             for size in (512, 1024, 2048, 4096)
         ),
-        Mistake(
-            "positions end at trained",
-            partial(
-                stretched_angles,
-                places=lambda positions, trained, factor: positions.clamp(max=trained),
-            ),
-            "All positions above `trained` become one. Positions stay as they are; the speeds"
-            " change.",
+        *(
+            Mistake(
+                f"positions end at trained{name}",
+                partial(
+                    stretched_angles,
+                    places=lambda positions, trained, factor, less=less: positions.clamp(
+                        max=trained - less
+                    ),
+                ),
+                "All positions beyond training become one. Positions stay as they are; the speeds"
+                " change.",
+            )
+            for name, less in (("", 0), (" - 1", 1))
         ),
         Mistake(
             "positions restart at 0",
             partial(stretched_angles, places=lambda positions, trained, factor: _count(positions)),
             "It looks like positions restart at 0 in every row. Use the positions that are given.",
         ),
-        Mistake(
-            "only positions beyond trained",
-            lambda *given: _where(
-                (given[0] > given[3])[..., None],
-                stretched_angles(*given),
-                stretched_angles(*given[:4], 1.0),
-            ),
-            "Only tokens beyond `trained` are stretched, the others are not. Then the distance"
-            " between two of them is no longer in their angles: all tokens turn by the same"
-            " speeds.",
+        *(
+            Mistake(
+                f"only positions beyond trained{name}",
+                partial(stretched_angles, **change),
+                "Only tokens beyond `trained` are stretched, the others are not. Then the distance"
+                " between two of them is no longer in their angles: all tokens turn by the same"
+                " speeds.",
+            )
+            for name, change in (
+                ("", {"tokens": lambda positions, trained: positions > trained}),
+                (
+                    ", counted from there",
+                    {
+                        "changed": lambda speeds, factor: speeds,
+                        "places_of_slow": lambda positions, trained, factor: torch.where(
+                            positions > trained, trained + (positions - trained) / factor, positions
+                        ),
+                    },
+                ),
+            )
         ),
         Mistake(
             "sine before cosine",
@@ -1332,7 +1461,18 @@ STRETCHED_ANGLES = Exercise(
             )
             for name, finish in (("halves", _twice), ("in turns", _twice_in_turns))
         ),
-        Mistake("angles in bfloat16", partial(stretched_angles, dtype=torch.bfloat16), _COARSE),
+        *(
+            Mistake(f"{what} bfloat16", partial(stretched_angles, **change), _COARSE)
+            for what, change in (
+                ("angles in", {"dtype": torch.bfloat16}),
+                ("products in", {"dtype": torch.bfloat16, "finish": _exactly}),
+                ("angles rounded to", {"finish": _rounded(torch.bfloat16, torch.float32)}),
+                (
+                    "positions and speeds in",
+                    {"of_positions": torch.bfloat16, "of_speeds": torch.bfloat16},
+                ),
+            )
+        ),
     ),
     hints=(
         "Begin as in rope_angles, with the k / 2 speeds. Only some of them change; positions do"
