@@ -597,9 +597,9 @@ GEGLU = Exercise(
             Mistake(
                 name,
                 partial(geglu, bend=bend),
-                "The formula of your GELU lacks the factor x: what is left says only how much of the"
-                " gate passes. GELU is the gate times that: 0.5 x (1 + tanh(…)). Or let torch do it:"
-                f" {TANH_FORM}.",
+                "The formula of your GELU lacks the factor x: what is left says only how much of"
+                " the gate passes. GELU is the gate times that: 0.5 x (1 + tanh(…)). Or let torch"
+                f" do it: {TANH_FORM}.",
             )
             for name, bend in {
                 "share of the gate alone": lambda gate: _gelu_by()(gate) / gate,
