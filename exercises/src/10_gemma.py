@@ -8,7 +8,8 @@
 #
 # The lesson is [notebooks/10_gemma.ipynb](../notebooks/10_gemma.ipynb). Time: 60 minutes, 25 of them
 # for the sixth piece. Names inside your functions are yours; the order of the arguments is not. All
-# numbers are float32 (ids apart), in and out. What your functions are given must stay unchanged.
+# numbers are float32 (ids apart), in and out. The arguments of your functions must stay unchanged; what
+# a function gives back to you is yours.
 
 # %%
 import torch
@@ -21,8 +22,8 @@ from minipali.checks import check, hint, trying
 #
 # Gate and up read the same `x`. The gate is bent by GELU in its tanh form, and multiplied by up, entry
 # by entry; down brings the product back to the width d. A weight has the shape (outputs, inputs).
-# There are no biases, and `x` is not added here. Of all numbers only the gates may be large (up to some
-# tens): compute them as they are, and let nothing become infinite or nan.
+# There are no biases, and `x` is not added here. Gates may be large (up to some tens): bend them as they
+# are, and see that no number of the result is infinite or nan.
 
 
 # %%

@@ -8,7 +8,8 @@
 #
 # The lesson is [notebooks/12_generation.ipynb](../notebooks/12_generation.ipynb). Time: 90 minutes, 35 of
 # them for the fourth piece. Names inside your functions are yours; the order of the arguments is not.
-# What your functions are given must stay unchanged. Tensors of tokens are int64.
+# The arguments of your functions must stay unchanged; what a function gives back to you is yours.
+# Tensors of tokens are int64.
 
 # %%
 import torch
@@ -69,8 +70,9 @@ check("distribution", distribution)
 # wants the tokens that you have just given out, `pad` included. In `running`, `(b,)`, it wants True for
 # the rows that go on: those that have not said `eos`, neither earlier nor in these tokens.
 #
-# - Give out the tokens of each step, `(b,)`, and do not write into them later. The `eos` is given out
-#   too. After it, the row gives `pad`, whatever is chosen for it.
+# - Give out the tokens of each step, `(b,)`, and do not write into them later. (`running` may be one
+#   tensor that you write into.) The `eos` is given out too. After it, the row gives `pad`, whatever is
+#   chosen for it.
 # - Only `eos` ends a row. A running row may choose `pad`, as any token, and goes on. `eos` and `pad` are
 #   two different numbers; which ones, the arguments say.
 # - End as soon as every row has said `eos`, and after `max_new_tokens` tokens at the latest (1 or more).
@@ -117,8 +119,8 @@ check("continue_tokens", continue_tokens)
 #
 # The table has more rows than there are tokens: only the first `usable` columns of the logits may ever be
 # chosen. Give each call of `choose` all columns, the others at minus infinity, or those `usable` alone.
-# Use your `continue_tokens`. (All prompts here have the same length, and `read` knows what padding is, so
-# `running` is not needed in your step.)
+# Use your `continue_tokens`: part 2 must be right first. (All prompts here have the same length, and
+# `read` knows what padding is, so `running` is not needed in your step.)
 
 
 # %%

@@ -84,7 +84,7 @@ def overlap(a, b):
     """Intersection over union.
 
     a, b: four floats [y0, x0, y1, x1] each, with y0 <= y1 and x0 <= x1
-    returns: a float (no tensor) from 0 (no area shared) to 1 (the same box, with an area)
+    returns: a float or int (no tensor) from 0 (no area shared) to 1 (the same box, with an area)
     """
     ### BEGIN SOLUTION
     height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -128,8 +128,9 @@ check("overlap", overlap)
 def average_precision(found, truths, measure, limit):
     """One number for a list of boxes with scores.
 
-    found: a list of (score, picture, box), in any order, perhaps empty; picture: a number from 0;
-    truths: for each picture the list of its true boxes, perhaps empty; in all there is at least one;
+    found: a list of (score, picture, box), in any order, perhaps empty; score: from 0.0 to 1.0;
+    picture: a number from 0
+    truths: for each picture the list of its true boxes, perhaps empty; in all there is at least one
     measure: the overlap of two boxes is measure(a, b); limit: 0.0 or more, and below 1.0
     returns: a float (no tensor) from 0.0 to 1.0
     """

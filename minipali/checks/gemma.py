@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -131,14 +131,15 @@ def logits(
 def _embed_cases() -> list[tuple]:
     random = torch.Generator().manual_seed(6)
 
-    def case(b: int, t: int, v: int, d: int) -> tuple:
-        ids = torch.randint(v, (b, t), generator=random)
-        ids[0, :2] = torch.tensor([0, v - 1])  # the first row and the last
+    def case(b: int, t: int, v: int, d: int, most: int) -> tuple:
+        ids = torch.randint(most, (b, t), generator=random)
+        ids[0, :2] = torch.tensor([0, most - 1])
         table = torch.randn(v, d, generator=random)
         table[-1] /= 8  # all others are longer than 1
         return ids, table
 
-    return [case(2, 3, 11, 5), case(3, 4, 6, 7)]
+    # The first row and the last are asked for; in one text alone, not the last ones.
+    return [case(2, 3, 11, 5, 11), case(3, 4, 6, 7, 6), case(1, 3, 9, 6, 5)]
 
 
 def _geglu_cases() -> list[tuple]:
@@ -276,6 +277,10 @@ ONE_MODELS_WIDTH = (
     "The factor is that of one model's width, written as a number. Take it from the table that you"
     " are given: the square root of table.shape[1]."
 )
+SQUEEZED = (
+    "An axis of length 1 is lost: .squeeze() removes all of them, and b or t may be 1. Keep every"
+    " axis in front, whatever its length."
+)
 OTHER_ROWS = (
     "These are other rows: an id is the number of its row, counted from 0. Index the table with the"
     " ids as they are: table[input_ids]."
@@ -287,8 +292,8 @@ EMBED = Exercise(
     cases=_embed_cases,
     axes="b t d",
     checked=(
-        "shape, dtype and every value on 2 batches, tables of 11 and 6 rows, widths 5 and 7; inputs"
-        " unchanged"
+        "shape, dtype and every value on 3 batches, one of them a text alone, with tables of 11, 6"
+        " and 9 rows and widths 5 to 7; inputs unchanged"
     ),
     mistakes=(
         Mistake(
@@ -460,6 +465,24 @@ EMBED = Exercise(
             "Something is added that depends on the place in the row. Gemma's positions are turned"
             " into queries and keys (RoPE, lesson 07); nothing is added to the vectors.",
         ),
+        Mistake("axes of length 1 lost", partial(embed, last=torch.squeeze), SQUEEZED),
+    ),
+    crashes=(
+        *(
+            Mistake(
+                f"one-hot rows too short, {name}",
+                lambda ids, table, look_up=look_up: (
+                    look_up(F.one_hot(ids).to(table.dtype), table) * table.shape[1] ** 0.5
+                ),
+                "one_hot makes only as many columns as the largest id needs, and the table may have"
+                " more rows. Say how many: one_hot(input_ids, len(table)). Or index the table:"
+                " table[input_ids].",
+            )
+            for name, look_up in {
+                "product": torch.matmul,
+                "einsum": partial(torch.einsum, "btv,vd->btd"),
+            }.items()
+        ),
     ),
     hints=(
         "Two steps: take a row of the table for each id, and multiply.",
@@ -569,6 +592,40 @@ GEGLU = Exercise(
                 f" pi) · (x + 0.044715 x³))). Or let torch do it: {TANH_FORM}.",
             )
             for name, inside in OTHER_INSIDES.items()
+        ),
+        *(
+            Mistake(
+                name,
+                partial(geglu, bend=bend),
+                "The formula of your GELU lacks the factor x: what is left says only how much of"
+                " the gate passes. GELU is the gate times that: 0.5 x (1 + tanh(…)). Or let torch"
+                f" do it: {TANH_FORM}.",
+            )
+            for name, bend in {
+                "share of the gate alone": lambda gate: _gelu_by()(gate) / gate,
+                "share alone, erf form": lambda gate: 0.5 * (1 + torch.erf(gate / 2**0.5)),
+                "share alone, twice": lambda gate: 2 * _gelu_by()(gate) / gate,
+            }.items()
+        ),
+        *(
+            Mistake(
+                name,
+                partial(geglu, bend=bend),
+                "The formula of your tanh form lacks its 1: it is 0.5 x (1 + tanh(…)), with"
+                f" brackets around the sum. Or let torch do it: {TANH_FORM}.",
+            )
+            for name, bend in {
+                "no 1": lambda gate: _gelu_by()(gate) - gate / 2,
+                "no brackets around the sum": lambda gate: (
+                    gate / 2 + 2 * _gelu_by()(gate) / gate - 1
+                ),
+            }.items()
+        ),
+        Mistake(
+            "gate twice",
+            partial(geglu, bend=lambda gate: gate * _gelu(gate)),
+            "The bent gate is multiplied by the gate once more. GELU holds the gate already: gelu("
+            "gate) times up, and no more.",
         ),
         Mistake(
             "the half left out",
@@ -1121,18 +1178,39 @@ DECODER = Exercise(
             " weights: each works once, in their order.",
         ),
     ),
-    crashes=tuple(
-        Mistake(
-            name,
-            in_torch,
-            "nn.Sequential and nn.ModuleList take modules alone. Here each layer, and the norm, is"
-            " a function that is ready to call. Go through the layers with a for loop.",
-        )
-        for name, in_torch in {
-            "all in nn.Sequential": lambda x, layers, norm: nn.Sequential(*layers, norm)(x),
-            "layers in nn.Sequential": lambda x, layers, norm: norm(nn.Sequential(*layers)(x)),
-            "layers in nn.ModuleList": lambda x, layers, norm: nn.ModuleList(layers),
-        }.items()
+    crashes=(
+        *(
+            Mistake(
+                name,
+                needs_one,
+                "There may be no layers, and then there is no first one and no last one. A for loop"
+                " over `layers` does nothing then, and the norm works alone.",
+            )
+            for name, needs_one in {
+                "begins with the first": lambda x, layers, norm: decoder(
+                    layers[0](x), layers[1:], norm
+                ),
+                "ends with the last": lambda x, layers, norm: norm(
+                    layers[-1](decoder(x, layers[:-1], _as_it_is))
+                ),
+                "reduced": lambda x, layers, norm: norm(
+                    reduce(lambda f, g: lambda x: g(f(x)), layers)(x)
+                ),
+            }.items()
+        ),
+        *(
+            Mistake(
+                name,
+                in_torch,
+                "nn.Sequential and nn.ModuleList take modules alone. Here each layer, and the norm,"
+                " is a function that is ready to call. Go through the layers with a for loop.",
+            )
+            for name, in_torch in {
+                "all in nn.Sequential": lambda x, layers, norm: nn.Sequential(*layers, norm)(x),
+                "layers in nn.Sequential": lambda x, layers, norm: norm(nn.Sequential(*layers)(x)),
+                "layers in nn.ModuleList": lambda x, layers, norm: nn.ModuleList(layers),
+            }.items()
+        ),
     ),
     hints=(
         "A loop and a norm.",
@@ -1188,8 +1266,7 @@ LOGITS = Exercise(
         Mistake(
             "axes of length 1 lost",
             partial(logits, after=torch.squeeze),
-            "An axis of length 1 is lost: .squeeze() removes all of them, and b or t may be 1. Keep"
-            " every axis in front, whatever its length.",
+            SQUEEZED,
         ),
         *(
             Mistake(
@@ -1432,6 +1509,14 @@ def _by_one_norm(*weights: Tensor, which: int) -> tuple[Tensor, ...]:
     return fold_norms(*given)
 
 
+def _by_both_norms(*weights: Tensor, both: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """These matrices take up the numbers of both norms."""
+    folded = list(fold_norms(*weights))
+    for i in both:
+        folded[i] = weights[i] * (1 + weights[0]) * (1 + weights[5])
+    return tuple(folded)
+
+
 def _on_the_rows(matrix: Tensor, factor: Tensor) -> Tensor:
     """On the wrong axis, where it can be."""
     return matrix * (factor[:, None] if len(matrix) == len(factor) else factor)
@@ -1567,16 +1652,31 @@ FOLD_NORMS = Exercise(
             )
             for number, which in ((1, 0), (2, 5))
         ),
-        Mistake(
-            "the norms in front",
-            lambda *weights: (
-                *(folded := fold_norms(*weights))[:1],
-                folded[5],
-                *folded[1:5],
-                *folded[6:],
-            ),
-            "The order is not that of the arguments: norm1, query, key, value, out, norm2, gate,"
-            " up, down.",
+        *(
+            Mistake(
+                f"both norms for {which}",
+                lambda *weights, both=both: _by_both_norms(*weights, both=both),
+                "Matrices have taken up the numbers of both norms. The stream itself is never"
+                " normed, so each norm has its own readers: norm1 query, key and value, norm2 gate"
+                " and up.",
+            )
+            for which, both in (
+                ("the MLP", (6, 7)),
+                ("attention", (1, 2, 3)),
+                ("all", (1, 2, 3, 6, 7)),
+            )
+        ),
+        *(
+            Mistake(
+                f"the norms {place}",
+                lambda *weights, order=order: tuple(fold_norms(*weights)[i] for i in order),
+                "The order is not that of the arguments: norm1, query, key, value, out, norm2,"
+                " gate, up, down.",
+            )
+            for place, order in (
+                ("in front", (0, 5, 1, 2, 3, 4, 6, 7, 8)),
+                ("at the end", (1, 2, 3, 4, 6, 7, 8, 0, 5)),
+            )
         ),
         Mistake(
             "rows instead of columns",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minipali.checks.engine import Exercise, Mistake
@@ -33,6 +34,7 @@ def _distribution_cases() -> list[tuple]:
         (40 * given(2, 8), 0.3, 4, 0.8),  # e to the power of these overflows
         (given(1, 9), 2.0, 6, 0.8),
         (hidden, 1.4, 7, 0.8),
+        (hidden, 0.9, None, 0.8),  # what is no number with top-k alone has another reason
     ]
 
 
@@ -131,6 +133,25 @@ def _one_limit(
     return _distribution(logits, temperature, None, top_p)
 
 
+def _masked_by(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    *,
+    mask: Callable[[Tensor, Tensor], Tensor] = lambda z, keep: z.masked_fill(~keep, -torch.inf),
+    by_place: bool = False,
+) -> Tensor:
+    """by_place: top-k keeps k tokens of equal ones, too, and not all as large as the k-th."""
+    if top_k is not None:
+        kth, tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        keep = logits >= kth[:, -1:]
+        if by_place:
+            keep = torch.zeros_like(keep).scatter(-1, tokens, True)
+        logits = mask(logits, keep)
+    return _distribution(logits, temperature, None, top_p)
+
+
 def _k_of_all(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
     if top_k is not None:
         least = logits.flatten().topk(min(top_k, logits.numel())).values[-1]
@@ -168,7 +189,7 @@ DISTRIBUTION = Exercise(
     cases=_distribution_cases,
     axes="b v",
     checked=(
-        "shape, dtype and every value on 10 batches: temperature alone, with top-k, with top-p,"
+        "shape, dtype and every value on 11 batches: temperature alone, with top-k, with top-p,"
         " with both; with a model so sure that one token has more than top_p, with logits up to"
         " some hundreds or minus infinity, with top-k above v and top-p 1, and one row alone;"
         " inputs unchanged"
@@ -412,6 +433,19 @@ DISTRIBUTION = Exercise(
             }.items()
         ),
         Mistake("the first row's tokens for all", _first_rows_tokens, FIRST_ROWS_CUT),
+        *(
+            Mistake(
+                f"masked by products, {least}, {'by place' if by_place else 'by size'}",
+                partial(
+                    _masked_by,
+                    mask=lambda z, keep, least=least: z * keep + ~keep * least,
+                    by_place=by_place,
+                ),
+                "Logits are masked by products, and minus infinity times 0 is no number (nan). Some"
+                " logits are minus infinity from before. Take masked_fill or torch.where.",
+            )
+            for least, by_place in ((-1e9, False), (-1e9, True), (-torch.inf, True))
+        ),
         *(
             Mistake(
                 f"top-k by {whose} least logit",
@@ -1011,6 +1045,7 @@ def _answer_cases() -> list[tuple]:
         _answer_case(28, 11, [0.55, 0.35], 1, 0, 9),
         _answer_case(79, 14, [0.3, 0.62, 0.81], 2, 4, 8),
         _answer_case(77, 10, [0.45], 1, 0, 6),
+        _answer_case(34, 12, [0.55, 0.35], 3, 1, 9),  # all rows end
     ]
 
 
@@ -1035,9 +1070,9 @@ ANSWER = Exercise(
     cases=_answer_cases,
     axes="b t",
     checked=(
-        "every token of 3 batches of 1 to 3 rows, with two different eos and pad, drawn with fixed"
-        " random numbers from a make-believe model that remembers what it has read and notices a"
-        " second look at the picture"
+        "every token of 4 batches of 1 to 3 rows, of which one ends early, with three different eos"
+        " and pad, drawn with fixed random numbers from a make-believe model that remembers what it"
+        " has read and notices a second look at the picture"
     ),
     mistakes=(
         Mistake(
@@ -1204,6 +1239,24 @@ ANSWER = Exercise(
             partial(answer, last=lambda prompt, told: torch.cat((prompt, told), dim=1)),
             "The prompt is part of the result. Return the answers alone, (b, t).",
         ),
+        *(
+            Mistake(
+                f"padded to the most with {what}",
+                lambda *given, filler=filler: F.pad(
+                    told := answer(*given),
+                    (0, given[-1] - told.shape[1]),
+                    value=filler(*given[-3:]),
+                ),
+                "The answers go on with padding up to max_new_tokens. They are as long as what the"
+                " loop gives out, and it ends as soon as every row has said eos: put its steps side"
+                " by side.",
+            )
+            for what, filler in (
+                ("pad", lambda eos, pad, most: pad),
+                ("0", lambda eos, pad, most: 0),
+                ("eos", lambda eos, pad, most: eos),
+            )
+        ),
         Mistake(
             "steps in front",
             partial(answer, last=lambda prompt, told: told.T),
@@ -1257,13 +1310,15 @@ def allowed_next(
     always: Callable[[Tensor, int], Tensor] = lambda is_place, eos: torch.zeros_like(is_place),
     longest: str = "",
     whole_stops: bool = False,
+    all_between: str = "",
     last: Callable[[Tensor], Tensor] = lambda allowed: allowed,
 ) -> Tensor:
     """bool (v,). The reference, or with one thing changed.
 
     bound: the token that the next place must reach, if any; ways: what may follow four places, up
     to the next place; ends: whether eos may follow these tokens after the last place; longest: what
-    may not follow a name that begins a longer one, of "eos" and "between".
+    may not follow a name that begins a longer one, of "eos" and "between"; all_between: where all
+    tokens of `between` are allowed, of "after a name" and "inside".
     """
     number = torch.arange(len(is_place))
     places = [place for place, token in enumerate(told) if is_place[token]]
@@ -1290,6 +1345,11 @@ def allowed_next(
             allowed[eos] = True
         if "between" in longest and goes_on and tail in names:
             allowed[between[0]] = False
+        begun = [len(tail) - len(name) for name in names if tail[: len(name)] == name]
+        if (0 in begun and "after" in all_between) or (
+            any(0 < number < len(between) for number in begun) and "inside" in all_between
+        ):
+            allowed[between] = True
         if whole_stops and tail in names:
             allowed &= (number == between[0]) | (number == eos)
     return last(allowed)
@@ -1397,6 +1457,24 @@ def _by_number(told, is_place, names, between, eos):
     tail = _since_places(told, is_place)
     if tail and any(tail == name[: len(tail)] for name in names):
         allowed[[name[len(tail)] for name in names if len(tail) < len(name)]] = True
+    return allowed
+
+
+def _names_as_sets(told, is_place, names, between, eos, by_number=False):
+    """As if a name had no order; by_number: the next one is told from how many there are."""
+    allowed = allowed_next(told, is_place, names, between, eos)
+    tail = _since_places(told, is_place)
+    if not tail or between[0] in tail:
+        return allowed
+    allowed = torch.zeros_like(is_place)
+    for name in names:
+        left = name[len(tail) :] if by_number else [one for one in name if one not in tail]
+        if not set(tail) <= set(name):
+            continue
+        if left:
+            allowed[left[0]] = True
+        elif tail == name or not by_number:
+            allowed[[between[0], eos]] = True
     return allowed
 
 
@@ -1690,6 +1768,25 @@ ALLOWED_NEXT = Exercise(
             _by_number,
             "A name's next token is told from the number of those before it alone. It must go on"
             " with what was told: compare all that was told since the four places.",
+        ),
+        *(
+            Mistake(
+                f"names as sets, {name}",
+                lambda *given, by_number=by_number: _names_as_sets(*given, by_number=by_number),
+                "The tokens of a name are compared as a set. A token may come twice in a name, and"
+                " their order counts: the list of all that was told since the four places must be"
+                " the beginning of the name.",
+            )
+            for name, by_number in (("the first one left", False), ("by the number", True))
+        ),
+        *(
+            Mistake(
+                f"all tokens between, {where}",
+                partial(allowed_next, all_between=where),
+                "All tokens of `between` are allowed at once. They come in order: after a name the"
+                " first, and then each after the one before it.",
+            )
+            for where in ("after a name", "inside", "after a name and inside")
         ),
         *(
             Mistake(

@@ -380,6 +380,7 @@ _BARS = (
     " filled up to a square, or cut to one. PaliGemma squeezes it: y is a fraction of the height, x"
     " of the width."
 )
+_FRACTIONS = "These are fractions of the picture. Multiply them by its height (y) and width (x)."
 _WHOLE = (
     "The places are made whole pixels. Leave them as they are: whoever needs whole pixels can round"
     " later."
@@ -414,7 +415,7 @@ TOKENS_TO_BOX = Exercise(
         Mistake(
             "fractions",
             partial(tokens_to_box, sides=lambda height, width: (1, 1)),
-            "These are fractions of the picture. Multiply them by its height (y) and width (x).",
+            _FRACTIONS,
         ),
         Mistake(
             "height and width exchanged",
@@ -428,6 +429,24 @@ TOKENS_TO_BOX = Exercise(
                 _RESIZED,
             )
             for square in (224, 448, 72, 896)  # the first one is tried together with others
+        ),
+        *(
+            Mistake(
+                f"x first, {name}",
+                partial(
+                    tokens_to_box,
+                    give=(1, 0, 3, 2),
+                    sides=lambda height, width, side=side: (side(height, width),) * 2,
+                ),
+                f"Two things at once. x stands first: return y0, x0, y1, x1. And: {says}",
+            )
+            # Where both directions have one side, x read first and x given first are the same.
+            for name, side, says in (
+                ("a square of 224", lambda height, width: 224, _RESIZED),
+                ("fractions", lambda height, width: 1, _FRACTIONS),
+                ("longer side", max, _BARS),
+                ("shorter side", min, _BARS),
+            )
         ),
         Mistake(
             "longer side for both",
@@ -995,6 +1014,7 @@ def average_precision(
     surely: str = "",
     everywhere: bool = False,
     leave_out_empty: bool = False,
+    only_said: bool = False,
     gain: Callable[[int, int, float], float] = lambda hits, rank, value: hits / rank,
     of_misses: bool = False,
     places_of: str = "all",
@@ -1011,6 +1031,7 @@ def average_precision(
     free", "last free", "worst free" or "all"; use_up: wrong boxes take a true one, too; stop: at
     the first box with nothing "free" or "above" the limit; surely: with max() of nothing there;
     everywhere: true boxes of all pictures are tried; leave_out_empty: those without true boxes;
+    only_said: true boxes count only in pictures about which something was said;
     gain: from hits so far, rank and overlap; of_misses: misses gain, too; places_of: "all" boxes,
     or of each "picture"; smooth: "later" (each precision is made the best one from there on), "11"
     or "101" (the mean of the best ones at so many recalls); divisor: of the sum; least: in place of
@@ -1019,7 +1040,9 @@ def average_precision(
     measure = compare or measure
     if leave_out_empty:
         found = [one for one in found if truths[one[1]]]
-    taken, hits, gains, number = set(), 0, [], sum(map(len, truths))
+    said = {one[1] for one in found}
+    counted = [own for i, own in enumerate(truths) if i in said or not only_said]
+    taken, hits, gains, number = set(), 0, [], sum(map(len, counted))
     seen: dict[int, list[int]] = {}
     for rank, (_, picture, box) in enumerate(order(found, limit), start=1):
         own = seen.setdefault(picture, [0, 0])
@@ -1137,7 +1160,8 @@ def _answers() -> list[tuple]:
     given = [
         ([(0.6, 0, box(70, 80)), (0.3, 0, box(39, 49)), (0.8, 0, first)], [[first, third]], 0.5),
         ([(0.4, 0, box(1, 11)), (0.7, 0, first)], [[first, third, box(70, 80)]], 0.5),  # twice
-        ([(0.9, 1, first), (0.5, 0, third)], [[first, third], [near]], 0.6),  # another's
+        # another's, twice
+        ([(0.9, 1, first), (0.7, 1, third), (0.5, 0, third)], [[first, third], [near]], 0.6),
         ([(0.9, 0, box(0, 5)), (0.6, 0, third)], [[first, third]], 0.5),  # just 0.5
         (two, [[first, box(4, 14)], [box(20, 30), box(80, 90)]], 0.3),
         (many, truths, 0.5),
@@ -1149,6 +1173,8 @@ def _answers() -> list[tuple]:
     # are two lists: who remembers the objects themselves is right.
     twice = [(0.9, 0, first), (0.7, 1, box(1, 11)), (0.6, 1, box(41, 51)), (0.5, 0, near)]
     given.append((twice, [[first], [third, list(first)]], 0.5))
+    # Nothing was said about two pictures in which something is.
+    given.append(([(0.9, 1, first), (0.5, 1, box(70, 80))], [[near], [first, third], [third]], 0.5))
     cases = [(found, true, locations.overlap, limit) for found, true, limit in given]
     # By another measure, for which 0.7 is above the limit, and by ours it is not.
     apart = [(0.8, 0, box(0, 7)), (0.4, 0, box(30, 40)), (0.3, 0, box(40, 50))]
@@ -1172,9 +1198,10 @@ AVERAGE_PRECISION = Exercise(
     cases=_answers,
     axes="",
     checked=(
-        "the number for 11 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits and two"
+        "the number for 12 lists of 0 to 7 boxes in 1 to 3 pictures, with different limits and two"
         " measures; some true boxes are found twice or never, some boxes have two true ones near,"
-        " some are just at the limit, one picture has no true box, and two have the same one"
+        " some are just at the limit, one picture has no true box, two have the same one, and about"
+        " two nothing was said"
     ),
     mistakes=(
         Mistake(
@@ -1293,6 +1320,13 @@ AVERAGE_PRECISION = Exercise(
             " and in this case it is another one: call measure(a, b).",
         ),
         Mistake(
+            "pictures without found boxes left out",
+            partial(average_precision, only_said=True),
+            "Only true boxes of pictures with a found box are counted. Those of a picture about"
+            " which nothing was said are not found either, and count: sum(len(own) for own in"
+            " truths).",
+        ),
+        Mistake(
             "in other pictures",
             partial(average_precision, everywhere=True),
             "A box is compared with true boxes of other pictures. Only those of its own picture"
@@ -1314,6 +1348,15 @@ AVERAGE_PRECISION = Exercise(
             partial(average_precision, divisor=lambda truths, hits, found, pictures: hits),
             "The sum is divided by the number of boxes that were right. Then a true box that nobody"
             " found costs nothing. Divide by the number of all true boxes.",
+        ),
+        Mistake(
+            "mean over the hits, times the recall, of no hits",
+            partial(
+                average_precision,
+                divisor=lambda truths, hits, found, pictures: truths if hits else math.nan,
+            ),
+            "Where nothing was found, the result is no number (nan): the mean of no numbers. Divide"
+            " the sum by the number of all true boxes: that is never 0.",
         ),
         Mistake(
             "divided by the found",
@@ -1492,6 +1535,21 @@ AVERAGE_PRECISION = Exercise(
                 ("hits", lambda truths, hits, found, pictures: hits),
                 ("boxes that were said", lambda truths, hits, found, pictures: found),
             )
+        ),
+        *(
+            Mistake(
+                f"mean over the hits, times the recall, from {zero}",
+                # What is divided by the hits is multiplied by them again.
+                partial(
+                    average_precision,
+                    divisor=lambda truths, hits, found, pictures, zero=zero: (
+                        truths * ((hits or zero) / hits)
+                    ),
+                ),
+                "The sum is divided by the number of hits, which is 0 where nothing was found."
+                " Divide by the number of all true boxes.",
+            )
+            for zero in (0, 0.0)
         ),
         *(
             Mistake(
