@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 import minipali
 from minipali import checks, generation, load, patches
-from minipali.checks import CheckFailed, check, engine, exercise, hint, running
+from minipali.checks import CheckFailed, check, engine, exercise, hint, running, trying
 from minipali.checks.comparing import NEAR, difference, same
 from minipali.checks.engine import (
     CORRECT,
@@ -549,6 +550,37 @@ def test_only_strict_mode_raises(unwatched, monkeypatch, capsys):
     with pytest.raises(CheckFailed, match="wrong"):
         check("patchify", lambda pixels, p: None)
     check("patchify", foreign(exercise("patchify").reference))
+
+
+def test_a_piece_that_is_missing_or_crashes_in_the_model_holds_nothing_up(monkeypatch, capsys):
+    def missing():
+        raise NotImplementedError
+
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    for piece, said in (
+        (missing, "not attempted. `missing` is not written"),
+        (int, "crashed. Val"),
+    ):
+        with trying("the model with it"):
+            piece("x") if piece is int else piece()
+            raise AssertionError("never reached")
+        assert f"the model with it: {said}" in capsys.readouterr().out
+    monkeypatch.setenv("MINIPALI_STRICT", "1")
+    with pytest.raises(CheckFailed), trying("a solution"):
+        missing()
+    with pytest.raises(KeyboardInterrupt), trying("a long one"):
+        raise KeyboardInterrupt
+
+
+def test_a_message_breaks_at_words_in_a_notebook(monkeypatch, capsys):
+    monkeypatch.delenv("MINIPALI_STRICT", raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: object()))
+    check("patchify", lambda pixels, patch_size: pixels)
+    broken = capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    check("patchify", lambda pixels, patch_size: pixels)
+    assert broken.split() == capsys.readouterr().out.split()
+    assert "\nCase 1 of" in broken and max(map(len, broken.splitlines())) <= 96
 
 
 def test_hints_come_one_by_one(capsys):

@@ -398,3 +398,14 @@ def test_a_part_of_another_shape_than_what_is_written_into_it_is_told_by_axes():
         outcome = examine(exercise("cache_update"), attempt)
         assert outcome.status == CRASHED
         assert f"Here (b (3), g (2), t (7), k (5)) is to fill {part}: only an" in outcome.message
+
+
+def test_a_ring_that_is_returned_itself_is_not_said_to_ignore_what_is_written():
+    def whole(keys, values, start, key, value):
+        window = keys.shape[2]
+        places = [(start + n) % window for n in range(key.shape[2])][-window:]
+        keys[:, :, places], values[:, :, places] = key[:, :, -window:], value[:, :, -window:]
+        return keys, values
+
+    message = examine(exercise("ring_update"), whole).message
+    assert "no effect" not in message and "What you return as seen_keys is what keys" in message

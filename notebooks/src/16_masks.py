@@ -312,7 +312,7 @@ for name, told in readings.items():
     print(f"{name:22} {mask_overlap(codec.decode(told) > 0, true).mean():.2f}")
 
 # %% [markdown]
-# All three are near the whole box, 0.64, or below it. And none raises an error: `<seg>` tokens are
+# All three are near the usual shape, 0.68, or below it. And none raises an error: `<seg>` tokens are
 # only numbers, and any 16 of them draw something.
 #
 # What does *one* wrong word do? An entry of the tiles *is* a picture, and changes its own field
