@@ -584,7 +584,7 @@ class MyGenerativeStage:
         pieces = fitting(Answering(model), own.model, *self.held_out, self.loss)
         self.pieces, self.model = pieces, put(model, **pieces)
         # A tower that has learned stays as it is: it sees new artists better so than after so few
-        # more steps with the decoder, and a step is a fifth shorter.
+        # more steps with the decoder, and a step is a quarter shorter.
         self.model.vision_tower.requires_grad_(not recipe.contrastive_steps)
         self.module = Answering(self.model)
 
