@@ -98,10 +98,17 @@ def _rename(new: Path, file: Path, tries: int = 50) -> None:
     new.replace(file)
 
 
+def goes_on(folder: Path) -> str:
+    """What the same command does after a training in `folder` was stopped, in words."""
+    if any(folder.glob("*.safetensors")):
+        return f"goes on from the last checkpoint in {folder}"
+    return "begins anew: there is no checkpoint yet"
+
+
 def _unwritten(file: Path, error: Exception) -> TrainingError:
     return TrainingError(
         f"{file} must be writable, and the disk must have room ({_first_line(error)}): mend that,"
-        " and the same command goes on from the last checkpoint"
+        f" and the same command {goes_on(file.parent)}"
     )
 
 

@@ -124,7 +124,7 @@ class Batches:
         except PictureError as error:
             raise TrainingError(
                 f"all pictures must stay until the end, and one that was there is not: {error}; put"
-                " it back, and the same command goes on from the last checkpoint"
+                " it back, and the same command goes on from the last checkpoint, if there is one"
             ) from error
 
     def suffix(self, example: Example) -> list[int]:

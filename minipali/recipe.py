@@ -29,6 +29,7 @@ from minipali.checkpoints import (
     TrainingError,
     add_line,
     cut_log,
+    goes_on,
     load_checkpoint,
     only_run_in,
     read_log,
@@ -170,7 +171,7 @@ def world():
             raise
         raise ProcessLost(
             "all processes of a training must run, and another one has ended or does not answer:"
-            " see what it says; the same command goes on from the last checkpoint"
+            " see what it says; the same command goes on from the last checkpoint, if there is one"
         ) from error
     finally:
         if dist.is_initialized():
@@ -890,13 +891,6 @@ def main() -> None:
     if rank == 0:
         print(f"The model is in {folder / 'model'}, the curve in {folder / 'curve.png'}.")
         print(f"Measure it: python -m minipali.evaluation --model {folder / 'model'}")
-
-
-def goes_on(folder: Path) -> str:
-    """What the same command does after a training in `folder` was stopped, in words."""
-    if any(folder.glob("*.safetensors")):
-        return f"goes on from the last checkpoint in {folder}"
-    return "begins anew: there is no checkpoint yet"
 
 
 def stop(code: int, sentence: str | None) -> None:

@@ -338,6 +338,7 @@ def finetune(options: argparse.Namespace) -> int:
     import torch
 
     from minipali import finetuning
+    from minipali.checkpoints import goes_on
     from minipali.dataset import read_data
     from minipali.lora import find_targets
 
@@ -392,8 +393,7 @@ def finetune(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         where = options.output / finetuning.TRAINING
         if first:
-            note = f"stopped; the same command goes on from the last checkpoint in {where}"
-            print(f"minipali: {note}", file=sys.stderr)
+            print(f"minipali: stopped; the same command {goes_on(where)}", file=sys.stderr)
         return 130
     except FloatingPointError as error:
         return failed(f"{error}: begin again in another folder with a lower --lr")

@@ -18,7 +18,7 @@ from test_recipe import ends, start
 
 import minipali
 from minipali import cli, finetuning
-from minipali.checkpoints import TrainingError, read_log
+from minipali.checkpoints import TrainingError, goes_on, read_log
 from minipali.dataset import DataError, hold_out, read_data
 from minipali.finetuning import Batches, FineTuned, Run, Settings, chosen, finetune, measures
 from minipali.lora import add_lora
@@ -488,7 +488,7 @@ def test_a_full_disk(saved, folder, data, undisturbed, tmp_path, monkeypatch, ca
         patch.setattr("minipali.checkpoints.save_file", full)
         assert cli.main(command(saved, folder, tmp_path)) == 2
     told = capsys.readouterr().err
-    assert "the disk must have room" in told and "goes on from the last checkpoint" in told
+    assert "the disk must have room" in told and "the same command begins anew" in told
     assert told.count("\n") == 1
     assert cli.main(command(saved, folder, tmp_path)) == 0
 
@@ -518,8 +518,12 @@ def test_ctrl_c_says_how_to_go_on(saved, folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(finetuning, "add_line", stopped)
     assert cli.main(command(saved, folder, tmp_path)) == 130
-    wanted = f"stopped; the same command goes on from the last checkpoint in {tmp_path}"
-    assert capsys.readouterr().err.startswith(f"minipali: {wanted}")
+    told = capsys.readouterr().err
+    assert told == "minipali: stopped; the same command begins anew: there is no checkpoint yet\n"
+    (tmp_path / "training" / "checkpoint.safetensors").touch()
+    assert goes_on(tmp_path / "training") == (
+        f"goes on from the last checkpoint in {tmp_path / 'training'}"
+    )
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -813,12 +813,6 @@ def test_a_full_disk_stops_it_in_one_line_and_it_goes_on_afterwards(undisturbed,
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs a way to stop a process")
-def test_a_training_that_stopped_before_its_first_checkpoint_is_said_to_begin_anew(tmp_path):
-    assert recipe.goes_on(tmp_path) == "begins anew: there is no checkpoint yet"
-    (tmp_path / "contrastive.safetensors").touch()
-    assert recipe.goes_on(tmp_path) == f"goes on from the last checkpoint in {tmp_path}"
-
-
 @pytest.mark.parametrize("stopped_by", ["SIGKILL", "SIGSTOP"])
 def test_where_one_process_stops_the_other_ends_too(tmp_path, stopped_by):
     arguments = ("small", "--folder", tmp_path, "--contrastive-steps", "100000")

@@ -616,10 +616,10 @@ def _describe(exercise: Exercise, arguments: tuple) -> str:
         if isinstance(value, Image):
             return f"{name}: {value.mode}, {value.width} x {value.height} pixels"
         if isinstance(value, (list, tuple)) and _holds_tensors(value):
-            kind = next(kind for kind in (list, tuple) if isinstance(value, kind)).__name__
+            kind = "list" if isinstance(value, list) else "tuple"
             return f"{name}: {len(value)} in a {kind}"  # all numbers help nobody
-        if isinstance(value, float):
-            return f"{name} = {value:.6g}" if value != int(value) else f"{name} = {value}"
+        if isinstance(value, float) and not value.is_integer():
+            return f"{name} = {value:.6g}"
         return f"{name} = {shown(value)}"
 
     parts = [
