@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ from minipali.checks import recipe as checks
 from minipali.checks.engine import REFUSED, examine
 from minipali.config import preset
 from minipali.contrastive import siglip_loss
+from minipali.figures.training import curve
 from minipali.page import make_page
 from minipali.paligemma import PaliGemma
 from minipali.recipe import (
@@ -784,6 +786,16 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(undisturbed, tmp_pat
     ((code, text),) = ends(start(COMMAND, "small", "--folder", tmp_path))
     assert code == 0, text
     same_end(tmp_path, undisturbed)
+
+
+def test_a_curve_of_one_measurement_can_be_seen():
+    one = {"stage": "contrastive", "step": 10, "loss": 9.0, "training zero-shot": 0.1,
+           "validation zero-shot": 0.2}  # fmt: skip
+    for log, dots in (([one], {"o"}), ([one, one | {"step": 20}], {"None"})):
+        figure = curve(log)
+        drawn = [line for axis in figure.axes for line in axis.lines]
+        assert len(drawn) == 3 and {line.get_marker() for line in drawn} == dots
+        plt.close(figure)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends Ctrl-C to a whole console")
